@@ -1,0 +1,1 @@
+"""The data plane: inputs, keys, partitions, tables, shards. Needs neither torch nor Dask."""

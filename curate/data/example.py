@@ -1,0 +1,137 @@
+"""An example: which columns of an input mean what, its key, its content hash, its split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import xxhash
+
+from curate.config import STRICT
+from curate.errors import ConfigError
+
+KEY = ("source", "file", "row")
+"""Columns that identify an example, for ever: name of the source, path of the file relative to
+the source, position in that file."""
+
+TRAIN, HELD_OUT = "train", "held_out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One input data set and the meaning of its columns."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    path: str | tuple[str, ...]
+    """A file, a folder, a glob, or a list of them: local, `pkg://package/folder` (data inside an
+    installed package), `hf://datasets/owner/name`, `s3://` and any other fsspec address."""
+    format: str | None = None
+    """parquet, jsonl, csv, arrow, text or datasets; by default from the file names."""
+    include: str | None = None
+    """For a folder: only files whose relative path matches this glob, such as `**/*.py`."""
+    split: str | None = None
+    """Split of a `datasets` folder or a hub data set."""
+    revision: str | None = None
+    """Commit of a hub data set; the resolved settings hold the one that was used."""
+    passage_chars: int = 2000
+    """Length to which the text format cuts files, at paragraph borders, in characters."""
+    text: str | None = None
+    """Column of plain text."""
+    prompt: str | None = None
+    """Column of the prompt; the loss ignores it."""
+    response: str | None = None
+    """Column of the response to `prompt`."""
+    messages: str | None = None
+    """Column of chat messages: a list of {role, content}."""
+    features: str | tuple[str, ...] | None = None
+    """One column of number lists, or the number columns of a table."""
+    label: str | None = None
+    """Column of the class: integers from 0, or class names where `classes` lists them."""
+    classes: tuple[str, ...] = ()
+    """Class names in label order, where the label column holds names."""
+    domain: str | None = None
+    """Column of the domain; by default the domain is the source."""
+    id: str | None = None
+    """Column with the user's own id; rides along."""
+    document: str | None = None
+    """Column that says which rows belong to one document; they share a split."""
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) != (self.response is None):
+            raise ConfigError(
+                "prompt and response belong together, but only one of them is set",
+                fix="set both columns, or text",
+            )
+        if self.passage_chars < 1:
+            raise ConfigError(
+                f"passage_chars is {self.passage_chars}", fix="set a length such as 2000"
+            )
+
+    @property
+    def content_columns(self) -> dict[str, tuple[str, ...]]:
+        """Field (`text`, `prompt`, `response`, `messages`, `features`) -> its input columns."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in ("text", "prompt", "response", "messages", "features"):
+            value = getattr(self, name)
+            if value is not None:
+                found[name] = (value,) if isinstance(value, str) else tuple(value)
+        return found
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All input columns that curate reads, without repeats."""
+        named = [column for group in self.content_columns.values() for column in group]
+        named += [c for c in (self.label, self.domain, self.id, self.document) if c is not None]
+        return tuple(dict.fromkeys(named))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """How inputs are cut into partitions, and what is done about bad rows."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    partition_rows: int = 10_000
+    """Examples in a partition, about; row groups are kept whole where they are smaller."""
+    held_out: float = 0.05
+    """Share of the documents that enter no plan and no training: evaluation stands on them."""
+    max_bad_rows: float = 0.01
+    """Share of rows that may be set aside before the run stops, in [0, 1]."""
+    max_bad_files: int = 0
+    """Number of unreadable files that are tolerated before the run stops."""
+
+    def __post_init__(self) -> None:
+        if self.partition_rows < 1:
+            raise ConfigError(
+                f"partition_rows is {self.partition_rows}", fix="set index.partition_rows to 10_000"
+            )
+        for name in ("held_out", "max_bad_rows"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, outside [0, 1]",
+                    fix=f"set index.{name} to a share such as 0.01",
+                )
+
+
+def content_hash(values: Sequence[bytes]) -> int:
+    """xxh3-64 of the used fields of one example, in the order of `Source.content_columns`.
+
+    Each field is preceded by its length, so that ("ab", "c") and ("a", "bc") differ.
+    """
+    state = xxhash.xxh3_64()
+    for value in values:
+        state.update(len(value).to_bytes(8, "little"))
+        state.update(value)
+    return state.intdigest()
+
+
+def split_of(group: bytes, *, seed: int, held_out: float) -> str:
+    """`held_out` for a seeded share of all groups, else `train`.
+
+    Args:
+        group: what stays together: the document's name, or the content hash as bytes.
+        seed: the run's seed.
+        held_out: share in [0, 1].
+    """
+    draw = xxhash.xxh3_64_intdigest(b"split" + group, seed=seed & 0xFFFF_FFFF_FFFF_FFFF)
+    return HELD_OUT if draw < held_out * 2**64 else TRAIN

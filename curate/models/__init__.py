@@ -1,0 +1,1 @@
+"""What scorers and mixers share: models, tasks, batches, per-example quantities, training."""

@@ -1,0 +1,191 @@
+"""Settings of tasks, models, checkpoints and passes; free of torch: every stage reads them."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from curate.config import STRICT
+from curate.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextClassification:
+    """One label per text."""
+
+    __pydantic_config__: ClassVar = STRICT
+    implementation: ClassVar[str] = "curate.models.tasks.classification:TextTask"
+
+    kind: Literal["text-classification"] = "text-classification"
+    num_classes: int
+    """Number of classes; labels lie in [0, num_classes)."""
+    max_tokens: int = 512
+    """Longer texts are cut here; the scores say how many tokens counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TabularClassification:
+    """One label per row of numbers."""
+
+    __pydantic_config__: ClassVar = STRICT
+    implementation: ClassVar[str] = "curate.models.tasks.classification:TabularTask"
+
+    kind: Literal["tabular-classification"] = "tabular-classification"
+    num_classes: int
+    """Number of classes; labels lie in [0, num_classes)."""
+    scale: float = 1.0
+    """Features are multiplied by this before the model sees them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CausalLM:
+    """Next-token prediction: plain text, prompt and response, or chat messages."""
+
+    __pydantic_config__: ClassVar = STRICT
+    implementation: ClassVar[str] = "curate.models.tasks.causal_lm:CausalLMTask"
+
+    kind: Literal["causal-lm"] = "causal-lm"
+    max_tokens: int = 1024
+    """Longer examples are cut here; the scores say how many tokens counted."""
+    turns: Literal["all", "last"] = "all"
+    """Which assistant turns of a chat count in the loss."""
+
+
+TASKS = {
+    "text-classification": "curate.models.settings:TextClassification",
+    "tabular-classification": "curate.models.settings:TabularClassification",
+    "causal-lm": "curate.models.settings:CausalLM",
+}
+"""Kind -> settings class; its `implementation` is imported when a model is built."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """Train a tokenizer on the run's own text."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    train: Literal["bpe"]
+    """Byte-level byte-pair encoding."""
+    vocab_size: int = 8192
+    """Entries of the vocabulary, special tokens included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Which model measures: one that exists, or one made from scratch."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    name: str | None = None
+    """Folder saved by transformers, or a hub id."""
+    revision: str | None = None
+    """Commit of a hub model; the resolved settings hold the one that was used."""
+    config: dict[str, Any] | None = None
+    """From scratch: `model_type` and the fields of its transformers configuration, or
+    `model_type: mlp` with `hidden: [64]` for tables."""
+    tokenizer: Tokenizer | str | None = None
+    """From scratch: a tokenizer to train here, or the name of one that exists."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights while measuring; losses and sums are float32 or better."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and self.config is not None:
+            raise ConfigError(
+                "model has a name and a config; it is one or the other",
+                fix="remove model.config to load the model, or model.name to start from scratch",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """How the scoring models are trained."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    epochs: float = 1.0
+    """Passes over the training examples."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps, where that comes first."""
+    seeds: tuple[int, ...] = (0,)
+    """One independent run each: scores are averaged over them and their spread is shown."""
+    lr: float = 5e-5
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    warmup: float = 0.06
+    """Share of the steps in which the learning rate rises from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """Learning rate after the warm-up."""
+    batch_tokens: int = 8192
+    """Tokens in a batch (examples, for tables), padding included."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    save_every_epochs: float = 1.0
+    """A checkpoint for scoring each time this much of an epoch has passed, and at the end."""
+    save_moments: bool = False
+    """Keep AdamW's moments beside each checkpoint, by parameter name."""
+    resume_every_seconds: float = 30.0
+    """How often the state to resume from is written."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"seeds are {list(self.seeds)}", fix="list different seeds: [0, 1, 2]"
+            )
+        for name in ("epochs", "lr", "batch_tokens", "save_every_epochs"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, not above 0",
+                    fix=f"set checkpoints.train.{name} to a positive number",
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """Which checkpoints measure: trained here or the user's own; with neither, the model itself."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    train: Train | None = None
+    """Train the scoring models in this run."""
+    paths: tuple[str, ...] = ()
+    """Folders saved by transformers."""
+
+    def __post_init__(self) -> None:
+        if self.train is not None and self.paths:
+            raise ConfigError(
+                "checkpoints has both train and paths",
+                fix="keep one of checkpoints.train and paths",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What is measured, with which checkpoints, in which batches."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    scorers: tuple[str | dict[str, dict[str, Any]], ...] = ()
+    """Names, or a name with its options: `{external: {path: quality.parquet}}`."""
+    checkpoints: Literal["all", "last"] | tuple[str, ...] = "all"
+    """all, last (of every seed), or names such as `seed-0/step-000200`."""
+    batch_tokens: int | Literal["auto"] = "auto"
+    """Tokens in a batch (examples, for tables), padding included; auto is 16,384 on a CPU and
+    65,536 on a GPU. Halved, and recorded, where memory does not suffice."""
+
+    def __post_init__(self) -> None:
+        named = [name for entry in self.scorers for name, _ in _pairs(entry)]
+        for name in named:
+            if named.count(name) > 1:
+                raise ConfigError(f"scorer {name} stands twice", fix="remove one of them")
+
+    @property
+    def named(self) -> dict[str, dict[str, Any]]:
+        """Scorer name -> its options."""
+        return {name: options for entry in self.scorers for name, options in _pairs(entry)}
+
+
+def _pairs(entry: str | dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """A scorer as the YAML gives it: a bare name, or names with options."""
+    return [(entry, {})] if isinstance(entry, str) else [(k, v or {}) for k, v in entry.items()]

@@ -1,0 +1,98 @@
+"""Settings of `curate plan`."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from curate.config import STRICT
+from curate.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """How much is kept; one of the four is set."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    share: float | None = None
+    """Share of the examples; what a bare number under `plan.keep` means."""
+    examples: int | None = None
+    """Number of examples, copies counted."""
+    tokens: float | None = None
+    """Number of tokens, copies counted; the plan stays at or below it."""
+    token_share: float | None = None
+    """Share of the tokens."""
+
+    def __post_init__(self) -> None:
+        given = [
+            v for v in (self.share, self.examples, self.tokens, self.token_share) if v is not None
+        ]
+        if len(given) != 1 or given[0] <= 0:
+            raise ConfigError(
+                "keep needs one positive share, examples, tokens or token_share",
+                fix="write keep: 0.5, or keep: {tokens: 2e9}",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Loss weights of the kept examples, from a score."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    score: str
+    """A column or an expression; its value, where positive, is the weight before clipping."""
+    clip: tuple[float, float] = (0.1, 10.0)
+    """Smallest and largest weight, relative to the mean, before the mean is set to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which examples stay, how often, and how much each counts."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    score: str | None = None
+    """A score column, or an expression over columns: "0.5*rank(el2n) + 0.5*rank(loss)". Without
+    it the choice is random."""
+    keep: float | Keep = 1.0
+    """Share of the examples, or {examples: N}, {tokens: N}, {token_share: S}."""
+    order: Literal["hardest", "easiest", "middle"] = "hardest"
+    """Which end of the score is wanted: high, low, or the middle."""
+    drop_first: float = 0.0
+    """Share at the wanted end that is left out first: mislabelled and unlearnable examples."""
+    draw: Literal["top", "sample"] = "top"
+    """Take the first in order, or draw without replacement with probability exp(z / temperature),
+    z the score standardised within its group."""
+    temperature: float = 1.0
+    """Of the draw: near 0 it is the top, large it is random."""
+    within: Literal["domain", "label", "source", "all"] = "domain"
+    """Groups inside which examples compete."""
+    max_repeats: float = 4.0
+    """Most copies of an example that a mixture may ask for."""
+    weights: Weights | None = None
+    """Loss weights; without them every kept example has weight 1."""
+    min_effective_share: float = 0.1
+    """Plans whose effective sample size falls below this share of the kept rows are refused."""
+    tokenizer: str | None = None
+    """Whose tokens are counted: a folder or hub id, the trainer's; by default the scorer's."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_first < 1:
+            raise ConfigError(
+                f"drop_first is {self.drop_first}, outside [0, 1)", fix="set a share such as 0.05"
+            )
+        if isinstance(self.keep, float | int) and not 0 < self.keep <= 1:
+            raise ConfigError(
+                f"keep is {self.keep}, outside (0, 1]",
+                fix="write a share, or {examples: N} or {tokens: N}",
+            )
+        if self.temperature <= 0 or self.max_repeats < 1:
+            raise ConfigError(
+                "temperature must be above 0 and max_repeats at least 1",
+                fix="remove them to use the defaults",
+            )
+
+    @property
+    def kept(self) -> Keep:
+        """`keep` in its long form."""
+        return self.keep if isinstance(self.keep, Keep) else Keep(share=self.keep)

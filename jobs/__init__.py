@@ -1,0 +1,1 @@
+"""One file per stage: which partitions are due, where they run, what is recorded."""

@@ -1,0 +1,111 @@
+"""Where tasks run: in this process, on a Dask cluster of local processes, or on one elsewhere."""
+
+import os
+from collections.abc import Callable, Generator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from curate.config import STRICT
+from curate.errors import ConfigError, TryAgainError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Settings of `cluster`."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    kind: Literal["inline", "local", "address"] = "inline"
+    """inline: this process; local: Dask workers as processes on this machine; address: a running
+    Dask scheduler."""
+    workers: int = 2
+    """Processes of a local cluster."""
+    address: str | None = None
+    """Of the scheduler: `tcp://host:8786`."""
+    threads: int = 1
+    """Threads of one worker's arithmetic, inline too: sums depend on it in their last digits."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "address" and not self.address:
+            raise ConfigError("cluster.kind is address, but there is no address",
+                              fix="set cluster.address to tcp://host:8786")  # fmt: skip
+        if self.workers < 1 or self.threads < 1:
+            raise ConfigError("cluster.workers and cluster.threads start at 1", fix="raise them")
+
+
+class InlineExecutor(Executor):
+    """Runs each task in the caller, at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """An executor and how many tasks it works on at a time."""
+
+    executor: Executor
+    width: int
+
+
+@contextmanager
+def open_pool(settings: Cluster) -> Generator[Pool]:
+    """The executor that `settings` ask for, closed at the end.
+
+    Raises:
+        TryAgainError: the scheduler does not answer.
+    """
+    if settings.kind == "inline":
+        yield Pool(InlineExecutor(), 1)
+        return
+    with _client(settings) as client:
+        workers = max(1, sum(client.nthreads().values()))
+        # pure=False: a second attempt at a task must run, not return the first one's result.
+        yield Pool(client.get_executor(pure=False, retries=0), workers)
+
+
+@contextmanager
+def _client(settings: Cluster) -> Generator[Any]:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from distributed import Client, LocalCluster
+
+    if settings.kind == "local":
+        with (
+            LocalCluster(
+                n_workers=settings.workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address="",
+                memory_limit=0,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(settings.address, timeout=30)
+    except (OSError, TimeoutError) as error:
+        raise TryAgainError(
+            f"the Dask scheduler at {settings.address} does not answer: {error}",
+            fix="start it, or correct cluster.address",
+        ) from error
+    with client:
+        client.wait_for_workers(1, timeout=300)
+        yield client
+
+
+def is_worker_lost(error: BaseException) -> bool:
+    """Whether a task failed because its worker died, by its own fault or a neighbour's."""
+    return type(error).__name__ in ("KilledWorker", "WorkerDied")
+
+
+def is_cluster_lost(error: BaseException) -> bool:
+    """Whether the scheduler is gone or has dropped the task."""
+    return type(error).__name__ in ("CancelledError", "FutureCancelledError", "CommClosedError")

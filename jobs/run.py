@@ -1,0 +1,197 @@
+"""The loop every stage uses: skip what is done, keep a few tasks in flight, outlive failures."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from curate.data.partitions import Output
+from curate.errors import CurateError, InputError, OutputError, TryAgainError
+from jobs.cluster import Pool, is_cluster_lost, is_worker_lost
+
+log = logging.getLogger(__name__)
+
+_IN_FLIGHT_PER_WORKER = 2
+_ATTEMPTS = 3
+
+Receipt = dict[str, Any]
+"""What a task returns: a few small JSON values (`rows`, counts), under a kilobyte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One output file to make."""
+
+    name: str
+    """Named in messages: a partition, a shard, a seed."""
+    payload: dict[str, Any]
+    """All that the worker gets: settings, paths and names, never tensors or tables."""
+    output: Output
+    """The file; its mark says whether the task is done."""
+    fingerprint: str
+    """Of everything the output depends on."""
+
+    def is_done(self) -> bool:
+        return self.output.is_done(self.fingerprint)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of the tasks of one stage."""
+
+    done: list[str] = field(default_factory=list[str])
+    """Names of the tasks that ran now."""
+    skipped: list[str] = field(default_factory=list[str])
+    """Names of the tasks whose output was there already."""
+    receipts: dict[str, Receipt] = field(default_factory=dict[str, Receipt])
+    """Task name -> receipt, of those that ran now."""
+    failures: dict[str, BaseException] = field(default_factory=dict[str, BaseException])
+    """Task name -> error."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Sent to the caller after each task."""
+
+    stage: str
+    done: int
+    total: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """What `--dry-run` says of a stage; found without writing anything."""
+
+    stage: str
+    total: int
+    """Number of outputs the stage will have, as far as it is known now."""
+    done: int
+    """How many of them are there already, made from the same inputs and settings."""
+    why: tuple[str, ...] = ()
+    """One sentence for each kind of reason that something is due."""
+
+
+Listener = Callable[[Progress], None]
+
+
+def ignore(_: Progress) -> None:
+    """A listener for callers that show no progress."""
+
+
+def run_tasks(
+    stage: str,
+    tasks: Iterable[Task],
+    work: Callable[[dict[str, Any]], Receipt],
+    *,
+    pool: Pool,
+    listener: Listener = ignore,
+) -> Outcome:
+    """Run the tasks that are not done; a failed one does not stop the others.
+
+    Args:
+        stage: name for messages and progress.
+        tasks: in the order in which they start.
+        work: a module-level function; it writes `task.output` and returns a receipt.
+        pool: where it runs.
+        listener: told after each task.
+
+    Returns:
+        The outcome, failures included: see `raise_failures`.
+
+    Raises:
+        OutputError: a task could not write, as on a full disk; the rest would fail the same way.
+        TryAgainError: the cluster went away.
+    """
+    started = time.monotonic()
+    outcome = Outcome()
+    due: list[Task] = []
+    for task in tasks:
+        (outcome.skipped.append(task.name) if task.is_done() else due.append(task))
+    total = len(due) + len(outcome.skipped)
+    log.info("%s: %d of %d done already", stage, len(outcome.skipped), total)
+    queue = list(reversed(due))
+    attempts: dict[str, int] = {}
+    alone: list[Task] = []  # were running when a worker died: each is tried again by itself
+    running: dict[Future[Receipt], Task] = {}
+    window = _IN_FLIGHT_PER_WORKER * pool.width
+    try:
+        while queue or alone or running:
+            while queue and len(running) < window:
+                _start(queue.pop(), work, pool, running)
+            if not running and alone:
+                _start(alone.pop(), work, pool, running)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    outcome.done.append(task.name)
+                    outcome.receipts[task.name] = future.result()
+                    finished = len(outcome.done) + len(outcome.skipped)
+                    listener(Progress(stage, finished, total, task.name))
+                    continue
+                attempts[task.name] = attempts.get(task.name, 0) + 1
+                if is_worker_lost(error) and attempts[task.name] < _ATTEMPTS:
+                    log.warning("%s: %s lost its worker, trying again", stage, task.name)
+                    alone.append(task)
+                    continue
+                if isinstance(error, OutputError):
+                    raise error
+                if is_cluster_lost(error):
+                    raise TryAgainError(
+                        f"{stage}: the Dask cluster went away: {error}",
+                        fix="run the same command again; finished partitions are kept",
+                    ) from error
+                log.error("%s: %s failed: %s", stage, task.name, error)
+                outcome.failures[task.name] = error
+    finally:
+        for future in running:
+            future.cancel()
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def raise_failures(stage: str, outcome: Outcome) -> None:
+    """Raise what went wrong, once all other tasks have finished.
+
+    Raises:
+        CurateError: of the first failure's kind; counts the failures and names the first.
+        BaseException: a bug's own error, with its traceback.
+    """
+    if not outcome.failures:
+        return
+    name, error = next(iter(sorted(outcome.failures.items())))
+    bugs = [e for e in outcome.failures.values() if not isinstance(e, CurateError)]
+    if bugs and not is_worker_lost(bugs[0]):
+        raise bugs[0]
+    total = len(outcome.failures) + len(outcome.done) + len(outcome.skipped)
+    what = f"{stage}: {len(outcome.failures)} of {total} tasks failed; {name}: "
+    if isinstance(error, CurateError):
+        raise type(error)(what + error.what, fix=error.fix) from error
+    raise CurateError(
+        f"{what}the worker died {_ATTEMPTS} times, most likely for lack of memory",
+        fix="lower score.batch_tokens or index.partition_rows, or give the workers more memory",
+    ) from error
+
+
+def _start(
+    task: Task,
+    work: Callable[[dict[str, Any]], Receipt],
+    pool: Pool,
+    running: dict[Future[Receipt], Task],
+) -> None:
+    log.debug("start %s", task.name)
+    running[pool.executor.submit(work, task.payload)] = task
+
+
+def require(tables: Sequence[object], *, stage: str, command: str) -> None:
+    """Refuse to go on where an earlier stage has left nothing.
+
+    Raises:
+        InputError: names the command to run first.
+    """
+    if not tables:
+        raise InputError(f"{stage} has not run yet", fix=f"run `{command}` first")

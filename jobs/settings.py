@@ -1,0 +1,76 @@
+"""The settings of a run, put together from those of their owners."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from curate.config import STRICT, parse, resolve
+from curate.data.example import Index, Source
+from curate.data.shard_settings import Shards
+from curate.errors import ConfigError
+from curate.models.settings import TASKS, Checkpoints, Model, Score
+from curate.plan.settings import Plan
+from jobs.cluster import Cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a run needs; `config.yaml` of the run folder, with every default written out."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    run: str
+    """The run folder."""
+    seed: int = 0
+    """Seed of every random draw of the run."""
+    sources: dict[str, Source]
+    """Name -> input data set."""
+    target: Source | None = None
+    """What the user cares about; for the methods that need a target."""
+    task: dict[str, Any] = field(default_factory=dict[str, Any])
+    """`kind` (see `curate methods`) and its options."""
+    model: Model = field(default_factory=Model)
+    """The model that measures."""
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    """Its checkpoints."""
+    index: Index = field(default_factory=Index)
+    """Partitions, split, quarantine."""
+    score: Score = field(default_factory=Score)
+    """What is measured."""
+    mix: dict[str, Any] = field(default_factory=dict[str, Any])
+    """`mixer` (see `curate methods`) and its options; without it the mixture is as it falls."""
+    plan: Plan = field(default_factory=Plan)
+    """What stays."""
+    shards: Shards = field(default_factory=Shards)
+    """How it is written."""
+    cluster: Cluster = field(default_factory=Cluster)
+    """Where it runs."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("sources is empty", fix="name at least one data set")
+        for name in self.sources:
+            if not name or "/" in name or name.startswith("."):
+                raise ConfigError(
+                    f"sources: {name!r} is no good name", fix="use letters, digits, _"
+                )
+
+
+def parse_settings(values: Mapping[str, Any], *, origin: str = "") -> Settings:
+    """Check a whole configuration, the task's, mixer's and scorers' options included.
+
+    Raises:
+        ConfigError: names the key and, where it is unknown, the nearest known one.
+    """
+    settings = parse(Settings, dict(values), origin=origin)
+    if settings.task:
+        task_settings(settings)
+    return settings
+
+
+def task_settings(settings: Settings) -> Any:
+    """The settings class of the chosen task, filled in."""
+    if "kind" not in settings.task:
+        raise ConfigError("task.kind is missing", fix=f"set it to one of {', '.join(TASKS)}")
+    kind = resolve(TASKS, str(settings.task["kind"]), what="task")
+    return parse(kind, settings.task, where="task")

@@ -1,0 +1,1 @@
+"""One file per mixture; see README.md for how to add one."""

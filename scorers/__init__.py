@@ -1,0 +1,1 @@
+"""One file per score; see README.md for how to add one."""

@@ -1,0 +1,25 @@
+"""What a scorer is: it names quantities, the engine measures them, it turns them into columns."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+
+class Scorer(Protocol):
+    """A score that needs one pass over the examples per checkpoint.
+
+    Shapes: N examples of a partition.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    """Names of per-example quantities: see `curate.models.quantities.QUANTITIES`."""
+    columns: ClassVar[Mapping[str, str]]
+    """Column -> one line on its unit, its range and which end is which."""
+
+    def score(self, quantities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One column (N,) for each name in `columns`, from quantities (N,) of one checkpoint.
+
+        The mean over checkpoints and seeds is taken by the caller.
+        """
+        ...
