@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -24,37 +25,66 @@ STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
 """`__pydantic_config__` of every settings class: unknown keys are errors, docstrings help."""
 
 _ENVIRONMENT_PREFIX = "CURATE__"
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers and booleans (`2e9` is a number, `no` is a word); a key stands once."""
+    """YAML 1.2: `2e9` is a number, `no`, `1:30` and `2026-01-31` are words; a key stands once."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[Any]()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-            if isinstance(key, str) and key != "<<":
-                if key in seen:
-                    line = key_node.start_mark.line + 1
-                    raise ConfigError(f"line {line}: {key} is set twice", fix="remove one of them")
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: dict[Any, Any]) -> yaml.MappingNode:
+        # Here and not in construct_mapping, where `<<` has already been merged into some nodes.
+        node = super().compose_mapping_node(anchor)
+        seen = set[str]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise ConfigError(
+                        f"line {line}: {key.value} is set twice", fix="remove one of them"
+                    )
+                seen.add(key.value)
+        return node
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":bool"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9_]+(?:[eE][-+]?[0-9]+)?"
-        r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf|\.Inf|\.INF|\.nan|\.NaN|\.NAN)$|^-\.(?:inf|Inf|INF)$"
+class _Dumper(yaml.SafeDumper):
+    """Quotes every word that YAML 1.1 or 1.2 would read as something else."""
+
+
+def _integer(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(node.value).replace("_", "").lower()
+    return int(text, 0) if text.startswith(("0x", "0o")) else int(text)
+
+
+_PATTERNS = {
+    "float": (
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
     ),
-    list("-+.0123456789"),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    "int": (r"[-+]?[0-9][0-9_]*|0o[0-7_]+|0x[0-9a-fA-F_]+", "-+0123456789"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0].rsplit(":", 1)[1] in ("null", "merge")]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Dumper.yaml_implicit_resolvers = {
+    first: list(pairs) for first, pairs in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+for _name, (_pattern, _first) in _PATTERNS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), list(_first)
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        # Line breaks of all kinds are escaped: unquoted, some of them read back as spaces.
+        "tag:yaml.org,2002:str",
+        text,
+        style=None if text.isprintable() else '"',
+    ),
 )
 
 
@@ -76,7 +106,12 @@ def read_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}", fix="correct the line") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error)
+        raise ConfigError(
+            f"{where}{line}, is not valid YAML: {reason}", fix="correct that line or the one above"
+        ) from error
     except ConfigError as error:
         raise ConfigError(f"{where}, {error.what}", fix=error.fix) from error
 
@@ -126,14 +161,16 @@ def gather(
     return raw
 
 
-def parse(kind: type[T], values: Any, *, where: str = "", origin: str = "") -> T:
+def parse(
+    kind: type[T], values: Any, *, where: str = "", origins: Mapping[str, str] | None = None
+) -> T:
     """Check plain values against a settings class.
 
     Args:
         kind: a frozen dataclass whose `__pydantic_config__` is `STRICT`.
         values: what YAML gave.
         where: dotted key of `values`, put before the key in messages.
-        origin: named in messages, such as the settings file.
+        origins: of `Raw`; messages name the place that set the value.
 
     Raises:
         ConfigError: names the key, what is wrong with it and, for an unknown key, the nearest one.
@@ -141,10 +178,12 @@ def parse(kind: type[T], values: Any, *, where: str = "", origin: str = "") -> T
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise _explain(error.errors()[0], kind, where, origin) from error
-    except ConfigError as error:  # raised by a __post_init__, which knows no path
-        prefix = f"{where}: " if where and where not in error.what else ""
-        raise ConfigError(prefix + error.what, fix=error.fix) from error
+        raise _explain(error.errors(), kind, where, origins or {}) from error
+
+
+def json_schema(kind: type[Any]) -> dict[str, Any]:
+    """JSON Schema of a settings class; the text below each field is its description."""
+    return TypeAdapter(kind).json_schema()
 
 
 def plain(value: Any) -> Any:
@@ -154,7 +193,7 @@ def plain(value: Any) -> Any:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML text that `read_yaml` reads back to the same values."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def resolve(catalog: Mapping[str, str], name: str, *, what: str) -> Any:
@@ -233,51 +272,73 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> list[str]:
     return found
 
 
-def _explain(error: ErrorDetails, kind: type[Any], where: str, origin: str) -> CurateError:
-    path = [str(part) for part in error["loc"]]
-    # Pydantic adds the names of types and union members to the path; the user knows keys only.
-    path = [part for part in path if not re.search(r"[\[(A-Z]", part) or part.isupper()]
-    key = ".".join([where, *path] if where else path)
-    place = f" in {origin}" if origin else ""
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = _known_keys(kind, error["loc"][:-1])
+def _explain(
+    errors: Sequence[ErrorDetails], kind: Any, where: str, origins: Mapping[str, str]
+) -> ConfigError:
+    """One message for what pydantic found: the first error, told as precisely as it can be."""
+    # A mistyped key comes first: it also explains why another is missing.
+    ordered = sorted(errors, key=lambda error: error["type"] not in _UNKNOWN)
+    located = [(*_locate(kind, error["loc"], where), error) for error in ordered]
+    first = located[0][0]
+    # For `float | Keep` pydantic reports both members; the deeper error is what the user meant.
+    below = [entry for entry in located if entry[0] == first or entry[0].startswith(f"{first}.")]
+    structured = [e for e in below if e[2]["type"] == "value_error"]
+    key, known, error = max(structured or below, key=lambda entry: entry[0].count("."))
+    place = f", set by {origin}" if (origin := _origin(key, origins)) else ""
+    if error["type"] in _UNKNOWN:
         hint = nearest(str(error["loc"][-1]), known) or f"known keys: {', '.join(sorted(known))}"
         return ConfigError(f"unknown key {key}{place}", fix=hint)
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return ConfigError(f"{key} is missing{place}", fix=f"set {key}")
+        return ConfigError(f"{key} is missing", fix=f"set {key}")
+    own = error.get("ctx", {}).get("error")
+    if isinstance(own, CurateError):  # from a __post_init__, which does not know where it stands
+        prefix = f"{key}: " if key and key not in own.what else ""
+        return ConfigError(f"{prefix}{own.what}{place}", fix=own.fix)
     given = error.get("input")
     shown = f" ({given!r})" if isinstance(given, str | int | float | bool) else ""
     message = error["msg"][0].lower() + error["msg"][1:]
-    return ConfigError(f"{key}{shown}{place}: {message}", fix=f"correct {key}")
+    return ConfigError(f"{key}{shown}: {message}{place}", fix=f"correct {key}")
 
 
-def _known_keys(kind: Any, path: Sequence[str | int]) -> list[str]:
-    """Keys of the settings class that stands at `path` below `kind`."""
-    found = [kind]
-    for part in path:
-        following: list[Any] = []
-        for candidate in found:
-            following += _children(candidate, part)
-        found = following
-    return sorted({field.name for entry in found if is_dataclass(entry) for field in fields(entry)})
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    """Who set `key`: itself, the nearest key above it, or the first one below it."""
+    parts = key.split(".")
+    above = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    below = [name for name in origins if name.startswith(f"{key}.")]
+    return next((origins[name] for name in [*above, *below] if name in origins), "")
 
 
-def _children(kind: Any, part: str | int) -> list[Any]:
-    """Types that a step of a pydantic path can lead to: a field, an item, a union member."""
-    import types
-    import typing
+def _locate(kind: Any, steps: Sequence[str | int], where: str) -> tuple[str, list[str]]:
+    """The user's key for a pydantic path, and the keys known beside its last part.
 
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType, typing.Annotated):
-        members = typing.get_args(kind)
-        members = members[:1] if origin is typing.Annotated else members
-        named = [member for member in members if getattr(member, "__name__", None) == part]
-        return named or [child for member in members for child in _children(member, part)]
-    if is_dataclass(kind):
-        if getattr(kind, "__name__", None) == part:
-            return [kind]
-        hints = typing.get_type_hints(kind, include_extras=True)
-        return [hints[part]] if part in hints else []
-    if origin is not None:  # dict[str, X], list[X], tuple[X, ...]
-        return list(typing.get_args(kind)[-2:])
-    return []
+    Pydantic puts the label of the union member it tried into the path; the user knows keys only.
+    """
+    keys, known = [where] if where else [], list[str]()
+    for step in steps:
+        members = _members(kind)
+        if len(members) > 1:  # this step is a label such as `float`, `Keep` or `tuple[str, ...]`
+            named = [m for m in members if _label(m) == str(step).split("[")[0]]
+            kind = named[0] if named else None
+            continue
+        kind = members[0] if members else None
+        keys.append(str(step))
+        known = [field.name for field in fields(kind)] if is_dataclass(kind) else []
+        if is_dataclass(kind):
+            kind = get_type_hints(kind).get(str(step))
+        else:  # dict[str, X], list[X], tuple[X, ...]
+            items = [argument for argument in get_args(kind) if argument is not ...]
+            kind = items[-1] if items else None
+    return ".".join(keys), known
+
+
+def _members(kind: Any) -> list[Any]:
+    """Members of a union, None left out; else the type itself."""
+    if get_origin(kind) in (Union, UnionType):
+        return [member for member in get_args(kind) if member is not type(None)]
+    return [kind]
+
+
+def _label(kind: Any) -> str:
+    """What pydantic calls a union member, without its arguments."""
+    name = getattr(get_origin(kind) or kind, "__name__", str(kind))
+    return name.lower() if get_origin(kind) is Literal else name

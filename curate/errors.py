@@ -27,8 +27,11 @@ def _rebuild(kind: type[CurateError], what: str, fix: str) -> CurateError:
     return kind(what, fix=fix)
 
 
-class ConfigError(CurateError):
-    """A setting or an option is wrong."""
+class ConfigError(CurateError, ValueError):
+    """A setting or an option is wrong.
+
+    A ValueError too, so that pydantic adds the YAML path when a `__post_init__` raises it.
+    """
 
     exit_code = 2
 

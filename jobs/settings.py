@@ -56,21 +56,27 @@ class Settings:
                 )
 
 
-def parse_settings(values: Mapping[str, Any], *, origin: str = "") -> Settings:
-    """Check a whole configuration, the task's, mixer's and scorers' options included.
+def parse_settings(
+    values: Mapping[str, Any], *, origins: Mapping[str, str] | None = None
+) -> Settings:
+    """Check a whole configuration, the task's options included.
+
+    Args:
+        values: what the files and options gave.
+        origins: dotted key -> where it was set, for the messages.
 
     Raises:
         ConfigError: names the key and, where it is unknown, the nearest known one.
     """
-    settings = parse(Settings, dict(values), origin=origin)
+    settings = parse(Settings, dict(values), origins=origins)
     if settings.task:
-        task_settings(settings)
+        task_settings(settings, origins=origins)
     return settings
 
 
-def task_settings(settings: Settings) -> Any:
+def task_settings(settings: Settings, *, origins: Mapping[str, str] | None = None) -> Any:
     """The settings class of the chosen task, filled in."""
     if "kind" not in settings.task:
         raise ConfigError("task.kind is missing", fix=f"set it to one of {', '.join(TASKS)}")
     kind = resolve(TASKS, str(settings.task["kind"]), what="task")
-    return parse(kind, settings.task, where="task")
+    return parse(kind, settings.task, where="task", origins=origins)
