@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,10 @@ def replace(target: Path, write: Callable[[Path], object]) -> None:
         OutputError: the disk is full or refuses the write; the message names `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps a late worker, thought dead, from writing into another's file.
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(target)
     try:
         write(temporary)
-        _flush(temporary)
-        temporary.replace(target)
-        _flush(target.parent)
+        publish(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputError(
@@ -41,6 +39,54 @@ def replace(target: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
+    """Fill a folder beside `target`, flush it to disk, then rename: all its files or none.
+
+    Args:
+        target: where the folder goes; what lies there already is replaced.
+        write: called with an empty folder beside it.
+
+    Raises:
+        OutputError: the disk is full or refuses the write; the message names `target`.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write(temporary)
+        for path in sorted(temporary.rglob("*")):
+            _flush(path)
+        _flush(temporary)
+        if target.exists():  # a folder with files in it cannot be renamed over
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _flush(target.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(
+            f"{target} could not be written: {error.strerror or error}",
+            fix="free some space or choose another --out, then run the same command again;"
+            " what is finished is kept",
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def temporary_for(target: Path) -> Path:
+    """Where to write what will be `target`: hidden, in the same folder."""
+    # The process id keeps a late worker, thought dead, from writing into another's file.
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Flush a finished file to disk, then give it its name."""
+    _flush(temporary)
+    temporary.replace(target)
+    _flush(target.parent)
 
 
 def write_json(target: Path, value: Mapping[str, Any] | list[Any]) -> None:
