@@ -11,6 +11,9 @@ from curate.config import STRICT
 from curate.errors import ConfigError, TryAgainError
 
 
+_IN_FLIGHT_PER_WORKER = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """Settings of `cluster`."""
@@ -49,10 +52,11 @@ class InlineExecutor(Executor):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """An executor and how many tasks it works on at a time."""
+    """An executor, and how many tasks it is given at a time."""
 
     executor: Executor
-    width: int
+    window: int
+    """Tasks in flight: enough that no worker waits for the next, few enough to stop at once."""
 
 
 @contextmanager
@@ -68,7 +72,7 @@ def open_pool(settings: Cluster) -> Generator[Pool]:
     with _client(settings) as client:
         workers = max(1, sum(client.nthreads().values()))
         # pure=False: a second attempt at a task must run, not return the first one's result.
-        yield Pool(client.get_executor(pure=False, retries=0), workers)
+        yield Pool(client.get_executor(pure=False, retries=0), _IN_FLIGHT_PER_WORKER * workers)
 
 
 @contextmanager

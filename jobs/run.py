@@ -13,7 +13,6 @@ from jobs.cluster import Pool, is_cluster_lost, is_worker_lost
 
 log = logging.getLogger(__name__)
 
-_IN_FLIGHT_PER_WORKER = 2
 _ATTEMPTS = 3
 
 Receipt = dict[str, Any]
@@ -117,14 +116,14 @@ def run_tasks(
     attempts: dict[str, int] = {}
     alone: list[Task] = []  # were running when a worker died: each is tried again by itself
     running: dict[Future[Receipt], Task] = {}
-    window = _IN_FLIGHT_PER_WORKER * pool.width
     try:
         while queue or alone or running:
-            while queue and len(running) < window:
+            while queue and len(running) < pool.window:
                 _start(queue.pop(), work, pool, running)
             if not running and alone:
                 _start(alone.pop(), work, pool, running)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            ready = wait(running, return_when=FIRST_COMPLETED).done
+            for future in [future for future in running if future in ready]:
                 task = running.pop(future)
                 error = future.exception()
                 if error is None:

@@ -1,0 +1,156 @@
+"""The job loop: what is skipped, what a failure costs, what ends the stage."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curate.data.partitions import Output
+from curate.errors import CurateError, InputError, OutputError, TryAgainError
+from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
+from jobs.run import Progress, Task, raise_failures, run_tasks
+
+INLINE = Pool(InlineExecutor(), 1)
+
+
+def write_name(payload: dict[str, Any]) -> dict[str, Any]:
+    """Writes its name; `kill_once` dies like a machine, the first time."""
+    once = payload.get("kill_once")
+    if once and not Path(once).exists():
+        Path(once).touch()
+        os._exit(1)
+    if payload["name"] in payload.get("kill_always", []):
+        os._exit(1)
+    if payload["name"] in payload.get("bad", []):
+        raise InputError(f"{payload['name']} is bad", fix="mend it")
+    if payload["name"] in payload.get("bugs", []):
+        raise ZeroDivisionError(payload["name"])
+    if payload["name"] in payload.get("full", []):
+        raise OutputError("no space", fix="free some")
+    output = Output(Path(payload["path"]))
+    output.write(lambda path: path.write_text(payload["name"]), payload["fingerprint"], rows=1)
+    return {"rows": 1, "pid": os.getpid()}
+
+
+def tasks(folder: Path, names: str, fingerprint: str = "f", **more: Any) -> list[Task]:
+    found: list[Task] = []
+    for name in names:
+        output = Output(folder / f"{name}.txt")
+        payload = {"name": name, "path": str(output.path), "fingerprint": fingerprint, **more}
+        found.append(Task(name, payload, output, fingerprint))
+    return found
+
+
+def test_what_is_done_is_not_done_again_and_a_changed_fingerprint_is(tmp_path: Path):
+    assert run_tasks("s", tasks(tmp_path, "abc"), write_name, pool=INLINE).done == list("abc")
+    again = run_tasks("s", tasks(tmp_path, "abcd"), write_name, pool=INLINE)
+    assert (again.done, again.skipped) == (["d"], list("abc"))
+    assert run_tasks("s", tasks(tmp_path, "ab", "g"), write_name, pool=INLINE).done == ["a", "b"]
+
+
+def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path):
+    run_tasks("s", tasks(tmp_path, "ab"), write_name, pool=INLINE)
+    (tmp_path / "a.txt").write_text("")
+    assert run_tasks("s", tasks(tmp_path, "ab"), write_name, pool=INLINE).done == ["a"]
+
+
+def test_one_bad_partition_does_not_stop_the_others_and_is_named_at_the_end(tmp_path: Path):
+    outcome = run_tasks("score", tasks(tmp_path, "abcd", bad=["b"]), write_name, pool=INLINE)
+    assert outcome.done == list("acd")
+    with pytest.raises(InputError, match="1 of 4 tasks failed; b: b is bad") as caught:
+        raise_failures("score", outcome)
+    assert caught.value.fix == "mend it"
+
+
+def test_a_bug_keeps_its_own_error_after_the_others_have_finished(tmp_path: Path):
+    outcome = run_tasks("s", tasks(tmp_path, "abc", bugs=["a"]), write_name, pool=INLINE)
+    assert outcome.done == ["b", "c"]
+    with pytest.raises(ZeroDivisionError):
+        raise_failures("s", outcome)
+
+
+def test_a_full_disk_stops_the_stage_and_keeps_what_is_finished(tmp_path: Path):
+    with pytest.raises(OutputError, match="no space"):
+        run_tasks("s", tasks(tmp_path, "abc", full=["b"]), write_name, pool=INLINE)
+    assert run_tasks("s", tasks(tmp_path, "abc"), write_name, pool=INLINE).done == ["b", "c"]
+
+
+def test_the_listener_counts_what_was_there_before(tmp_path: Path):
+    run_tasks("s", tasks(tmp_path, "a"), write_name, pool=INLINE)
+    heard: list[Progress] = []
+    run_tasks("s", tasks(tmp_path, "abc"), write_name, pool=INLINE, listener=heard.append)
+    assert [(p.done, p.total, p.name) for p in heard] == [(2, 3, "b"), (3, 3, "c")]
+
+
+def test_only_a_window_of_tasks_is_in_flight(tmp_path: Path):
+    """The scheduler of a billion rows must see a handful of tasks at a time."""
+    unfinished = 0
+    most = 0
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            nonlocal unfinished, most
+            unfinished += 1
+            most = max(most, unfinished)
+            return super().submit(fn, *args, **kwargs)
+
+    def finish(_: Progress) -> None:
+        nonlocal unfinished
+        unfinished -= 1
+
+    names = "abcdefghijklmnop"
+    with Counting(2) as executor:
+        pool = Pool(executor, 3)
+        outcome = run_tasks("s", tasks(tmp_path, names), write_name, pool=pool, listener=finish)
+    assert sorted(outcome.done) == list(names)
+    assert most == 3
+
+
+@pytest.fixture(scope="module")
+def local_pool():
+    with open_pool(Cluster(kind="local", workers=2)) as pool:
+        yield pool
+
+
+def test_tasks_run_on_processes_of_a_dask_cluster(tmp_path: Path, local_pool: Pool):
+    outcome = run_tasks("s", tasks(tmp_path, "abcdefgh"), write_name, pool=local_pool)
+    pids = {receipt["pid"] for receipt in outcome.receipts.values()}
+    assert sorted(outcome.done) == list("abcdefgh")
+    assert os.getpid() not in pids
+    assert len(pids) <= 2
+
+
+def test_a_users_error_comes_back_from_a_dask_worker_whole(tmp_path: Path, local_pool: Pool):
+    outcome = run_tasks("s", tasks(tmp_path, "ab", bad=["a"]), write_name, pool=local_pool)
+    with pytest.raises(InputError, match="a is bad") as caught:
+        raise_failures("s", outcome)
+    assert caught.value.fix == "mend it"
+
+
+def test_a_worker_that_dies_costs_its_partition_and_nothing_else(tmp_path: Path, local_pool: Pool):
+    some = tasks(tmp_path, "abcdef")
+    some[2].payload["kill_once"] = str(tmp_path / "died")
+    outcome = run_tasks("s", some, write_name, pool=local_pool)
+    assert (tmp_path / "died").exists()
+    assert sorted(outcome.done) == list("abcdef")
+    assert not outcome.failures
+
+
+def test_a_poisonous_partition_is_blamed_and_its_neighbours_are_not(
+    tmp_path: Path, local_pool: Pool
+):
+    outcome = run_tasks(
+        "s", tasks(tmp_path, "abcdef", kill_always=["c"]), write_name, pool=local_pool
+    )
+    assert sorted(outcome.done) == list("abdef")
+    with pytest.raises(CurateError, match=r"1 of 6 tasks failed; c: the worker died 3 times"):
+        raise_failures("s", outcome)
+
+
+def test_a_scheduler_that_does_not_answer_can_be_tried_again():
+    settings = Cluster(kind="address", address="tcp://127.0.0.1:9")
+    with pytest.raises(TryAgainError, match="does not answer"), open_pool(settings):
+        pass
