@@ -139,6 +139,20 @@ class Train:
                     f"{name} is {getattr(self, name)}, not above 0",
                     fix=f"set checkpoints.train.{name} to a positive number",
                 )
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(
+                f"max_steps is {self.max_steps}", fix="remove checkpoints.train.max_steps"
+            )
+        if not 0 <= self.warmup <= 1:
+            raise ConfigError(
+                f"warmup is {self.warmup}, outside [0, 1]",
+                fix="set checkpoints.train.warmup to a share of the steps such as 0.06",
+            )
+        if self.weight_decay < 0 or self.clip_norm < 0:
+            raise ConfigError(
+                "weight_decay and clip_norm cannot be negative",
+                fix="set them to 0 to switch them off",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
