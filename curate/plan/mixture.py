@@ -26,6 +26,8 @@ class Mixture:
     phases: tuple[Phase, ...]
     why: dict[str, str]
     """Domain -> one sentence on how its weight came about."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know besides: a budget that cannot be reached, too many epochs."""
 
     def mean(self) -> dict[str, float]:
         """Domain -> share of the whole budget."""
@@ -46,10 +48,15 @@ class DomainSize:
 
 def save_mixture(path: Path, mixture: Mixture, sizes: dict[str, DomainSize]) -> None:
     """Write `mixture.json`."""
+    write_json(path, mixture_values(mixture, sizes))
+
+
+def mixture_values(mixture: Mixture, sizes: dict[str, DomainSize]) -> dict[str, Any]:
+    """What `mixture.json` holds."""
     value: dict[str, Any] = {"schema_version": 1, "unit": "tokens", **asdict(mixture)}
     value["sizes"] = {domain: asdict(size) for domain, size in sizes.items()}
     value["mean"] = mixture.mean()
-    write_json(path, value)
+    return value
 
 
 def load_mixture(path: Path) -> Mixture:
@@ -62,4 +69,4 @@ def load_mixture(path: Path) -> Mixture:
     if value is None:
         raise InputError(f"there is no mixture at {path}", fix="run `curate mix` first")
     phases = tuple(Phase(**phase) for phase in value["phases"])
-    return Mixture(value["mixer"], phases, value["why"])
+    return Mixture(value["mixer"], phases, value["why"], tuple(value.get("notes", ())))

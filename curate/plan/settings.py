@@ -59,7 +59,8 @@ class Plan:
     order: Literal["hardest", "easiest", "middle"] = "hardest"
     """Which end of the score is wanted: high, low, or the middle."""
     drop_first: float = 0.0
-    """Share at the wanted end that is left out first: mislabelled and unlearnable examples."""
+    """Share of each group, at the wanted end, that is left out first: mislabelled and unlearnable
+    examples."""
     draw: Literal["top", "sample"] = "top"
     """Take the first in order, or draw without replacement with probability exp(z / temperature),
     z the score standardised within its group."""
@@ -73,6 +74,8 @@ class Plan:
     """Loss weights; without them every kept example has weight 1."""
     min_effective_share: float = 0.1
     """Plans whose effective sample size falls below this share of the kept rows are refused."""
+    force: bool = False
+    """Write such a plan all the same."""
     tokenizer: str | None = None
     """Whose tokens are counted: a folder or hub id, the trainer's; by default the scorer's."""
 
@@ -85,6 +88,12 @@ class Plan:
             raise ConfigError(
                 f"keep is {self.keep}, outside (0, 1]",
                 fix="write a share, or {examples: N} or {tokens: N}",
+            )
+        if self.drop_first and (self.score is None or self.order == "middle"):
+            raise ConfigError(
+                "drop_first leaves out the hardest or the easiest, but "
+                + ("there is no score" if self.score is None else "the order is middle"),
+                fix="remove plan.drop_first, or set plan.score and an order with an end",
             )
         if self.temperature <= 0 or self.max_repeats < 1:
             raise ConfigError(

@@ -1,0 +1,14 @@
+"""Names of the mixers; imported only when chosen."""
+
+MIXERS: dict[str, str] = {
+    "natural": "mixers.natural:Natural",
+    "uniform": "mixers.natural:Uniform",
+    "temperature": "mixers.temperature:Temperature",
+    "unimax": "mixers.unimax:UniMax",
+    "cooldown": "mixers.cooldown:Cooldown",
+    "fixed": "mixers.fixed:Fixed",
+}
+"""Name -> class: a frozen dataclass that is its own settings (see `mixers.protocol`)."""
+
+DEFAULT = "unimax"
+"""Taken where `mix` has options but names no mixer."""
