@@ -94,7 +94,7 @@ class Raw:
 
     values: dict[str, Any]
     origins: dict[str, str]
-    """Dotted key -> where it was set: a file, `environment`, `--set` or `option`."""
+    """Dotted key -> where it was set: a file, `environment X`, `--set`, `option` or `guess`."""
 
 
 def read_yaml(text: str, *, where: str) -> Any:
@@ -122,6 +122,7 @@ def gather(
     environment: Mapping[str, str] | None = None,
     overrides: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    guesses: Mapping[str, Any] | None = None,
 ) -> Raw:
     """Merge settings from all places, later ones over earlier ones.
 
@@ -130,12 +131,14 @@ def gather(
         environment: read for `CURATE__A__B` names.
         overrides: `a.b=value` texts, the value read as YAML.
         options: dotted key -> value, from command-line flags.
+        guesses: values below all others, found by looking at the data.
 
     Raises:
         InputError: a file is missing.
         ConfigError: a file or an override is malformed.
     """
     raw = Raw({}, {})
+    _merge(raw, guesses or {}, "guess")
     for path in paths:
         if not path.is_file():
             raise InputError(f"there is no settings file {path}", fix="check the path")
@@ -148,17 +151,33 @@ def gather(
     for name, text in sorted((environment or {}).items()):
         if name.startswith(_ENVIRONMENT_PREFIX):
             key = name.removeprefix(_ENVIRONMENT_PREFIX).lower().replace("__", ".")
-            _set(raw, key, read_yaml(text, where=name), f"environment {name}")
+            put(raw, key, read_yaml(text, where=name), f"environment {name}")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(
                 f"--set {override} has no value", fix="write --set score.batch_tokens=8192"
             )
-        _set(raw, key.strip(), read_yaml(text, where=f"--set {key}"), "--set")
+        put(raw, key.strip(), read_yaml(text, where=f"--set {key}"), "--set")
     for key, value in (options or {}).items():
-        _set(raw, key, value, "option")
+        put(raw, key, value, "option")
     return raw
+
+
+def put(raw: Raw, dotted: str, value: Any, origin: str) -> None:
+    """Set one value in `raw`, over what stood there and below it."""
+    *parents, last = dotted.split(".")
+    current = raw.values
+    for key in parents:
+        following = current.get(key)
+        if not isinstance(following, dict):
+            following = current[key] = {}
+        current = following
+    current[last] = value
+    for known in [key for key in raw.origins if key == dotted or key.startswith(f"{dotted}.")]:
+        del raw.origins[known]
+    leaves = _leaves(value, dotted) if isinstance(value, dict) and value else [dotted]
+    raw.origins.update(dict.fromkeys(leaves, origin))
 
 
 def parse(
@@ -237,7 +256,7 @@ def _merge(raw: Raw, values: Mapping[str, Any], origin: str, prefix: str = "") -
         if isinstance(value, dict) and value and isinstance(_get(raw.values, dotted), dict):
             _merge(raw, value, origin, f"{dotted}.")
         else:
-            _set(raw, dotted, value, origin)
+            put(raw, dotted, value, origin)
 
 
 def _get(values: Mapping[str, Any], dotted: str) -> Any:
@@ -247,21 +266,6 @@ def _get(values: Mapping[str, Any], dotted: str) -> Any:
             return None
         current = current[key]  # pyright: ignore[reportUnknownVariableType]
     return current  # pyright: ignore[reportUnknownVariableType]
-
-
-def _set(raw: Raw, dotted: str, value: Any, origin: str) -> None:
-    *parents, last = dotted.split(".")
-    current = raw.values
-    for key in parents:
-        following = current.get(key)
-        if not isinstance(following, dict):
-            following = current[key] = {}
-        current = following
-    current[last] = value
-    for known in [key for key in raw.origins if key == dotted or key.startswith(f"{dotted}.")]:
-        del raw.origins[known]
-    leaves = _leaves(value, dotted) if isinstance(value, dict) and value else [dotted]
-    raw.origins.update(dict.fromkeys(leaves, origin))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> list[str]:

@@ -1,0 +1,73 @@
+"""The command line: `curate --help`. Results go to stdout, everything else to stderr."""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+from curate.errors import CurateError, Interrupted
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BROKEN_PIPE = 141
+_SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+_WORDS = {130: "interrupted", 143: "stopped by SIGTERM", 75: "stopped by SIGUSR1"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code, which the console script hands to the shell."""
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+    # Read when the libraries are imported: their threads and bars would disturb ours.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has gone; what python flushes at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except CurateError as error:
+        return _fail(error.what, error.fix, error.exit_code)
+    except (Interrupted, KeyboardInterrupt) as error:
+        code = error.exit_code if isinstance(error, Interrupted) else 130
+        return _fail(_WORDS[code], "run the same command again to go on; nothing is lost", code)
+    except Exception as error:
+        if _is_disk_full(error):
+            where = getattr(error, "filename", None) or "a file"
+            fix = "free some space, then run the same command again; what is finished is kept"
+            return _fail(f"{where} could not be written: the disk is full ({error})", fix, 1)
+        traceback.print_exc()
+        return _fail("this is a bug in curate, or in a method of your own", "report it with the"
+                     " lines above, the command and the output of `curate doctor`", 1)  # fmt: skip
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    from curate.cli.app import app
+
+    try:
+        app(args=arguments, prog_name="curate")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise Interrupted(_SIGNALS[signal.Signals(number)])
+
+
+def _fail(what: str, fix: str, code: int) -> int:
+    print(f"error: {what}\n  fix: {fix}", file=sys.stderr)
+    return code
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether some library ran out of disk; not all of them say so by an OSError."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return os.strerror(errno.ENOSPC).lower() in str(error).lower()

@@ -1,0 +1,243 @@
+"""The commands. Each imports what it needs when it runs, so that `curate --help` is quick."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from curate import __version__
+from curate.cli import options as o
+from curate.cli.options import Common
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Measure every training example, choose a mixture, write pruned and reweighted shards.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"curate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, folder, glob or address.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("curate.yaml"),
+) -> None:
+    """Write a commented starter configuration for DATA."""
+    from jobs.starter import write_starter
+
+    for line in write_starter(data, out):
+        typer.echo(line)
+
+
+def _stage(name: str, text: str) -> None:
+    """A command for one stage (or all) that has the common options and no others."""
+
+    def command(
+        config: o.ConfigOrRun,
+        files: o.Files = None,
+        overrides: o.Overrides = None,
+        out: o.Out = None,
+        json: o.Json = False,
+        events: o.Events = None,
+        quiet: o.Quiet = False,
+        verbose: o.Verbose = False,
+        dry_run: o.DryRun = False,
+        measure: o.Measure = False,
+        workers: o.Workers = None,
+        device: o.Device = None,
+    ) -> None:
+        _run(name, Common(**locals()))
+
+    app.command(name, help=text)(command)
+
+
+def _run(command: str, common: Common) -> None:
+    from curate.cli.stages import run_command
+
+    run_command(command, common)
+
+
+_stage("index", "List the examples, cut partitions, set bad rows aside.")
+_stage("train", "Train the models that score, and their tokenizer where one is asked for.")
+
+
+@app.command()
+def score(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="DATA_OR_CONFIG", help="Data, settings (YAML), or a run folder."),
+    ],
+    scorer: Annotated[
+        list[str] | None, typer.Option("--scorer", help="See `curate methods`. Repeatable.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder saved by transformers, or a hub id.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="By default what the model was made for.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="Column of the text.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Column of the class.")] = None,
+    domain: Annotated[str | None, typer.Option("--domain", help="Column of the domain.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Target examples, for methods that need them.")
+    ] = None,
+    reuse: o.Reuse = None,
+    files: o.Files = None,
+    overrides: o.Overrides = None,
+    out: o.Out = None,
+    json: o.Json = False,
+    events: o.Events = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    dry_run: o.DryRun = False,
+    measure: o.Measure = False,
+    workers: o.Workers = None,
+    device: o.Device = None,
+) -> None:
+    """Score every example of DATA_OR_CONFIG; data needs no settings file."""
+    given = locals()
+    own = {
+        key: given.pop(key)
+        for key in ("scorer", "model", "task", "text", "label", "domain", "target")
+    }
+    _run("score", Common(**given, more={key: value for key, value in own.items() if value}))
+
+
+@app.command()
+def mix(
+    config: o.ConfigOrRun,
+    mixer: Annotated[
+        str | None, typer.Option("--mixer", help="In place of the settings' mixer.")
+    ] = None,
+    files: o.Files = None,
+    overrides: o.Overrides = None,
+    out: o.Out = None,
+    json: o.Json = False,
+    events: o.Events = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    dry_run: o.DryRun = False,
+    measure: o.Measure = False,
+    workers: o.Workers = None,
+    device: o.Device = None,
+) -> None:
+    """Find the share of the token budget that each domain gets."""
+    given = locals()
+    name = given.pop("mixer")
+    _run("mix", Common(**given, more={"mixer": name} if name else {}))
+
+
+_stage("plan", "Decide for every example: kept, weight, copies, and why.")
+_stage("write", "Write the kept examples as shards for a trainer.")
+
+
+@app.command()
+def run(
+    config: o.ConfigOrRun,
+    reuse: o.Reuse = None,
+    files: o.Files = None,
+    overrides: o.Overrides = None,
+    out: o.Out = None,
+    json: o.Json = False,
+    events: o.Events = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    dry_run: o.DryRun = False,
+    measure: o.Measure = False,
+    workers: o.Workers = None,
+    device: o.Device = None,
+) -> None:
+    """All stages in order; what is done is skipped."""
+    _run("run", Common(**locals()))
+
+
+@app.command()
+def status(folder: o.RunPath, json: o.Json = False) -> None:
+    """What of RUN is done, failed, remaining, and set aside."""
+    from curate.cli.tools import print_status
+
+    print_status(folder, as_json=json)
+
+
+@app.command()
+def show(
+    folder: o.RunPath,
+    examples: Annotated[int, typer.Option("--examples", min=0, help="Passages per end.")] = 3,
+    score: Annotated[
+        str | None, typer.Option("--score", help="Column or expression; the plan's by default.")
+    ] = None,
+    domain: Annotated[str | None, typer.Option("--domain", help="Of one domain only.")] = None,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Rows that were set aside, and why.")
+    ] = False,
+    json: o.Json = False,
+) -> None:
+    """What RUN kept, its best and worst examples, and how to load the shards."""
+    from curate.cli.tools import print_run
+
+    options: dict[str, Any] = {"examples": examples, "score": score, "domain": domain}
+    print_run(folder, options, quarantine=quarantine, as_json=json)
+
+
+@app.command()
+def verify(
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, or a run.")],
+    json: o.Json = False,
+) -> None:
+    """Check digests, counts and weights of SHARDS against their manifest."""
+    from curate.cli.tools import print_verification
+
+    print_verification(shards, as_json=json)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Of one method only.")] = None,
+    json: o.Json = False,
+) -> None:
+    """What each scorer and mixer measures, needs and costs."""
+    from curate.cli.tools import print_methods
+
+    print_methods(name, as_json=json)
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Option("--model", help="Also check that this model is computed right.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The same for the model of settings.")
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """Is this machine ready: versions, devices, imports, disk."""
+    from curate.cli.tools import print_doctor
+
+    print_doctor(model, config, as_json=json)
+
+
+@app.command()
+def schema() -> None:
+    """JSON Schema of the settings, for editors."""
+    from curate.cli.tools import print_schema
+
+    print_schema()

@@ -1,0 +1,85 @@
+"""From what the command line was given to settings: files, run folders, or bare data."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from curate.cli.options import Common
+from curate.config import Raw, gather, put
+from curate.errors import ConfigError, InputError
+from jobs.opening import saved_values
+from jobs.settings import Settings, parse_settings
+
+_COLUMNS = ("text", "label", "domain")
+_TARGET_FIELDS = ("text", "prompt", "response", "messages", "features", "label", "classes")
+
+
+def read_settings(command: str, common: Common) -> tuple[Settings, Raw]:
+    """The checked settings, and where each value came from.
+
+    Raises:
+        InputError: there is nothing at the given path.
+        ConfigError: a setting or an option is wrong.
+    """
+    given = Path(common.config).expanduser()
+    paths = list(common.files or [])
+    guesses: dict[str, Any] = {}
+    home: Path | None = None
+    if given.is_dir() and saved_values(given) is not None:
+        home = given.absolute()
+        paths.insert(0, given / "config.yaml")
+    elif given.suffix in (".yaml", ".yml"):
+        paths.insert(0, given)
+    elif command == "score":
+        from jobs.starter import guess_settings
+
+        guesses = guess_settings(common.config, common.more)
+    elif not given.exists():
+        raise InputError(
+            f"there is no settings file and no run folder {common.config}", fix="check the path"
+        )
+    else:
+        raise ConfigError(
+            f"{common.config} is neither settings (.yaml) nor a run folder",
+            fix=f"write settings for it with `curate init {common.config}`",
+        )
+    raw = gather(paths, environment=os.environ, overrides=common.overrides or (), guesses=guesses)
+    if home is not None:  # the folder may have moved since its settings were written
+        put(raw, "run", str(home), str(home))
+    for key, value in _options(common, raw.values).items():
+        put(raw, key, value, "option")
+    return parse_settings(raw.values, origins=raw.origins), raw
+
+
+def _options(common: Common, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value, for each flag that was given."""
+    found: dict[str, Any] = {}
+    if common.out is not None:
+        found["run"] = str(common.out)
+    if common.workers is not None:
+        found |= {"cluster.kind": "local", "cluster.workers": common.workers}
+    if common.device is not None:
+        found["model.device"] = common.device
+    more = common.more
+    if "scorer" in more:
+        found["score.scorers"] = more["scorer"]
+    if "model" in more:
+        found |= {"model.name": more["model"], "model.config": None}
+    if "mixer" in more and _at(values, "mix").get("mixer") != more["mixer"]:
+        found["mix"] = {"mixer": more["mixer"]}  # options of another mixer would not fit
+    if "task" in more and _at(values, "task").get("kind") != more["task"]:
+        found["task"] = {"kind": more["task"]}
+    sources = _at(values, "sources")
+    for name in sources:
+        found |= {f"sources.{name}.{key}": more[key] for key in _COLUMNS if key in more}
+    if "target" in more:
+        first = next(iter(sources.values()), {})
+        same = {key: first[key] for key in _TARGET_FIELDS if key in first}
+        found["target"] = {**same, "path": more["target"]}
+    return found
+
+
+def _at(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}

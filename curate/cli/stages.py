@@ -1,0 +1,60 @@
+"""The stage commands: settings, run folder, pool, stages, result."""
+
+import dataclasses
+from typing import Any
+
+from curate.cli.given import read_settings
+from curate.cli.options import Common
+from curate.cli.reporter import Reporter, print_json, reporting, start_logging
+from curate.config import Raw
+from curate.errors import ConfigError
+from jobs.settings import Settings
+
+
+def run_command(command: str, common: Common) -> None:
+    """Run one stage, or all, with what must come before it; or only say what is due."""
+    if common.measure and not common.dry_run:
+        raise ConfigError("--measure belongs to --dry-run", fix="add --dry-run")
+    start_logging(quiet=common.quiet, verbose=common.verbose)
+    settings, raw = read_settings(command, common)
+    if common.dry_run:
+        _tell(command, common, settings, raw)
+        return
+    with reporting(events=common.events, quiet=common.quiet) as reporter:
+        result = _work(command, common, settings, reporter)
+    result = {"planned": False, **result}
+    if common.events == "-":
+        reporter.event("result", command=command, **result)
+    elif common.json:
+        print_json(command, result)
+    else:
+        from curate.cli.text import summary_lines
+
+        print("\n".join(summary_lines(result)))
+
+
+def _work(command: str, common: Common, settings: Settings, reporter: Reporter) -> dict[str, Any]:
+    from jobs.all_stages import run_stages, stages_for
+    from jobs.cluster import open_pool
+    from jobs.opening import open_run
+
+    with open_run(settings) as full:
+        stages = stages_for(full, command)
+        reporter.event("start", command=command, run=full.run, stages=[s.name for s in stages])
+        with open_pool(full.cluster) as pool:
+            summaries = run_stages(
+                full, stages, pool=pool, listener=reporter, reuse=tuple(common.reuse or ())
+            )
+    return {"run": full.run, "stages": summaries}
+
+
+def _tell(command: str, common: Common, settings: Settings, raw: Raw) -> None:
+    """`--dry-run`: nothing is written, not even the run folder."""
+    from curate.cli.text import dry_run_lines
+    from jobs.dry_run import describe
+
+    result = describe(command, settings, raw.origins, measure=common.measure)
+    if common.json:
+        print_json(command, {"planned": True, **dataclasses.asdict(result)})
+    else:
+        print("\n".join(dry_run_lines(result, details=common.verbose)))

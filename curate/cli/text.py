@@ -1,0 +1,100 @@
+"""Results as text for people; plain, so that they can be piped and pasted."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobs.dry_run import Forecast
+
+
+def table(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> list[str]:
+    """Rows as aligned lines; the first is the header.
+
+    Args:
+        rows: of equal length.
+        right: columns that are aligned to the right, as numbers are.
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def summary_lines(result: Mapping[str, Any]) -> list[str]:
+    """One line per stage, from the summaries that stages return."""
+    lines = [
+        f"{stage}: {_facts(summary)}" if summary else stage
+        for stage, summary in result["stages"].items()
+    ]
+    return [*lines, f"in {result['run']}"]
+
+
+def dry_run_lines(forecast: "Forecast", *, details: bool) -> list[str]:
+    """What `--dry-run` prints.
+
+    Args:
+        forecast: what was found.
+        details: every value, the defaults included.
+    """
+    lines = [f"run folder {forecast.run} (nothing is written)", ""]
+    measured = any("seconds" in entry for entry in forecast.stages.values())
+    finish = datetime.now().astimezone()
+    rows = [["stage", "outputs", "done", "due", *(("hours", "disk", "finish") if measured else ())]]
+    for name, entry in forecast.stages.items():
+        row = [name, *(str(entry[key]) for key in ("total", "done", "due"))]
+        if "seconds" in entry:
+            finish += timedelta(seconds=entry["seconds"])
+            row += [f"{entry['seconds'] / 3600:.3f}", size_text(entry.get("size_bytes")),
+                    finish.strftime("%Y-%m-%d %H:%M")]  # fmt: skip
+        elif measured:
+            row += ["not measured" if entry["due"] else "0", "", ""]
+        rows.append(row)
+    lines += table(rows, right=frozenset({1, 2, 3, 4, 5}))
+    if measured:
+        lines.append(f"free on this disk: {size_text(forecast.free_bytes)}")
+    for name, entry in forecast.stages.items():
+        lines += [f"{name}: {why}" for why in entry["why"]]
+    lines += [f"changed: {line}" for line in forecast.changes]
+    shown = {
+        key: entry
+        for key, entry in forecast.settings.items()
+        if details or entry["origin"] != "default"
+    }
+    rows = [["setting", "value", "from"]]
+    rows += [[key, str(entry["value"]), entry["origin"]] for key, entry in shown.items()]
+    lines += ["", *table(rows)]
+    if not details:
+        lines.append("(-v lists the defaults too)")
+    return lines
+
+
+def size_text(size_bytes: float | None) -> str:
+    """Bytes for people: `1.2 GB`; nothing where it is not known."""
+    if size_bytes is None:
+        return ""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def number_text(value: float) -> str:
+    """A number for people: thousands set off, few digits."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
+
+
+def _facts(summary: Mapping[str, Any]) -> str:
+    """The plain values of a summary, in their order."""
+    parts: list[str] = []
+    for key, value in summary.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            continue
+        shown = value if isinstance(value, str) else number_text(value)
+        parts.append(f"{key.removeprefix('num_').replace('_', ' ')} {shown}")
+    return ", ".join(parts)

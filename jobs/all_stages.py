@@ -1,0 +1,200 @@
+"""The stages in order, what each needs first, and which settings each depends on.
+
+A stage is found by its address and imported only when it runs, so that planning and writing load
+neither torch nor a model.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from curate.models.settings import Tokenizer
+from jobs.cluster import Pool
+from jobs.run import Listener, StageState, ignore
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step from raw data to shards."""
+
+    name: str
+    run: str
+    """Address of `run(settings, *, pool, listener) -> summary`."""
+    state: str
+    """Address of `state(settings) -> StageState`, which writes nothing."""
+    needs: tuple[str, ...]
+    """Stages whose tables it reads, where the settings ask for them."""
+    reads: tuple[str, ...]
+    """Settings it depends on, besides those of the stages it needs."""
+    measure: str | None = None
+    """Address of `measure(settings) -> dict` with `seconds` and `size_bytes` for all that is due,
+    from a few timed batches."""
+    pooled: bool = True
+    """Whether `run` takes a pool and a listener."""
+
+
+STAGES = (
+    Stage(
+        name="index",
+        run="jobs.index:index_run",
+        state="jobs.index:plan_index",
+        needs=(),
+        reads=("sources", "index", "task", "seed"),
+    ),
+    Stage(
+        name="tokenizer",
+        run="jobs.train:tokenizer_run",
+        state="jobs.train:plan_tokenizer",
+        needs=("index",),
+        reads=("model.tokenizer",),
+        pooled=False,
+    ),
+    Stage(
+        name="train",
+        run="jobs.train:train_run",
+        state="jobs.train:plan_train",
+        measure="jobs.train:measure_train",
+        needs=("index", "tokenizer"),
+        reads=("model", "checkpoints.train", "task", "seed", "cluster.threads"),
+    ),
+    Stage(
+        name="score",
+        run="jobs.score:score_run",
+        state="jobs.score:plan_score",
+        measure="jobs.score:measure_score",
+        needs=("index", "tokenizer", "train"),
+        reads=("model", "checkpoints", "score", "task", "target", "seed", "cluster.threads"),
+    ),
+    Stage(
+        name="lengths",
+        run="jobs.score:lengths_run",
+        state="jobs.score:plan_lengths",
+        needs=("index", "tokenizer"),
+        reads=("plan.tokenizer", "model.name", "model.tokenizer", "task"),
+    ),
+    Stage(
+        name="mix",
+        run="jobs.mix:mix_run",
+        state="jobs.mix:plan_mix",
+        needs=("index", "lengths"),
+        reads=("mix", "plan.keep"),
+    ),
+    Stage(
+        name="plan",
+        run="jobs.plan:plan_run",
+        state="jobs.plan:plan_plan",
+        needs=("index", "score", "lengths", "mix"),
+        reads=("plan", "seed"),
+    ),
+    Stage(
+        name="write",
+        run="jobs.write:write_run",
+        state="jobs.write:plan_write",
+        needs=("plan",),
+        reads=("shards",),
+    ),
+)
+
+_BY_NAME = {stage.name: stage for stage in STAGES}
+
+_NO_EFFECT = ("run", "cluster.kind", "cluster.workers", "cluster.address", "model.device",
+              "index.max_bad_rows", "index.max_bad_files",
+              "checkpoints.train.resume_every_seconds")  # fmt: skip
+"""Settings that change where and how fast, but no table."""
+
+
+def stages_for(settings: Settings, command: str) -> list[Stage]:
+    """The stages that `command` runs under these settings, in order.
+
+    Args:
+        settings: of the run.
+        command: name of a stage, which comes last, or `run` for all.
+    """
+    if command == "run":
+        return [stage for stage in STAGES if _is_asked_for(stage, settings, command)]
+    wanted = {command}
+    for stage in reversed(STAGES):
+        if stage.name in wanted:
+            wanted.update(
+                name for name in stage.needs if _is_asked_for(_BY_NAME[name], settings, command)
+            )
+    return [stage for stage in STAGES if stage.name in wanted]
+
+
+def run_stages(
+    settings: Settings,
+    stages: Iterable[Stage],
+    *,
+    pool: Pool,
+    listener: Listener = ignore,
+    reuse: tuple[Path, ...] = (),
+) -> dict[str, dict[str, Any]]:
+    """Run stages one after the other; what is done is skipped by each.
+
+    Args:
+        settings: resolved, of an open run.
+        stages: from `stages_for`.
+        pool: where the tasks run.
+        listener: told after each task.
+        reuse: other run folders, from which matching scores are taken.
+
+    Returns:
+        Stage name -> its summary.
+    """
+    summaries: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        given: dict[str, Any] = {"pool": pool, "listener": listener} if stage.pooled else {}
+        if stage.name == "score" and reuse:
+            given["reuse"] = reuse
+        summaries[stage.name] = load(stage.run)(settings, **given) or {}
+    return summaries
+
+
+def state_of(stage: Stage, settings: Settings) -> StageState:
+    """What of a stage is done and what is due; nothing is written."""
+    return load(stage.state)(settings)
+
+
+def affected(keys: Iterable[str]) -> list[str]:
+    """Stages whose tables depend on one of the settings, in order.
+
+    Args:
+        keys: dotted names of settings, such as `plan.keep`.
+    """
+    touching = [key for key in keys if not key.startswith(_NO_EFFECT)]
+    hit = set[str]()
+    for stage in STAGES:
+        own = any(_overlap(key, read) for key in touching for read in stage.reads)
+        if own or hit.intersection(stage.needs):
+            hit.add(stage.name)
+    return [stage.name for stage in STAGES if stage.name in hit]
+
+
+def load(address: str) -> Any:
+    """The function or class at `module:name`."""
+    module, _, name = address.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _is_asked_for(stage: Stage, settings: Settings, command: str) -> bool:
+    """Whether a stage has anything to do in this run."""
+    match stage.name:
+        case "tokenizer":
+            return isinstance(settings.model.tokenizer, Tokenizer)
+        case "train":
+            return settings.checkpoints.train is not None
+        case "score":
+            read = settings.plan.score or settings.plan.weights
+            return bool(settings.score.scorers) and (command == "run" or bool(read))
+        case "mix":
+            return bool(settings.mix)
+        case _:
+            return True
+
+
+def _overlap(key: str, read: str) -> bool:
+    """Whether one dotted name is the other or stands above it."""
+    return f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.")

@@ -1,0 +1,85 @@
+"""What a command would do: per stage what is done, due and why; every value and who set it."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from curate.config import plain
+from jobs.all_stages import Stage, load, stages_for, state_of
+from jobs.opening import changes, check_folder, flat, saved_values
+from jobs.resolving import resolved
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What `--dry-run` tells."""
+
+    run: str
+    stages: dict[str, dict[str, Any]]
+    """Stage -> total, done, due, why and, where asked for and known, seconds and size_bytes."""
+    changes: list[str]
+    """One line for each setting that differs from the last run."""
+    settings: dict[str, dict[str, Any]]
+    """Dotted key -> value and origin."""
+    free_bytes: int
+    """On the disk of the run folder."""
+
+
+def describe(
+    command: str, settings: Settings, origins: Mapping[str, str], *, measure: bool
+) -> Forecast:
+    """Look, and write nothing.
+
+    Args:
+        command: a stage, or `run`.
+        settings: as given.
+        origins: dotted key -> who set it.
+        measure: time a few batches of what is due.
+    """
+    root = Path(settings.run).expanduser().absolute()
+    check_folder(root)
+    old = saved_values(root)
+    full = resolved(settings, old=old)
+    values = plain(full)
+    stages: dict[str, dict[str, Any]] = {}
+    for stage in stages_for(full, command):
+        state = state_of(stage, full)
+        entry = {**asdict(state), "due": max(0, state.total - state.done)}
+        if measure:
+            entry |= _measured(stage, full)
+        stages[stage.name] = entry
+    return Forecast(
+        run=full.run,
+        stages=stages,
+        changes=changes(old, full),
+        settings={
+            key: {"value": value, "origin": _origin(key, origins)}
+            for key, value in flat(values).items()
+        },
+        free_bytes=shutil.disk_usage(_existing(root)).free,
+    )
+
+
+def _measured(stage: Stage, settings: Settings) -> dict[str, Any]:
+    """`seconds` and `size_bytes` of what is due, or nothing where the stage cannot tell."""
+    if stage.measure is None:
+        return {}
+    found = load(stage.measure)(settings)
+    return {key: found[key] for key in ("seconds", "size_bytes") if found.get(key) is not None}
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    """Who set a value: its own entry, or that of a list or mapping above it."""
+    parts = key.split(".")
+    above = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    own = next((origins[name] for name in above if name in origins), None)
+    below = (place for name, place in origins.items() if name.startswith(f"{key}."))
+    return own or next(below, "default")
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above `path` that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,155 @@
+"""Opening a run folder: is it ours, is it free, what has changed since it was made."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from curate.config import plain, read_yaml, to_yaml
+from curate.data import files
+from curate.data.layout import RunFolder
+from curate.errors import OutputError, RunFolderError
+from jobs.all_stages import affected, stages_for
+from jobs.resolving import resolved
+from jobs.settings import Settings, parse_settings
+
+log = logging.getLogger(__name__)
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def open_run(settings: Settings) -> Generator[Settings]:
+    """Hold the run folder of `settings`; made where it is missing, `config.yaml` written.
+
+    Yields:
+        The resolved settings: absolute local paths, pinned revisions, every default.
+
+    Raises:
+        RunFolderError: the folder holds something else, or another process works in it.
+        OutputError: it cannot be made.
+    """
+    run = RunFolder(Path(settings.run).expanduser().absolute())
+    check_folder(run.root)
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the run folder {run.root} cannot be made: {error.strerror}",
+            fix="choose another one with --out",
+        ) from error
+    with _locked(run.root):
+        old = saved_values(run.root)
+        full = resolved(settings, old=old)
+        values = plain(full)
+        for line in changes(old, full):
+            log.info("%s", line)
+        if values != old:
+            text = "# Resolved settings of this run: `curate run` on this file repeats it.\n"
+            text += to_yaml(values)
+            files.replace(run.config, lambda path: path.write_text(text, encoding="utf-8"))
+        yield full
+
+
+def check_folder(root: Path) -> None:
+    """Refuse a folder that is not ours; one that is missing or empty is fine.
+
+    Raises:
+        RunFolderError: `root` is a file, or a folder with anything but a run in it.
+    """
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise RunFolderError(f"{root} is a file, not a run folder", fix="choose another --out")
+    names = {path.name for path in root.iterdir()} - {_LOCK}
+    if names and saved_values(root) is None:
+        raise RunFolderError(
+            f"{root} is not empty and holds no run of curate (it has {sorted(names)[0]})",
+            fix="choose another folder with --out, or empty this one yourself",
+        )
+
+
+def saved_values(root: Path) -> dict[str, Any] | None:
+    """The values in `config.yaml` of a run folder, or None where there is none of ours."""
+    path = RunFolder(root).config
+    if not path.is_file():
+        return None
+    values = read_yaml(path.read_text(encoding="utf-8"), where=str(path))
+    return values if isinstance(values, dict) and {"run", "sources"} <= set(values) else None
+
+
+def load_settings(root: Path) -> Settings:
+    """The settings of an existing run, for commands that only read; the folder may have moved.
+
+    Raises:
+        RunFolderError: there is no run at `root`.
+    """
+    values = saved_values(root) if root.is_dir() else None
+    if values is None:
+        raise RunFolderError(
+            f"{root} is no run folder of curate: it has no config.yaml of a run",
+            fix="name the folder that --out or `run:` named",
+        )
+    where = str(RunFolder(root).config)
+    settings = parse_settings(values, origins=dict.fromkeys(values, where))
+    return replace(settings, run=str(root.absolute()))
+
+
+def changes(old: Mapping[str, Any] | None, new: Settings) -> list[str]:
+    """One line for each setting that differs from the last time, and which stages it concerns."""
+    if old is None:
+        return []
+    before, after = flat(old), flat(plain(new))
+    asked_for = {stage.name for stage in stages_for(new, "run")}
+    lines: list[str] = []
+    for key in sorted(before.keys() | after.keys()):
+        was, now = (_shown(values.get(key, "not set")) for values in (before, after))
+        if key != "run" and was != now:
+            stages = [name for name in affected([key]) if name in asked_for]
+            follow = f"{_listed(stages)} redone" if stages else "nothing is redone"
+            lines.append(f"{key}: {was} -> {now}; {follow}")
+    return lines
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one of dotted keys; lists and empty mappings stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _listed(names: list[str]) -> str:
+    head = f"{', '.join(names[:-1])} and " if len(names) > 1 else ""
+    return f"{head}{names[-1]} {'are' if len(names) > 1 else 'is'}"
+
+
+@contextmanager
+def _locked(root: Path) -> Generator[None]:
+    """Hold `root/.lock`; the system lets go of it when the process ends, however it ends."""
+    handle = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(handle, 100).decode(errors="replace").strip()
+            raise RunFolderError(
+                f"{root} is in use by another process ({owner or 'unknown'})",
+                fix="wait until it has finished, or choose another folder with --out",
+            ) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"pid {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,111 @@
+"""Settings made exact: absolute local paths and the commits that hub names stood for."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from curate.data.example import Source
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Settings:
+    """The same settings, such that they mean the same from any folder and on any day.
+
+    Args:
+        settings: as the user gave them.
+        old: values of the run's last `config.yaml`; a revision pinned there stays.
+    """
+    old = old or {}
+    before = old.get("sources") or {}
+    sources = {name: _source(source, before.get(name)) for name, source in settings.sources.items()}
+    target = settings.target and _source(settings.target, old.get("target"))
+    model = settings.model
+    if model.name is not None:
+        name = _local(model.name)
+        revision = model.revision
+        if name == model.name and not Path(name).is_absolute() and revision is None:
+            revision = _kept(old.get("model"), "name", name) or _commit(name, kind="model")
+        model = replace(model, name=name, revision=revision)
+    if isinstance(model.tokenizer, str):
+        model = replace(model, tokenizer=_local(model.tokenizer))
+    checkpoints = replace(
+        settings.checkpoints, paths=tuple(_local(path) for path in settings.checkpoints.paths)
+    )
+    scorers = tuple(
+        entry if isinstance(entry, str) else {k: _options(v) for k, v in entry.items()}
+        for entry in settings.score.scorers
+    )
+    plan = settings.plan
+    if plan.tokenizer is not None:
+        plan = replace(plan, tokenizer=_local(plan.tokenizer))
+    return replace(
+        settings,
+        run=str(Path(settings.run).expanduser().absolute()),
+        sources=sources,
+        target=target,
+        model=model,
+        checkpoints=checkpoints,
+        score=replace(settings.score, scorers=scorers),
+        plan=plan,
+    )
+
+
+def _source(source: Source, old: Mapping[str, Any] | None) -> Source:
+    path = source.path
+    on_hub = source.format == "datasets" and isinstance(path, str) and not Path(path).exists()
+    if on_hub:
+        full: str | tuple[str, ...] = path
+    else:
+        full = _input(path) if isinstance(path, str) else tuple(_input(entry) for entry in path)
+    revision = source.revision
+    if isinstance(full, str) and (on_hub or full.startswith("hf://datasets/")) and not revision:
+        name = "/".join(full.removeprefix("hf://datasets/").split("/")[:2])
+        if "@" not in name:
+            revision = _kept(old, "path", full) or _commit(name, kind="dataset")
+    return replace(source, path=full, revision=revision)
+
+
+def _input(address: str) -> str:
+    """An absolute local path, or an address with a scheme as it is."""
+    return address if "://" in address else str(Path(address).expanduser().absolute())
+
+
+def _local(name: str) -> str:
+    """An absolute path where `name` is a local file or folder; else a hub id, as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
+
+
+def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a scorer; a `path` among them is an input."""
+    given = dict(options or {})
+    if isinstance(given.get("path"), str):
+        given["path"] = _input(given["path"])
+    return given
+
+
+def _kept(old: Mapping[str, Any] | None, key: str, name: str) -> str | None:
+    """The revision that an earlier start of the run pinned for the same name."""
+    return old.get("revision") if old and old.get(key) == name else None
+
+
+def _commit(name: str, *, kind: str) -> str | None:
+    """The commit that a hub name stands for now: from the hub, else from the local cache."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return HfApi().repo_info(name, repo_type=kind).sha
+    except (OSError, ValueError, *HfHubHTTPError.__bases__) as error:
+        # No network, or no such name: what loads it will say which. The bases are the errors of
+        # the HTTP library, which is another one in each version of the hub's client.
+        folder = f"{kind}s--{name.replace('/', '--')}"
+        cached = Path(constants.HF_HUB_CACHE) / folder / "refs" / "main"
+        if cached.is_file():
+            return cached.read_text(encoding="utf-8").strip()
+        log.debug("%s %s: no commit found: %s", kind, name, error)
+        return None
