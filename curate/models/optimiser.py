@@ -7,7 +7,7 @@ the step, so that weights, moments and the number of the step are all there is t
 import math
 import os
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -88,19 +88,19 @@ class Optimiser:
         self.step_number = 0
         """Steps done."""
         self._accelerator = _accelerator(device, _PRECISION[dtype])
-        model = model.float()
-        self._adamw = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.lr)
-        self.model: nn.Module = self._accelerator.prepare_model(model)
+        # Moved before AdamW sees the parameters. It is not "prepared": that wraps `forward` only,
+        # and a task may call a model's body and head apart.
+        self.model = model.float().to(self._accelerator.device)
+        self._adamw = torch.optim.AdamW(_groups(self.model, settings.weight_decay), lr=settings.lr)
         self._optimiser = self._accelerator.prepare_optimizer(self._adamw)
 
     @property
     def device(self) -> torch.device:
         return self._accelerator.device
 
-    @property
-    def unwrapped(self) -> nn.Module:
-        """The model as it is saved."""
-        return self._accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+    def precision(self) -> AbstractContextManager[None]:
+        """Inside, the model computes in the half type of mixed precision, where one was chosen."""
+        return self._accelerator.autocast()
 
     def step(self, losses: Callable[[nn.Module], Any]) -> StepResult:
         """One step down the gradient of a loss.
@@ -115,7 +115,8 @@ class Optimiser:
             group["lr"] = lr
         self.model.train()
         torch.manual_seed(random_seed(self.seed, "train", "step", number))
-        found = losses(self.model)
+        with self.precision():
+            found = losses(self.model)
         self._accelerator.backward(found.mean)
         if self.settings.clip_norm > 0:
             self._accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
@@ -126,7 +127,7 @@ class Optimiser:
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that the next step needs: trained weights, buffers, moments."""
-        model = self.unwrapped
+        model = self.model
         found: dict[str, Tensor] = {f"buffer.{name}": b for name, b in model.named_buffers()}
         for name, parameter in _trained(model):
             found[f"weight.{name}"] = parameter
@@ -142,7 +143,7 @@ class Optimiser:
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Go back to what `state` and `facts` gave."""
-        model = self.unwrapped
+        model = self.model
         for name, buffer in model.named_buffers():
             buffer.copy_(tensors[f"buffer.{name}"])
         for name, parameter in _trained(model):
@@ -162,7 +163,7 @@ class Optimiser:
     def moments(self) -> Moments:
         """AdamW's moments by parameter name."""
         found = Moments({}, {})
-        for name, parameter in _trained(self.unwrapped):
+        for name, parameter in _trained(self.model):
             state = self._adamw.state.get(parameter)
             if state:
                 found.gradient[name] = state["exp_avg"]

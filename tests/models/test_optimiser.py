@@ -103,8 +103,8 @@ def test_a_resumed_optimiser_goes_on_to_the_bit_dropout_and_running_means_includ
     resumed.load(tensors, facts)
     for x in data[stop:]:
         resumed.step(_loss(x))
-    expected = whole.unwrapped.state_dict()
-    for name, tensor in resumed.unwrapped.state_dict().items():
+    expected = whole.model.state_dict()
+    for name, tensor in resumed.model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     assert resumed.facts() == whole.facts()
 
@@ -124,9 +124,9 @@ def test_dropout_differs_between_steps_and_seeds():
 
 def test_frozen_parameters_stay_and_are_not_kept_for_resuming():
     optimiser = _optimiser(Train(lr=0.1))
-    before = optimiser.unwrapped.get_parameter("frozen.weight").clone()
+    before = optimiser.model.get_parameter("frozen.weight").clone()
     optimiser.step(_loss(_data(1)[0]))
-    assert torch.equal(optimiser.unwrapped.get_parameter("frozen.weight"), before)
+    assert torch.equal(optimiser.model.get_parameter("frozen.weight"), before)
     assert not [name for name in optimiser.state() if "frozen" in name]
     names = [name for name in optimiser.state() if name.startswith("weight.")]
     assert names == ["weight.first.weight", "weight.first.bias", "weight.norm.weight",
@@ -174,7 +174,7 @@ def test_bfloat16_computes_in_half_and_keeps_whole_weights():
     optimiser = Optimiser(model, Train(lr=0.1), seed=0, total_steps=1, device=CPU, dtype="bfloat16")
     optimiser.step(_loss(_data(1)[0]))
     assert seen == [torch.bfloat16]
-    assert {p.dtype for p in optimiser.unwrapped.parameters()} == {torch.float32}
+    assert {p.dtype for p in optimiser.model.parameters()} == {torch.float32}
 
 
 def test_the_caller_keeps_its_random_state():
