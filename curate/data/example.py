@@ -31,8 +31,13 @@ class Source:
     """For a folder: only files whose relative path matches this glob, such as `**/*.py`."""
     split: str | None = None
     """Split of a `datasets` folder or a hub data set."""
+    subset: str | None = None
+    """Subset (configuration) of a hub data set."""
     revision: str | None = None
     """Commit of a hub data set; the resolved settings hold the one that was used."""
+    header: bool | None = None
+    """Whether CSV files begin with a line of column names; by default they do, unless that line
+    has numbers only. Columns without names are `column_0`, `column_1`, ..."""
     passage_chars: int = 2000
     """Length to which the text format cuts files, at paragraph borders, in characters."""
     text: str | None = None
@@ -44,7 +49,8 @@ class Source:
     messages: str | None = None
     """Column of chat messages: a list of {role, content}."""
     features: str | tuple[str, ...] | None = None
-    """One column of number lists, or the number columns of a table."""
+    """One column of number lists, or the number columns of a table; `pixel_*` stands for all
+    columns of that form."""
     label: str | None = None
     """Column of the class: integers from 0, or class names where `classes` lists them."""
     classes: tuple[str, ...] = ()

@@ -1,0 +1,138 @@
+"""Where the bytes of inputs are: local files, and other stores through fsspec."""
+
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from curate.errors import CurateError, InputError, MissingDependencyError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+"""Last suffix of a file -> codec that Arrow reads as a stream."""
+
+_DRIVERS = {
+    "s3": "curate-data[s3]",
+    "s3a": "curate-data[s3]",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "hf": "huggingface_hub",
+    "abfs": "adlfs",
+    "az": "adlfs",
+}
+_TAGS = ("ETag", "etag", "e_tag", "LastModified", "last_modified", "Last-Modified", "mtime")
+_MORE_TAGS = ("created", "generation", "version_aware", "blob_id", "last_commit")
+# Stores raise errors of their own libraries, which need not be installed here.
+_STORE_LIBRARIES = (
+    "botocore",
+    "aiohttp",
+    "gcsfs",
+    "google",
+    "huggingface_hub",
+    "httpx",
+    "requests",
+)
+
+
+def is_local(address: str) -> bool:
+    """Whether `address` is a path on this machine."""
+    return "://" not in address
+
+
+def locate(address: str) -> tuple[AbstractFileSystem, str]:
+    """The file system that `address` belongs to, and the path inside it.
+
+    Raises:
+        MissingDependencyError: the store's driver is not installed.
+        InputError: no such kind of store is known.
+    """
+    protocol = address.partition("://")[0] if "://" in address else "file"
+    try:
+        return url_to_fs(address)
+    except ImportError as error:
+        package = _DRIVERS.get(protocol, f"an fsspec driver for {protocol}")
+        raise MissingDependencyError(
+            f"{address} needs a driver that is not installed: {error}",
+            fix=f"pip install '{package}'",
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"{address}: {error}", fix="use a path, s3://, gs://, hf:// or https://"
+        ) from error
+
+
+@contextmanager
+def store_errors(address: str) -> Generator[None]:
+    """Turns what a store says of missing files, rights and networks into an InputError.
+
+    Damage inside a file (an Arrow error) passes through: see `is_damage`.
+    """
+    try:
+        yield
+    except (CurateError, pa.ArrowException):
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no {address}", fix="check the path") from error
+    except OSError as error:
+        if is_damage(error):
+            raise
+        raise _unreachable(address, error) from error
+    except Exception as error:
+        if not type(error).__module__.startswith(_STORE_LIBRARIES):
+            raise
+        raise _unreachable(address, error) from error
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error says that a file's content is broken, not that it cannot be reached.
+
+    Arrow reports broken pages as a bare OSError without a number.
+    """
+    if isinstance(error, MemoryError):
+        return False
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+
+
+def local_stamp(path: Path) -> str:
+    """Size and time of change of a local file."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def is_local_stamp(stamp: str) -> bool:
+    """Whether `stamp` was made by `local_stamp`."""
+    return re.fullmatch(r"\d+-\d+", stamp) is not None
+
+
+def remote_stamp(info: Mapping[str, Any]) -> str:
+    """What a store says to tell versions of a file apart: tag, time and size."""
+    tags = [str(info[key]) for key in (*_TAGS, *_MORE_TAGS) if info.get(key) is not None]
+    return ":".join([str(info.get("size")), *tags])
+
+
+@contextmanager
+def open_stream(address: str) -> Generator[Any]:
+    """An input as a stream of bytes, decompressed where its suffix says that it is compressed.
+
+    Raises:
+        InputError: there is no such file, or it cannot be reached.
+    """
+    codec = COMPRESSIONS.get(Path(address).suffix.lower())
+    system, path = locate(address)
+    with store_errors(address), system.open(path, "rb") as raw:
+        if codec is None:
+            yield raw
+        else:
+            with pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec) as stream:
+                yield stream
+
+
+def _unreachable(address: str, error: BaseException) -> InputError:
+    return InputError(
+        f"{address} cannot be read: {type(error).__name__}: {error}",
+        fix="check the path, the rights, the network and the store's credentials",
+    )
