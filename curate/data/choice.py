@@ -1,0 +1,119 @@
+"""What the plan says of the examples of one partition, as the arrays that writing needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from curate.data.example import KEY
+from curate.data.layout import RunFolder
+from curate.data.partitions import Output, Partition
+from curate.data.shard_layout import Component
+from curate.data.tables import meet
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The plan of one partition; N examples, in their order."""
+
+    rows: IntArray
+    """(N,) positions in the file."""
+    weights: npt.NDArray[np.float32]
+    """(N,) loss weights."""
+    domains: IntArray
+    """(N,) indices into `names`."""
+    names: tuple[str, ...]
+    """Domains that occur in the partition, sorted."""
+    copies: Mapping[int, IntArray]
+    """Phase -> (N,) how often each example is written; 0 is not at all."""
+    tokens: IntArray | None
+    """(N,) or None where the task has no tokens."""
+
+    def counts(self) -> dict[Component, int]:
+        """Rows that each component gets, copies counted; no zeros."""
+        found: dict[Component, int] = {}
+        for phase, copies in self.copies.items():
+            totals = np.zeros(len(self.names), dtype=np.int64)
+            np.add.at(totals, self.domains, copies)
+            for name, total in zip(self.names, totals.tolist(), strict=True):
+                if total:
+                    found[Component(phase, name)] = total
+        return found
+
+    def distinct(self) -> dict[Component, int]:
+        """Examples that each component gets, copies not counted; no zeros."""
+        once = {phase: np.minimum(copies, 1) for phase, copies in self.copies.items()}
+        return replace(self, copies=once).counts()
+
+    def part(self, start: int, stop: int) -> "Choice":
+        """The examples from `start` to before `stop`."""
+        cut = slice(start, stop)
+        return replace(
+            self,
+            rows=self.rows[cut],
+            weights=self.weights[cut],
+            domains=self.domains[cut],
+            copies={phase: copies[cut] for phase, copies in self.copies.items()},
+            tokens=self.tokens[cut] if self.tokens is not None else None,
+        )
+
+    def components(self) -> list[Component]:
+        """Every phase with every domain of the partition."""
+        return [Component(phase, name) for phase in self.copies for name in self.names]
+
+    def copies_of(self, component: Component) -> IntArray:
+        """(N,) how often a component gets each example."""
+        place = self.names.index(component.domain)
+        return np.where(self.domains == place, self.copies[component.phase], 0)
+
+
+def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Choice:
+    """The plan of one partition.
+
+    Args:
+        run: the run folder.
+        part: the partition.
+        tokenizer: digest of the tokenizer whose counts are wanted; None counts nothing.
+
+    Raises:
+        CurateError: plan, index and token counts are not of the same examples.
+    """
+    plan = pl.read_parquet(run.planned(part).path)
+    examples = _read(run.examples(part), [*KEY, "domain"])
+    meet(plan, examples)
+    keep = plan["keep"].fill_null(value=False).to_numpy()
+    names = tuple(sorted(examples["domain"].unique().to_list()))
+    places = {name: place for place, name in enumerate(names)}
+    tokens = None
+    if tokenizer is not None:
+        lengths = _read(run.lengths(part, tokenizer), [*KEY, "num_tokens"])
+        meet(plan, lengths)
+        tokens = lengths["num_tokens"].to_numpy().astype(np.int64)
+    return Choice(
+        rows=plan["row"].to_numpy().astype(np.int64),
+        weights=plan["weight"].fill_null(0.0).to_numpy().astype(np.float32),
+        domains=np.array([places[name] for name in examples["domain"].to_list()], dtype=np.int64),
+        names=names,
+        copies=_copies(plan, keep),
+        tokens=tokens,
+    )
+
+
+def _read(table: Output, columns: list[str]) -> pl.DataFrame:
+    return pl.read_parquet(table.path, columns=columns)
+
+
+def _copies(plan: pl.DataFrame, keep: npt.NDArray[np.bool_]) -> dict[int, IntArray]:
+    """Copies per phase; phase 0 stands for all of training where there are no phases."""
+    if "phases" not in plan.columns:
+        return {0: np.where(keep, plan["copies"].fill_null(0).to_numpy(), 0).astype(np.int64)}
+    num_phases = int(plan["phases"].list.len().max() or 0)  # pyright: ignore[reportArgumentType]
+    found: dict[int, IntArray] = {}
+    for phase in range(num_phases):
+        copies = plan["phases"].list.get(phase, null_on_oob=True).fill_null(0).to_numpy()
+        found[phase + 1] = np.where(keep, copies, 0).astype(np.int64)
+    return found

@@ -1,0 +1,156 @@
+"""`mixture.json` and `manifest.json` of the shards, as values.
+
+Both are functions of the shards and the plan alone: no time, no host, no path.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from curate.data.shard_layout import Component
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the mixture wanted of one phase."""
+
+    share: float
+    """Share of the phase in all of training."""
+    weights: Mapping[str, float]
+    """Domain -> share of the phase's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """All that the documents of the folder are made from."""
+
+    shards: Sequence[Mapping[str, Any]]
+    """Receipts of `curate.data.shards.write_group`, in canonical order."""
+    examples: Mapping[Component, int]
+    """Different examples of each component; its rows count copies too."""
+    names: Mapping[str, str]
+    """Domain or source -> slug."""
+    sources: Mapping[str, Sequence[str]]
+    """Source -> its domains."""
+    columns: Mapping[str, Mapping[str, str]]
+    """Column -> type, of all shards, under the key ""; or for each source its own."""
+    mixer: str | None
+    asked: Sequence[Asked]
+    """One entry for each phase; none where no mixture was asked for."""
+    tokenizer: str | None
+    """Digest of the tokenizer that counted; None where there are no tokens."""
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all shards have the same columns."""
+        return "" in self.columns
+
+    @property
+    def phases(self) -> list[int]:
+        return sorted({int(shard["phase"]) for shard in self.shards})
+
+    def sums(self, key: str) -> dict[Component, int]:
+        """Component -> sum over its shards of `rows`, `tokens` or `bytes`."""
+        found: dict[Component, int] = {}
+        for shard in self.shards:
+            component = Component(shard["phase"], shard["domain"])
+            found[component] = found.get(component, 0) + int(shard[key])
+        return dict(sorted(found.items()))
+
+    def total(self, key: str) -> int:
+        return sum(int(shard[key]) for shard in self.shards)
+
+
+def mixture(written: Written) -> dict[str, Any]:
+    """`mixture.json`: asked and realised shares of each domain in each phase.
+
+    Shares are shares of tokens (rows, where there are no tokens). Loaders that draw rows need
+    `row_probability`: share / mean tokens of a row, normalised; with the shares themselves a
+    domain of long rows would get too much.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "unit": "rows" if written.tokenizer is None else "tokens",
+        "tokenizer": written.tokenizer,
+        "mixer": written.mixer,
+        "rows": written.total("rows"),
+        "tokens": written.total("tokens") if written.tokenizer is not None else None,
+        "phases": [phase_entry(written, phase) for phase in written.phases],
+    }
+
+
+def manifest(written: Written, *, files: Mapping[str, str]) -> dict[str, Any]:
+    """`manifest.json`: every shard with what can be checked of it.
+
+    Args:
+        written: the shards.
+        files: other files of the folder -> digest.
+    """
+    domains = sorted({str(shard["domain"]) for shard in written.shards})
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "format": "parquet",
+        "rows": written.total("rows"),
+        "tokens": written.total("tokens") if written.tokenizer is not None else None,
+        "bytes": written.total("bytes"),
+        "domains": {domain: written.names[domain] for domain in domains},
+        "columns": written.columns,
+        "files": dict(files),
+        "shards": [dict(shard) for shard in written.shards],
+    }
+
+
+def phase_entry(written: Written, phase: int) -> dict[str, Any]:
+    """One phase of `mixture.json`."""
+    rows, tokens = written.sums("rows"), written.sums("tokens")
+    counted = rows if written.tokenizer is None else tokens
+    mine = [component for component in rows if component.phase == phase]
+    total = sum(counted[component] for component in mine)
+    everything = sum(counted.values())
+    asked = written.asked[max(0, phase - 1)] if written.asked else None
+    domains: dict[str, Any] = {}
+    for component in mine:
+        domain = component.domain
+        share = counted[component] / total if total else 0.0
+        domains[domain] = {
+            "config": ("" if not phase else f"phase-{phase}-") + written.names[domain],
+            "asked": asked.weights.get(domain, 0.0) if asked else None,
+            "realised": share,
+            "examples": written.examples[component],
+            "rows": rows[component],
+            "tokens": None if written.tokenizer is None else tokens[component],
+        }
+    _add_row_probabilities(domains)
+    for domain, weight in (asked.weights if asked else {}).items():
+        if domain not in domains:  # asked for, but nothing of it was kept
+            domains[domain] = {
+                "config": None,
+                "asked": weight,
+                "realised": 0.0,
+                "examples": 0,
+                "rows": 0,
+                "tokens": None if written.tokenizer is None else 0,
+                "row_probability": 0.0,
+            }
+    return {
+        "phase": phase,
+        "config": f"phase-{phase}" if phase else "default",
+        "asked": asked.share if asked else None,
+        "realised": total / everything if everything else 0.0,
+        "rows": sum(rows[component] for component in mine),
+        "tokens": None if written.tokenizer is None else total,
+        "domains": dict(sorted(domains.items())),
+    }
+
+
+def _add_row_probabilities(domains: dict[str, Any]) -> None:
+    raw: dict[str, float] = {}
+    for domain, entry in domains.items():
+        share = entry["realised"] if entry["asked"] is None else entry["asked"]
+        mean = (entry["tokens"] / entry["rows"]) if entry["tokens"] else 1.0
+        raw[domain] = share / mean
+    total = sum(raw.values())
+    for domain, entry in domains.items():
+        entry["row_probability"] = raw[domain] / total if total else 1 / len(raw)

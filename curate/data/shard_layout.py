@@ -1,0 +1,220 @@
+"""Which shards there will be: their names, rows and row groups, before a byte is written.
+
+A *component* is what gets files of its own: a domain, in one phase of training. A *group* is the
+unit of work: consecutive partitions of one source, read once and dealt out to the components. All
+sizes are estimates from the inputs' footers, all row counts are exact, and nothing depends on the
+number of workers; so the names are final before the first group starts.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from curate.data.partitions import Partition
+
+_SLUG_CHARS = 60
+_RESERVED = re.compile(r"default|train|phase-\d+.*", re.IGNORECASE)
+
+_OPEN_FILES = 200
+_BUFFER_BYTES = 96 << 20
+_ROW_GROUP_BYTES = 16 << 20
+_PIECE_BYTES = 32 << 20
+_ROW_GROUPS = 4
+_MOST_COMPONENTS_WORTH = 4
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Component:
+    """Rows that get files of their own."""
+
+    phase: int
+    """1, 2 ... in the order of training; 0 where the mixture has no phases."""
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the plan takes from one partition."""
+
+    partition: Partition
+    rows: dict[Component, int]
+    """Rows to write, copies counted; no zeros."""
+    disk_bytes: float
+    """Of a row in a shard, estimated."""
+    memory_bytes: float
+    """Of a row while it is handled, estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file."""
+
+    file: str
+    """Relative to the shards folder."""
+    component: Component
+    row_groups: tuple[int, ...]
+    """Rows of each row group."""
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.row_groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One task of the write stage."""
+
+    name: str
+    partitions: tuple[Partition, ...]
+    piece_rows: tuple[int, ...]
+    """For each partition, how many of its rows are held in memory at a time."""
+    shards: tuple[Shard, ...]
+    """In the order in which the rows of each component come."""
+
+
+def slugs(domains: Iterable[str]) -> dict[str, str]:
+    """Domain -> name of its folder and of its configuration in the card.
+
+    Letters, digits, dot, dash and underscore of ASCII stay. A name that would be empty, too long,
+    reserved, or the same as another's on a file system that ignores case gets a hash of the whole
+    domain name behind it; so a slug does not depend on the order in which domains are met.
+    """
+    names = sorted(set(domains))
+    found = _slugs(names, digits=8)
+    if len({slug.casefold() for slug in found.values()}) < len(names):
+        found = _slugs(names, digits=32)  # a domain that is called like another's slug and hash
+    return found
+
+
+def _slugs(names: list[str], *, digits: int) -> dict[str, str]:
+    plain = {name: _plain_slug(name) for name in names}
+    takers: dict[str, list[str]] = {}
+    for name in names:
+        takers.setdefault(plain[name].casefold(), []).append(name)
+    chosen: dict[str, str] = {}
+    for name in names:
+        slug, rivals = plain[name], takers[plain[name].casefold()]
+        exact = [rival for rival in rivals if plain[rival] == rival]
+        alone = len(rivals) == 1 or exact == [name]
+        usable = 0 < len(slug) <= _SLUG_CHARS and not _RESERVED.fullmatch(slug)
+        if not (alone and usable):
+            digest = xxhash.xxh3_128_hexdigest(name.encode())[:digits]
+            slug = f"{slug[:_SLUG_CHARS].rstrip('-._') or 'domain'}-{digest}"
+        chosen[name] = slug
+    return chosen
+
+
+def lay_out(kept: Sequence[Kept], *, size_bytes: float, names: Mapping[str, str]) -> list[Group]:
+    """All groups and their shards, in canonical order.
+
+    Args:
+        kept: one entry for each partition with something to write, in canonical order.
+        size_bytes: target size of a shard.
+        names: of `slugs`, for every domain.
+    """
+    groups: list[tuple[list[Kept], list[Component], bool]] = []
+    for share in _cut(kept, size_bytes):
+        components = sorted({component for entry in share for component in entry.rows})
+        for start in range(0, len(components), _OPEN_FILES):
+            bundle = components[start : start + _OPEN_FILES]
+            groups.append((share, bundle, len(components) > _OPEN_FILES))
+    sizes = [
+        {component: _sizes(share, component, size_bytes) for component in bundle}
+        for share, bundle, _ in groups
+    ]
+    totals: dict[Component, int] = {}
+    for per_component in sizes:
+        for component, cuts in per_component.items():
+            totals[component] = totals.get(component, 0) + len(cuts)
+    given: dict[Component, int] = {}
+    found: list[Group] = []
+    for (share, bundle, bundled), per_component in zip(groups, sizes, strict=True):
+        shards = list[Shard]()
+        for component in bundle:
+            for row_groups in per_component[component]:
+                number = given.get(component, 0)
+                given[component] = number + 1
+                file = _file(component, names[component.domain], number, totals[component])
+                shards.append(Shard(file, component, row_groups))
+        name = share[0].partition.name.removeprefix("part-")
+        if bundled:
+            name += f"-{xxhash.xxh3_64_hexdigest(repr(bundle[0]).encode())[:8]}"
+        found.append(_group(f"group-{name}", share, bundle, shards))
+    return found
+
+
+def _group(
+    name: str, share: Sequence[Kept], bundle: Sequence[Component], shards: Sequence[Shard]
+) -> Group:
+    read = [entry for entry in share if not entry.rows.keys().isdisjoint(bundle)]
+    pieces = tuple(max(1, int(_PIECE_BYTES / entry.memory_bytes)) for entry in read)
+    return Group(name, tuple(entry.partition for entry in read), pieces, tuple(shards))
+
+
+def folder(component: Component, slug: str) -> str:
+    """Folder of a component's files, relative to the shards folder."""
+    return f"data/phase-{component.phase}/{slug}" if component.phase else f"data/{slug}"
+
+
+def split_evenly(total: int, parts: int) -> tuple[int, ...]:
+    """`parts` counts that differ by at most one and sum to `total`; no zeros."""
+    parts = max(1, min(parts, total))
+    return tuple((i + 1) * total // parts - i * total // parts for i in range(parts))
+
+
+def _cut(kept: Sequence[Kept], size_bytes: float) -> list[list[Kept]]:
+    """Consecutive partitions of one source whose largest component is about one shard."""
+    by_source: dict[str, list[Kept]] = {}
+    for entry in kept:
+        by_source.setdefault(entry.partition.source, []).append(entry)
+    return [share for entries in by_source.values() for share in _cut_source(entries, size_bytes)]
+
+
+def _cut_source(entries: Sequence[Kept], size_bytes: float) -> list[list[Kept]]:
+    """`_cut` for one source."""
+    sizes: dict[Component, float] = {}
+    for entry in entries:
+        for component, rows in entry.rows.items():
+            sizes[component] = sizes.get(component, 0.0) + rows * entry.disk_bytes
+    total = sum(sizes.values())
+    # Domains usually lie mixed: then a group must be several shards large for its largest
+    # component to fill one. The cap keeps groups small enough to share out and to repeat.
+    worth = min(_MOST_COMPONENTS_WORTH, total / max(sizes.values()))
+    num_groups = max(1, round(total / (size_bytes * worth)))
+    cut, current, seen = list[list[Kept]](), list[Kept](), 0.0
+    for entry in entries:
+        current.append(entry)
+        seen += sum(entry.rows.values()) * entry.disk_bytes
+        if seen >= total * (len(cut) + 1) / num_groups:
+            cut.append(current)
+            current = []
+    return [*cut, current] if current else cut
+
+
+def _sizes(share: Sequence[Kept], component: Component, size_bytes: float) -> list[tuple[int, ...]]:
+    """Row groups of each shard that a component gets from one group."""
+    mine = [(entry, entry.rows[component]) for entry in share if component in entry.rows]
+    num_rows = sum(rows for _, rows in mine)
+    disk = sum(rows * entry.disk_bytes for entry, rows in mine)
+    memory = sum(rows * entry.memory_bytes for entry, rows in mine) / num_rows
+    num_shards = round(disk / size_bytes) if disk > 1.5 * size_bytes else 1
+    num_components = min(_OPEN_FILES, len({c for entry in share for c in entry.rows}))
+    limit = max(1 << 20, min(_ROW_GROUP_BYTES, _BUFFER_BYTES / num_components))
+    shards: list[tuple[int, ...]] = []
+    for rows in split_evenly(num_rows, num_shards):
+        least = _ROW_GROUPS if disk / num_shards > size_bytes / 2 else 1
+        shards.append(split_evenly(rows, max(least, -int(-rows * memory // limit))))
+    return shards
+
+
+def _file(component: Component, slug: str, number: int, total: int) -> str:
+    return f"{folder(component, slug)}/train-{number:05d}-of-{total:05d}.parquet"
+
+
+def _plain_slug(domain: str) -> str:
+    text = unicodedata.normalize("NFKD", domain)
+    text = "".join(char for char in text if not unicodedata.combining(char))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")

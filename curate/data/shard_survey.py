@@ -1,0 +1,176 @@
+"""What there is to write: counts from the plan, sizes from footers and a sample, the columns."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.data.choice import Choice, read_choice
+from curate.data.cutting import Footer, read_footer
+from curate.data.layout import RunFolder
+from curate.data.partitions import Partition
+from curate.data.payload import Payload
+from curate.data.reading import payload_schema, resolve_address
+from curate.data.shard_layout import Component, Group, Kept, lay_out, slugs
+from curate.data.shard_settings import Shards
+from curate.data.shards import complete_rows, shard_schema, writer_options
+from curate.errors import CurateError, InputError
+
+log = logging.getLogger(__name__)
+
+_SAMPLE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All that there is to write."""
+
+    groups: list[Group]
+    """In canonical order."""
+    schemas: dict[str, pa.Schema]
+    """Source -> columns of its shards; all equal where the columns of all sources agree."""
+    is_uniform: bool
+    """Whether they do."""
+    examples: dict[Component, int]
+    """Different examples of each component; copies not counted."""
+    names: dict[str, str]
+    """Domain or source -> slug."""
+    sources: dict[str, list[str]]
+    """Source -> its domains with something to write."""
+    size_bytes: float
+    """Of all shards, estimated."""
+    seconds: float
+    """Of one process writing them, estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What the plan takes from one partition."""
+
+    partition: Partition
+    rows: dict[Component, int]
+    examples: dict[Component, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What a source's rows need, for each byte that its files hold after decompression."""
+
+    disk: float
+    memory: float
+    seconds: float
+
+
+def survey(run: RunFolder, partitions: Sequence[Partition], settings: Shards) -> Survey:
+    """Look through the plan; writes nothing.
+
+    Args:
+        run: the run folder.
+        partitions: all of them, in canonical order, planned.
+        settings: size, codec and level of the shards.
+
+    Raises:
+        CurateError: the plan keeps nothing.
+        InputError: an input file is gone, or its columns have no common type.
+    """
+    counted: list[_Counted] = []
+    for part in partitions:
+        choice = read_choice(run, part, tokenizer=None)
+        if rows := choice.counts():
+            counted.append(_Counted(part, rows, choice.distinct()))
+    if not counted:
+        raise CurateError(
+            "the plan keeps no example, so there is nothing to write",
+            fix="raise plan.keep, or look at the reasons with `curate show`",
+        )
+    schemas, is_uniform = _schemas(run, [entry.partition for entry in counted])
+    sources: dict[str, set[str]] = {}
+    examples: dict[Component, int] = {}
+    for entry in counted:
+        for component, number in entry.examples.items():
+            sources.setdefault(entry.partition.source, set()).add(component.domain)
+            examples[component] = examples.get(component, 0) + number
+    names = slugs([*sources, *(domain for domains in sources.values() for domain in domains)])
+    samples: dict[str, _Sample] = {}
+    footers: dict[str, Footer] = {}
+    kept: list[Kept] = []
+    seconds = 0.0
+    for entry in counted:
+        part = entry.partition
+        if part.address not in footers:
+            footers[part.address] = read_footer(resolve_address(run, part.address), part.stamp)
+        raw = _bytes_per_row(footers[part.address], part)
+        if part.source not in samples:
+            samples[part.source] = _sample(run, part, raw, schemas[part.source], settings)
+        sample = samples[part.source]
+        kept.append(Kept(part, entry.rows, raw * sample.disk, raw * sample.memory))
+        seconds += sum(entry.rows.values()) * raw * sample.seconds
+    return Survey(
+        groups=lay_out(kept, size_bytes=settings.size_mb * 1e6, names=names),
+        schemas=schemas,
+        is_uniform=is_uniform,
+        examples=dict(sorted(examples.items())),
+        names=names,
+        sources={source: sorted(domains) for source, domains in sources.items()},
+        size_bytes=sum(sum(entry.rows.values()) * entry.disk_bytes for entry in kept),
+        seconds=seconds,
+    )
+
+
+def _bytes_per_row(footer: Footer, part: Partition) -> float:
+    """Size of a row after decompression, averaged over the row groups of a partition."""
+    rows = size = first = 0
+    for group in footer.groups:
+        if first < part.first_row + part.num_rows and first + group.num_rows > part.first_row:
+            rows += group.num_rows
+            size += group.size_bytes
+        first += group.num_rows
+    return max(1.0, size / max(1, rows))
+
+
+def _schemas(run: RunFolder, partitions: Sequence[Partition]) -> tuple[dict[str, pa.Schema], bool]:
+    """Columns of the shards of each source, and whether they are the same for all."""
+    by_source: dict[str, list[Partition]] = {}
+    for part in partitions:
+        by_source.setdefault(part.source, []).append(part)
+    try:
+        common = shard_schema(payload_schema(run, partitions))
+    except InputError as error:
+        if len(by_source) == 1:
+            raise
+        log.warning("%s; each source keeps its own columns", error.what)
+        found = {name: shard_schema(payload_schema(run, own)) for name, own in by_source.items()}
+        return found, False
+    return dict.fromkeys(by_source, common), True
+
+
+def _sample(
+    run: RunFolder, part: Partition, raw: float, schema: pa.Schema, settings: Shards
+) -> _Sample:
+    """Write the first kept rows of a source to memory, and see what they need.
+
+    The codec of the input may be another, and columns that repeat a few values take far more
+    memory than their footer says.
+    """
+    choice: Choice = read_choice(run, part, tokenizer=None)
+    kept = np.flatnonzero(sum(copies > 0 for copies in choice.copies.values()))
+    index = kept[: max(1, int(_SAMPLE_BYTES / raw))]
+    started = time.perf_counter()
+    with Payload(run) as payload:
+        rows = payload.take(part, choice.rows[index], batch_rows=len(index))
+    table = complete_rows(rows, part, choice, index, schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **writer_options(settings))
+    seconds = time.perf_counter() - started
+    metadata = pq.read_metadata(pa.BufferReader(sink.getvalue()))
+    size = sum(
+        metadata.row_group(i).column(j).total_compressed_size
+        for i in range(metadata.num_row_groups)
+        for j in range(metadata.num_columns)
+    )
+    taken = raw * len(index)
+    return _Sample(size / taken, table.nbytes / taken, seconds / taken)
