@@ -154,7 +154,8 @@ class Search:
         self._found: list[Found | None] = [None] * len(targets)
         roots: dict[int, _Node] = {}
         for index, target in enumerate(targets):
-            if target.amount <= 0 and (target.cover or target.unit == "rows"):
+            nothing = target.cover or target.unit == "rows"  # else rows without tokens come in
+            if target.amount < 0 or (target.amount == 0 and nothing):
                 self._found[index] = Found(0, 0, 0)
                 continue
             root = _Node(target.group, 0, 0, sizes.get(target.group, 0))

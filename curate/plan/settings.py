@@ -44,6 +44,14 @@ class Weights:
     clip: tuple[float, float] = (0.1, 10.0)
     """Smallest and largest weight, relative to the mean, before the mean is set to 1."""
 
+    def __post_init__(self) -> None:
+        low, high = self.clip
+        if not 0 <= low <= 1 <= high:
+            raise ConfigError(
+                f"clip is {list(self.clip)}, which does not hold the mean weight, 1",
+                fix="set plan.weights.clip to limits such as [0.1, 10]",
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -95,9 +103,9 @@ class Plan:
                 + ("there is no score" if self.score is None else "the order is middle"),
                 fix="remove plan.drop_first, or set plan.score and an order with an end",
             )
-        if self.temperature <= 0 or self.max_repeats < 1:
+        if not (self.temperature > 0 and 1 <= self.max_repeats <= 65_535):
             raise ConfigError(
-                "temperature must be above 0 and max_repeats at least 1",
+                "temperature must be above 0 and max_repeats from 1 to 65,535",
                 fix="remove them to use the defaults",
             )
 

@@ -1,0 +1,229 @@
+"""The planner: from settings, a mixture and tables to thresholds, and from these to the plan table.
+
+Nothing here grows with the number of rows, but for what `rank` needs: the data are gone through
+partition by partition, a few times.
+
+Shapes: G groups, P phases.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+
+from curate.data.example import KEY, TRAIN
+from curate.errors import InputError
+from curate.plan.expression import INDEX_COLUMNS, Expression, parse_expression
+from curate.plan.groups import Batch, Cells, Grouping, Groups, Tables, batch_of
+from curate.plan.mixture import Mixture
+from curate.plan.passes import Survey, weigh_passes, window_passes
+from curate.plan.realise import demand
+from curate.plan.rules import REASONS, Order, Rule, Thresholds, decide, weights_of
+from curate.plan.scoring import Passes, Scoring, scoring_passes
+from curate.plan.settings import Plan
+from curate.plan.weights import WeightSums, check_effective_share, effective_size
+
+__all__ = ["REASONS", "Arm", "Tables", "apply_plan", "make_plan", "make_plans", "run_together"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One plan of several that are made in the same passes."""
+
+    settings: Plan
+    mixture: Mixture | None = None
+    repeat: bool = False
+    """Whether examples may be used again without a mixture, up to `max_repeats`."""
+    scoring: Scoring | None = None
+    """Of another arm, to be used in place of one's own ranks and z-scores."""
+
+
+def make_plan(
+    tables: Tables,
+    settings: Plan,
+    *,
+    seed: int,
+    mixture: Mixture | None = None,
+    repeat: bool = False,
+    label: str = "plan",
+) -> Thresholds:
+    """The plan that the settings ask for.
+
+    Args:
+        tables: the examples, their lengths and scores.
+        settings: the rules.
+        seed: of the draws.
+        mixture: shares of the domains; without one each group keeps the same share.
+        repeat: allow copies without a mixture, where more is asked for than there is.
+        label: plans of one seed and label draw alike, others independently.
+
+    Raises:
+        ConfigError: the score is no expression over columns that were scored.
+        InputError: there are no training examples, or no scores.
+        CurateError: the mixture lacks a domain, or a few examples carry all the weight.
+    """
+    return make_plans(tables, {label: Arm(settings, mixture, repeat)}, seed=seed)[label]
+
+
+def make_plans(tables: Tables, arms: Mapping[str, Arm], *, seed: int) -> dict[str, Thresholds]:
+    """Several plans, made in the same passes over the data; see `make_plan`.
+
+    Args:
+        tables: the examples, their lengths and scores.
+        arms: label -> what is asked for.
+        seed: of the draws.
+    """
+    parsed = {label: _Parsed.of(arm.settings, tables) for label, arm in arms.items()}
+    columns = sorted({name for each in parsed.values() for name in each.columns})
+    cells = Cells(any(arm.settings.within == "label" for arm in arms.values()))
+
+    def batches() -> Iterable[Batch]:
+        return (batch_of(frame, cells, seed=seed) for frame in tables.frames(columns))
+
+    computations = {
+        label: _plan_passes(arm, parsed[label], label, cells, seed) for label, arm in arms.items()
+    }
+    return run_together(computations, batches)
+
+
+def run_together(
+    computations: Mapping[str, Passes[T]], batches: Callable[[], Iterable[Batch]]
+) -> dict[str, T]:
+    """Results of computations that need several passes; each pass serves all of them."""
+    results: dict[str, T] = {}
+    waiting: dict[str, Callable[[Batch], None]] = {}
+    due = list(computations)
+    while True:
+        for name in due:
+            try:
+                waiting[name] = next(computations[name])
+            except StopIteration as stop:
+                results[name] = stop.value
+                waiting.pop(name, None)
+        if not waiting:
+            return {name: results[name] for name in computations}
+        due = list(waiting)
+        for batch in batches():
+            for add in waiting.values():
+                add(batch)
+
+
+def apply_plan(frame: pl.DataFrame, plan: Thresholds) -> pl.DataFrame:
+    """The plan's table of one partition.
+
+    Args:
+        frame: columns of `curate.plan.groups.INDEX` and the score columns that the plan reads.
+        plan: from `make_plan`.
+
+    Returns:
+        The frame's rows in their order: the key, keep, weight, copies, reason, and, where the
+        mixture has several phases, `phases`: the copies of each.
+    """
+    batch = batch_of(frame, Cells(plan.grouping.within == "label"), seed=plan.seed)
+    decision = decide(batch, plan)
+    training = (frame["split"] == TRAIN).to_numpy()
+    copies = np.zeros(frame.height, np.uint32)
+    copies[training] = decision.copies
+    weight = np.zeros(frame.height, np.float32)
+    weight[training] = weights_of(batch, decision, plan)
+    reason = np.full(frame.height, REASONS.index("held_out"), np.int8)
+    reason[training] = decision.reason
+    table = frame.select(KEY).with_columns(
+        keep=pl.Series(copies > 0),
+        weight=pl.Series(weight),
+        copies=pl.Series(copies),
+        reason=pl.Series(REASONS, dtype=pl.String).gather(pl.Series(reason)),
+    )
+    if len(plan.phases) == 1:
+        return table
+    phases = np.zeros((frame.height, len(plan.phases)), np.uint16)
+    phases[training] = decision.by_phase
+    series = pl.Series(phases, dtype=pl.Array(pl.UInt16, len(plan.phases)))
+    return table.with_columns(phases=series.arr.to_list())
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """The expressions of a plan."""
+
+    score: Expression | None
+    weights: Expression | None
+
+    @classmethod
+    def of(cls, settings: Plan, tables: Tables) -> "_Parsed":
+        score = weights = None
+        if settings.score is not None:
+            score = parse_expression(settings.score, tables.scorers)
+        if settings.weights is not None:
+            where = "plan.weights.score"
+            weights = parse_expression(settings.weights.score, tables.scorers, where=where)
+        return cls(score, weights)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The score columns that are read."""
+        names = [c for each in (self.score, self.weights) if each is not None for c in each.columns]
+        return tuple(name for name in names if name not in INDEX_COLUMNS)
+
+
+def _plan_passes(
+    arm: Arm, parsed: _Parsed, label: str, cells: Cells, seed: int
+) -> Passes[Thresholds]:
+    settings, grouping = arm.settings, Grouping(arm.settings.within, arm.mixture is not None)
+    scoring = arm.scoring
+    if scoring is None and parsed.score is not None:
+        scoring = yield from scoring_passes(parsed.score, grouping)
+    survey = Survey(Groups(grouping), Order(settings, label, scoring))
+    yield survey.add
+    if not survey.groups.groups:
+        raise InputError(
+            "there are no training examples", fix="check the sources, or lower index.held_out"
+        )
+    yield from survey.drop_passes()
+    supplies = survey.supplies()
+    most = settings.max_repeats if arm.mixture is not None or arm.repeat else 1.0
+    wanted = demand(supplies, settings.kept, mixture=arm.mixture, most_copies=most)
+    windows, sums = yield from window_passes(survey, supplies, wanted)
+    rules = tuple(
+        Rule(
+            group=supply.group,
+            drop=survey.drops[code],
+            windows=windows[code],
+            share=wanted.shares[code],
+            asked=wanted.steps[code][-1],
+            rows=supply.rows,
+            tokens=supply.tokens,
+            eligible_rows=supply.eligible_rows,
+            eligible_tokens=supply.eligible_tokens,
+            kept_rows=sums[code].rows,
+            kept_copies=sums[code].copies,
+            kept_tokens=sums[code].tokens,
+        )
+        for code, supply in enumerate(supplies)
+    )
+    plan = Thresholds(
+        settings=settings,
+        seed=seed,
+        label=label,
+        grouping=grouping,
+        scoring=scoring,
+        moments=survey.moments,
+        rules=rules,
+        weighing=None,
+        unit=wanted.unit,
+        asked=wanted.asked,
+        phases=(1.0,) if arm.mixture is None else tuple(p.share for p in arm.mixture.phases),
+        domains=survey.domains(cells),
+        weights=None if arm.mixture is None else arm.mixture.mean(),
+        effective_size=effective_size(sum(s.copies for s in sums), sum(s.square for s in sums)),
+    )
+    if parsed.weights is not None:
+        return (yield from weigh_passes(plan, parsed.weights))
+    copies = WeightSums(plan.kept_rows, plan.kept_copies, plan.kept_copies)
+    copies.square = sum(s.square for s in sums)
+    check_effective_share(copies, least=settings.min_effective_share, force=settings.force)
+    return plan
