@@ -1,0 +1,1 @@
+"""Statistics: paired tests, correction, power, verdicts, agreement; pure functions of numbers."""
