@@ -1,0 +1,226 @@
+"""Models: loaded from a folder or the hub, or made from scratch; named by a digest of the weights.
+
+Weights come from safetensors only, and no code of a model's repository is run.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from curate.config import plain, resolve
+from curate.data.files import fingerprint
+from curate.errors import ConfigError, InputError, MissingDependencyError
+from curate.models.mlp import MLP, MODEL_TYPE
+from curate.models.saved import (
+    max_positions,
+    model_digest,
+    model_folder,
+    read_config,
+    weights_files,
+)
+from curate.models.scratch import build_model
+from curate.models.settings import Model
+from curate.models.tasks import task_class
+from curate.models.tokens import load_tokenizer
+
+__all__ = [
+    "LoadedModel",
+    "build_model",
+    "load_cached",
+    "load_model",
+    "max_positions",
+    "model_digest",
+    "model_folder",
+    "pick_device",
+    "tokenizer_of",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to measure, in eval mode on its device."""
+
+    model: nn.Module
+    tokenizer: Any | None
+    digest: str
+    """Of configuration, weights and tokenizer: 32 hexadecimal digits."""
+    max_positions: int | None
+    """Longest input that the model can take; None where there is no limit."""
+    device: torch.device
+
+
+def load_model(
+    model: Model,
+    task: Any,
+    *,
+    checkpoint: Path | None = None,
+    head_seed: int | None = None,
+    dtype: str | None = None,
+) -> LoadedModel:
+    """A model from a folder or the hub.
+
+    Args:
+        model: settings; `name`, `revision`, `tokenizer`, `dtype` and `device` are read.
+        task: settings of the task, which say what kind of model it is and how many classes.
+        checkpoint: a folder to load in place of `model.name`.
+        head_seed: a classifier without a head for these classes gets a fresh one from this seed,
+            to be trained; None refuses it, as its scores would be random.
+        dtype: of the weights in place of `model.dtype`.
+
+    Raises:
+        InputError: no such model, no safetensors, no tokenizer, or the files cannot be read.
+        ConfigError: the model does not fit the task.
+        MissingDependencyError: `model.device` asks for a GPU that is not there.
+    """
+    device = pick_device(model.device)
+    folder = checkpoint or model_folder(model)
+    config = read_config(folder)
+    kind = task_class(task)
+    if config.get("model_type") == MODEL_TYPE:
+        loaded: nn.Module = MLP.from_pretrained(folder)
+        _check_classes(config["num_classes"], task, folder)
+        loaded = loaded.to(getattr(torch, dtype or model.dtype))
+        return LoadedModel(loaded.to(device).eval(), None, model_digest(folder), None, device)
+    if kind.model_class == "curate.models.mlp:MLP":
+        raise ConfigError(
+            f"{folder} holds a {config.get('model_type')} model, which does not read tables",
+            fix="set model.config to {model_type: mlp, hidden: [64]}, or change task.kind",
+        )
+    tokenizer = tokenizer_of(model, folder) if kind.needs_tokenizer else None
+    weights_files(folder)
+    loaded = _from_pretrained(kind, folder, task, head_seed, dtype or model.dtype)
+    _check_vocabulary(loaded, tokenizer, folder)
+    _set_padding(loaded, tokenizer)
+    return LoadedModel(
+        loaded.to(device).eval(),
+        tokenizer,
+        model_digest(folder, tokenizer),
+        max_positions(loaded),
+        device,
+    )
+
+
+def tokenizer_of(model: Model, folder: Path) -> Any:
+    """The tokenizer in the model's folder, or the one that `model.tokenizer` names.
+
+    Raises:
+        InputError: there is none.
+    """
+    if isinstance(model.tokenizer, str):
+        return load_tokenizer(model.tokenizer)
+    return load_tokenizer(folder)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a setting stands for; auto takes a GPU where there is one.
+
+    Raises:
+        ConfigError: it is no device.
+        MissingDependencyError: it asks for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {name!r}", fix="use auto, cpu or cuda") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MissingDependencyError(
+            f"model.device is {name}, but this machine has {torch.cuda.device_count()} GPUs",
+            fix="set model.device to auto or cpu, or install torch for your GPU",
+        )
+    return device
+
+
+_last: dict[str, LoadedModel] = {}
+
+
+def load_cached(model: Model, task: Any, *, checkpoint: Path | None, digest: str) -> LoadedModel:
+    """`load_model`, remembering the last model: a worker builds its model once, not per task.
+
+    Args:
+        model: settings of the model.
+        task: settings of the task.
+        checkpoint: a folder to load in place of `model.name`.
+        digest: of the files, so that a folder whose content has changed is read again.
+    """
+    key = fingerprint(model=plain(model), task=plain(task), folder=str(checkpoint), digest=digest)
+    if key not in _last:
+        _last.clear()  # before loading: two models may not fit
+        _last[key] = load_model(model, task, checkpoint=checkpoint)
+    return _last[key]
+
+
+def _from_pretrained(
+    kind: Any, folder: Path, task: Any, head_seed: int | None, dtype: str
+) -> nn.Module:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # bars belong to the command line
+    auto = resolve({}, kind.model_class, what="model class")
+    options: dict[str, Any] = {}
+    if hasattr(task, "num_classes") and head_seed is not None:
+        options = {"num_labels": task.num_classes, "ignore_mismatched_sizes": True}
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(head_seed or 0)
+            model, report = auto.from_pretrained(
+                str(folder),
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"the model in {folder} cannot be loaded for task {task.kind}:"
+            f" {(str(error).strip().splitlines() or [type(error).__name__])[0]}",
+            fix="check that the folder was saved by transformers and suits the task",
+        ) from error
+    if hasattr(task, "num_classes") and head_seed is None:
+        _check_classes(model.config.num_labels, task, folder)
+    missing = sorted(str(key) for key in report["missing_keys"])
+    if missing and head_seed is None:
+        raise InputError(
+            f"the model in {folder} has no weights for {missing[0]}"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            + f", so its scores for task {task.kind} would be random",
+            fix="fine-tune it first (checkpoints.train), or name a model trained for this task",
+        )
+    return model
+
+
+def _check_classes(found: int, task: Any, folder: Path) -> None:
+    if found != getattr(task, "num_classes", found):
+        raise ConfigError(
+            f"the model in {folder} has {found} classes, but task.num_classes is"
+            f" {task.num_classes}",
+            fix=f"set task.num_classes to {found}, or train a model for these classes",
+        )
+
+
+def _check_vocabulary(model: nn.Module, tokenizer: Any | None, folder: Path) -> None:
+    """A token number beyond the embedding would end in an IndexError, or on a GPU in a crash."""
+    if tokenizer is None:
+        return
+    rows = cast(Any, model).get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the model in {folder} knows {rows}",
+            fix="use the tokenizer that the model was trained with",
+        )
+
+
+def _set_padding(model: nn.Module, tokenizer: Any | None) -> None:
+    """Sequence classifiers of the GPT kind find the last token of a text by the padding token."""
+    config = cast(Any, model).config
+    if tokenizer is not None and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )

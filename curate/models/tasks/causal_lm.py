@@ -1,0 +1,135 @@
+"""Next-token prediction: plain text, prompt and response, or chat messages.
+
+A sequence starts with the tokenizer's beginning token where it has one, so that the first token of
+the text counts too; a chat starts as its template says. No end token is added. A prompt and its
+response are tokenized apart and joined, so that no token straddles the border; the prompt is read
+and never counted. Sequences are cut on the right at `max_tokens`.
+
+Shapes: N examples of a partition, B examples of a batch, T positions, M counted positions,
+D width, V tokens of the vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from curate.errors import ConfigError
+from curate.models.head import counted_logits
+from curate.models.settings import CausalLM
+from curate.models.tasks.chat import ChatEncoder
+from curate.models.tasks.protocol import Batch, Encoded, Flat
+from curate.models.tasks.ragged import Ragged, pad
+from curate.models.tokens import padding_id, token_ids
+
+_IGNORED = -100
+
+
+class CausalLMTask:
+    """The loss of each next token; which tokens count depends on the source's columns."""
+
+    model_class: ClassVar[str] = "transformers:AutoModelForCausalLM"
+    needs_tokenizer: ClassVar[bool] = True
+
+    def __init__(
+        self, settings: CausalLM, tokenizer: Any, *, max_positions: int | None = None
+    ) -> None:
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.max_tokens = min(settings.max_tokens, max_positions or settings.max_tokens)
+        self._padding = padding_id(tokenizer, needed=False)
+
+    def encode(self, fields: pl.DataFrame) -> Encoded:
+        problems: dict[int, str] = {}
+        if "messages" in fields.columns:
+            chat = ChatEncoder(self.tokenizer, self.settings.turns)
+            ids, counted, problems = chat.encode(fields)
+        elif "response" in fields.columns:
+            ids, counted = self._answers(fields)
+        elif "text" in fields.columns:
+            ids, counted = self._texts(fields)
+        else:
+            raise ConfigError(
+                "task causal-lm reads text, but the source names none",
+                fix="set sources.NAME.text, or prompt and response, or messages",
+            )
+        lengths = np.array([len(row) for row in ids], dtype=np.int64)
+        tokens = Ragged.of([row[: self.max_tokens] for row in ids])
+        marks = Ragged.of([row[: self.max_tokens] for row in counted], dtype=np.bool_)
+        return Encoded(
+            lengths=np.maximum(tokens.lengths, 1),
+            num_scored=marks.sums(),
+            truncated=lengths > self.max_tokens,
+            arrays={"tokens": tokens.values, "starts": tokens.starts, "counted": marks.values},
+            problems=problems,
+        )
+
+    def collate(self, encoded: Encoded, indices: Sequence[int] | np.ndarray) -> Batch:
+        """`targets` (B, T - 1) holds at each position the token that follows, or -100."""
+        starts = encoded.arrays["starts"]
+        batch = pad(Ragged(encoded.arrays["tokens"], starts), indices, self._padding)
+        counted = Ragged(encoded.arrays["counted"], starts).rectangle(indices, 0)
+        following = batch["input_ids"][:, 1:]
+        batch["targets"] = following.masked_fill(~torch.from_numpy(counted[:, 1:]), _IGNORED)
+        return batch
+
+    def logits_and_targets(self, model: nn.Module, batch: Batch) -> Flat:
+        (flat,) = self._flat(model, batch, whole=True)
+        return flat
+
+    def pieces(self, model: nn.Module, batch: Batch) -> Iterator[Flat]:
+        return self._flat(model, batch, whole=False)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        flat = self.logits_and_targets(model, batch)
+        if not len(flat.targets):
+            return flat.logits.sum()  # 0, with a graph
+        return functional.cross_entropy(flat.logits, flat.targets)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "max_tokens": self.max_tokens,
+            "template": ChatEncoder(self.tokenizer, self.settings.turns).digest,
+        }
+
+    def _flat(self, model: nn.Module, batch: Batch, *, whole: bool) -> Iterator[Flat]:
+        targets = batch["targets"]
+        inputs = {key: value for key, value in batch.items() if key != "targets"}
+        owner, column = torch.nonzero(targets != _IGNORED, as_tuple=True)
+        start = 0
+        for logits in counted_logits(model, inputs, owner, column, whole=whole):
+            stop = start + len(logits)
+            rows, columns = owner[start:stop], column[start:stop]
+            yield Flat(logits, targets[rows, columns], rows)
+            start = stop
+
+    def _texts(self, fields: pl.DataFrame) -> tuple[list[list[int]], list[list[bool]]]:
+        first = self._beginning()
+        ids = [first + row for row in token_ids(self.tokenizer, _strings(fields, "text"))]
+        # The very first token of a sequence has nothing to be predicted from.
+        return ids, [[False] + [True] * (len(row) - 1) if row else [] for row in ids]
+
+    def _answers(self, fields: pl.DataFrame) -> tuple[list[list[int]], list[list[bool]]]:
+        prompts = token_ids(self.tokenizer, _strings(fields, "prompt"))
+        responses = token_ids(self.tokenizer, _strings(fields, "response"))
+        ids: list[list[int]] = []
+        counted: list[list[bool]] = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            given = self._beginning() + prompt
+            ids.append(given + response)
+            marks = [False] * len(given) + [True] * len(response)
+            marks[:1] = [False] * len(marks[:1])
+            counted.append(marks)
+        return ids, counted
+
+    def _beginning(self) -> list[int]:
+        token = self.tokenizer.bos_token_id
+        return [] if token is None else [int(token)]
+
+
+def _strings(fields: pl.DataFrame, column: str) -> list[str]:
+    return fields[column].fill_null("").to_list()
