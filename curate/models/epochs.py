@@ -83,7 +83,7 @@ def epoch_windows(
         batch_tokens: longest example times number of examples stays within it; an example that is
             longer by itself makes a batch of its own.
     """
-    order = _permutation(len(lengths), random_seed(seed, "train", epoch, "partitions"))
+    order = random_permutation(len(lengths), random_seed(seed, "train", epoch, "partitions"))
     for first in range(0, len(order), WINDOW):
         parts = tuple(sorted(int(part) for part in order[first : first + WINDOW]))
         joined = np.concatenate([lengths[part] for part in parts])
@@ -140,7 +140,7 @@ def _batches(lengths: Lengths, seed: int, batch_tokens: int) -> list[npt.NDArray
     members = np.flatnonzero(lengths > 0)
     if len(members) == 0:
         return []
-    members = members[_permutation(len(members), seed)]
+    members = members[random_permutation(len(members), seed)]
     mean = float(lengths[members].mean())
     block_size = max(1, int(_BATCHES_PER_BLOCK * batch_tokens / mean))
     batches = list[npt.NDArray[np.int64]]()
@@ -153,11 +153,11 @@ def _batches(lengths: Lengths, seed: int, batch_tokens: int) -> list[npt.NDArray
             count = max(1, batch_tokens // int(lengths[block[start]]))
             batches.append(block[start : start + count])
             start += count
-    order = _permutation(len(batches), random_seed(seed, "batches"))
+    order = random_permutation(len(batches), random_seed(seed, "batches"))
     return [batches[i] for i in order]
 
 
-def _permutation(size: int, seed: int) -> npt.NDArray[np.int64]:
+def random_permutation(size: int, seed: int) -> npt.NDArray[np.int64]:
     """A random order of `size` things; numpy promises raw draws, not shuffles, to stay as they
     are from version to version."""
     return np.argsort(np.random.PCG64(seed).random_raw(size), kind="stable")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from curate.errors import CurateError
+from curate.errors import CurateError, DivergedError
 from curate.models.checkpoints import Checkpoint, load_state, save_checkpoint, save_state
 from curate.models.epochs import Lengths, Schedule, epoch_windows
 from curate.models.optimiser import Optimiser, StepResult, own_random_state
@@ -32,6 +32,8 @@ Item = TypeVar("Item")
 
 _POINTS = 100
 """Points of the learning curve, about, besides one at each checkpoint."""
+_TELL_SECONDS = 20.0
+"""How often the log has a line, besides one at each checkpoint."""
 _PENDING_STEPS = 50
 """Steps whose losses may wait on a GPU: fetching them makes the host wait for it."""
 
@@ -47,6 +49,8 @@ class Data(NamedTuple):
     """Examples to evaluate on at each checkpoint."""
     write_log: Callable[[int, int, npt.NDArray[np.float32] | None], object]
     """Called with epoch, partition and (3, N) loss, correct, margin of its examples."""
+    weights: Callable[[tuple[int, ...]], npt.NDArray[np.float32]] | None = None
+    """Loss weights (N,) of the examples of some partitions; None where all weigh 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,7 @@ class Files:
     root: Path
     """The run's folder of checkpoints."""
     seed: int
+    """As the user numbers the runs; it names the folder."""
     fingerprint: str
     """Of everything the run depends on; a state with another one is not resumed."""
     write_model: Callable[[Path], object]
@@ -105,8 +110,7 @@ def run_steps(
             result = optimiser.step(lambda model, item=item: losses(model, item))
         except torch.cuda.OutOfMemoryError as error:
             raise CurateError(
-                f"seed {optimiser.seed}, step {optimiser.step_number + 1}: the GPU has not enough"
-                " memory for a batch",
+                f"step {optimiser.step_number + 1}: the GPU has not enough memory for a batch",
                 fix="lower checkpoints.train.batch_tokens",
             ) from error
         yield item, result
@@ -128,7 +132,7 @@ def train(
         The points of the learning curve.
 
     Raises:
-        CurateError: the loss is no longer finite; names seed and step.
+        DivergedError: the loss is no longer finite; names seed and step.
         OutputError: the disk refuses a write.
     """
     with own_random_state(optimiser.device):
@@ -186,6 +190,7 @@ class _Loop:
     encoded: tuple[tuple[int, ...], Encoded] | None = None
     """The window in memory and its examples."""
     state_time: float = field(default_factory=time.monotonic)
+    told_time: float = field(default_factory=time.monotonic)
 
     def resume(self) -> None:
         """Go on from the saved state, where there is one of this very run."""
@@ -248,7 +253,7 @@ class _Loop:
     def _windows(self, epoch: int):
         return epoch_windows(
             self.data.lengths,
-            seed=self.files.seed,
+            seed=self.optimiser.seed,
             epoch=epoch,
             batch_tokens=self.optimiser.settings.batch_tokens,
         )
@@ -263,7 +268,12 @@ class _Loop:
         batch = self.task.collate(self._examples(place.parts), place.indices)
         device = self.optimiser.device
         moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        return batch_losses(self.task.logits_and_targets(model, moved), len(place.indices))
+        weights = None
+        if self.data.weights is not None:
+            chosen = self.data.weights(place.parts)[place.indices]
+            weights = torch.from_numpy(chosen).to(device)
+        flat = self.task.logits_and_targets(model, moved)
+        return batch_losses(flat, len(place.indices), weights)
 
     def _tokens(self, place: Place) -> int:
         return int(self._examples(place.parts).lengths[place.indices].sum())
@@ -301,7 +311,11 @@ class _Loop:
         held_out = self._held_out_loss() if evaluate else None
         epoch = self.schedule.progress(result.step)
         self.sums.point(step=result.step, epoch=epoch, lr=result.lr, held_out_loss=held_out)
-        log.info(
+        now = time.monotonic()
+        is_told = evaluate or now - self.told_time >= _TELL_SECONDS
+        self.told_time = now if is_told else self.told_time
+        log.log(
+            logging.INFO if is_told else logging.DEBUG,
             "seed %d: step %d of %d, loss %.4f%s",
             self.files.seed,
             result.step,
@@ -360,8 +374,8 @@ class _Loop:
         self.state_time = time.monotonic()
 
 
-def _diverged(seed: int, what: str) -> CurateError:
-    return CurateError(
+def _diverged(seed: int, what: str) -> DivergedError:
+    return DivergedError(
         f"seed {seed}: {what}",
         fix="lower checkpoints.train.lr, or raise checkpoints.train.warmup;"
         " checkpoints saved so far are kept until then",
