@@ -98,8 +98,10 @@ def _summary(written: Written) -> str:
 
 
 def _loading(written: Written) -> str:
-    folder_line = 'folder = "."  # where this folder lies, or its name on the hub'
-    blocks = ["## Loading", _code([folder_line, *load_lines(written, "folder")])]
+    # `datasets` refuses ".": it makes the name of the data set from the folder's.
+    folder_line = 'folder = "shards"  # path of this folder, or its name on the hub'
+    first, *others = load_lines(written, "folder")
+    blocks = ["## Loading", _code([first, folder_line, *others])]
     if written.is_uniform:
         blocks += [
             "Streaming, one part for each of several processes:",

@@ -72,7 +72,7 @@ def planned_run(
         **settings,
     }
     if weights is not None:
-        values["mix"] = {"mixer": "fixed"}
+        values["mix"] = {"mixer": "fixed", "weights": weights[0]}
     replan(root, tables, decide, partition_rows=partition_rows, has_tokens=has_tokens)
     if weights is not None:
         phases = tuple(Phase(1 / len(weights), phase) for phase in weights)

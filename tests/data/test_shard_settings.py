@@ -1,0 +1,45 @@
+import io
+from typing import Any, get_args, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curate.config import parse
+from curate.data.shard_settings import Shards
+from curate.data.shards import writer_options
+from curate.errors import ConfigError
+
+CODECS = get_args(get_type_hints(Shards)["compression"])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("level", [None, -1, 0, 1, 3, 9, 10, 12, 13, 22, 23])
+def test_a_codec_and_level_that_pass_can_be_written(codec: Any, level: int | None):
+    try:
+        settings = Shards(compression=codec, compression_level=level)
+    except ConfigError:
+        assert level is not None
+        return
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"n": range(100)}), sink, **writer_options(settings))
+    found = pq.read_metadata(io.BytesIO(sink.getvalue())).row_group(0).column(0).compression
+    wanted = {"none": "UNCOMPRESSED"}.get(codec, codec.upper())
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size_mb": 0}, "size_mb is 0"),
+        ({"size_mb": float("nan")}, "size_mb is nan"),
+        ({"compression": "snappy", "compression_level": 3}, "snappy has no levels"),
+        ({"compression": "gzip", "compression_level": 10}, "gzip takes 1 to 9"),
+        ({"compression": "zstd", "compression_level": 0}, "zstd takes 1 to 22"),
+        ({"compresion": "zstd"}, "unknown key"),
+        ({"format": "mds"}, "format"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(values: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        parse(Shards, values)

@@ -1,0 +1,113 @@
+"""Verification names every file that is not as it was written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from data.planned_run import Row, planned_run
+
+from curate.data.files import read_json, write_json
+from curate.errors import CurateError, InputError
+from jobs.cluster import open_pool
+from jobs.verify import verify_shards
+from jobs.write import write_run
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    table = pa.table({"text": [f"text {i} {i**7}" for i in range(200)]})
+    settings = planned_run(
+        tmp_path, {"a": {"x.parquet": table}}, lambda _s, _f, row: Row("ab"[row % 2])
+    )
+    with open_pool(settings.cluster) as pool:
+        write_run(settings, pool=pool)
+    return tmp_path / "run" / "shards"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+A, B = "data/a/train-00000-of-00001.parquet", "data/b/train-00000-of-00001.parquet"
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "one flipped bit": (lambda f: flip(f / A), [f"{A}: changed: its digest"]),
+    "a missing shard": (lambda f: (f / B).unlink(), [f"{B}: missing"]),
+    "a cut shard": (lambda f: (f / A).write_bytes((f / A).read_bytes()[:-1]), [f"{A}: changed: "]),
+    "another shard": (
+        lambda f: (f / "data/a/train-00001-of-00001.parquet").write_bytes(b"x"),
+        ["data/a/train-00001-of-00001.parquet: not in the manifest"],
+    ),
+    "a folder with a shard": (
+        lambda f: (f / "data" / "c").mkdir() or (f / "data/c/mine.parquet").write_bytes(b""),
+        ["data/c/mine.parquet: not in the manifest"],
+    ),
+    "what a killed writer leaves": (
+        lambda f: (f / "data/a/.train-00000-of-00001.parquet.77.tmp").write_bytes(b"x"),
+        ["data/a/.train-00000-of-00001.parquet.77.tmp: not in the manifest"],
+    ),
+    "a changed mixture": (
+        lambda f: (f / "mixture.json").write_text("{}"),
+        ["mixture.json: changed"],
+    ),
+    "two things at once": (
+        lambda f: (flip(f / A), (f / B).unlink()),
+        [f"{A}: changed", f"{B}: missing"],
+    ),
+    "shards exchanged": (
+        lambda f: (f / A).rename(f / "t") and (f / B).rename(f / A) and (f / "t").rename(f / B),
+        [f"{A}: ", f"{B}: "],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_and_named(shards: Path, damage: str):
+    verify_shards(shards)
+    harm, expected = DAMAGES[damage]
+    harm(shards)
+    with pytest.raises(CurateError) as caught:
+        verify_shards(shards)
+    for line in expected:
+        assert line in caught.value.what
+    assert f"{len(expected)} files" in caught.value.what
+    assert caught.value.exit_code == 1
+    assert "curate write" in caught.value.fix
+
+
+def test_a_manifest_that_lies_about_rows_is_found(shards: Path):
+    manifest = read_json(shards / "manifest.json")
+    manifest["shards"][0]["rows"] += 1
+    write_json(shards / "manifest.json", manifest)
+    with pytest.raises(CurateError, match="100 rows, not 101"):
+        verify_shards(shards)
+
+
+def test_the_card_may_be_edited_and_notes_added(shards: Path):
+    with (shards / "README.md").open("a") as file:
+        file.write("\nOur notes.\n")
+    (shards / "LICENSE").write_text("free")
+    assert verify_shards(shards)["rows"] == 200
+
+
+def test_the_run_folder_stands_for_its_shards(shards: Path):
+    (shards.parent / "config.yaml").write_text("run: x\n")
+    assert verify_shards(shards.parent) == verify_shards(shards)
+
+
+def test_a_missing_folder_and_a_missing_manifest_are_told_apart(shards: Path):
+    with pytest.raises(InputError, match="there is no folder"):
+        verify_shards(shards / "nowhere")
+    (shards / "manifest.json").unlink()
+    with pytest.raises(CurateError, match="incomplete"):
+        verify_shards(shards)
+
+
+def test_a_manifest_of_another_version_is_refused(shards: Path):
+    manifest = read_json(shards / "manifest.json")
+    write_json(shards / "manifest.json", {**manifest, "schema_version": 99})
+    with pytest.raises(CurateError, match="schema version 99"):
+        verify_shards(shards)
