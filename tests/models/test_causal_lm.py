@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -111,7 +112,7 @@ def test_every_quantity_equals_a_plain_loop_over_single_texts(llama: LoadedModel
     ],
 )
 def test_models_that_scale_or_cap_their_logits_are_measured_by_their_own(
-    tmp_path: Path, kind: str, fields: dict[str, object]
+    tmp_path: Path, kind: str, fields: dict[str, Any]
 ):
     loaded = load(save_language_model(tmp_path / kind, kind=kind, **fields))
     found = run(loaded, pl.DataFrame({"text": TEXTS}))

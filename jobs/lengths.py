@@ -1,0 +1,231 @@
+"""`lengths/`: how many tokens each example has, for one tokenizer."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import xxhash
+
+from curate.config import plain
+from curate.data.example import KEY, Source
+from curate.data.files import fingerprint
+from curate.data.layout import RunFolder
+from curate.data.manifest import record_stage
+from curate.data.partitions import Partition, remove_strays
+from curate.data.reading import read_fields
+from curate.data.tables import read_examples, write_table
+from curate.errors import InputError
+from curate.models.settings import TabularClassification, Tokenizer
+from jobs.cluster import Pool
+from jobs.run import Listener, StageState, Task, ignore, raise_failures, require, run_tasks
+from jobs.settings import Settings, parse_settings, task_settings
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of what is counted: raised when the same text and tokenizer would give another number."""
+
+CHARACTERS = "characters"
+"""In place of a tokenizer's digest where none is set: characters are counted."""
+EXAMPLES = "examples"
+"""In place of a tokenizer's digest where examples are rows of numbers: each counts as 1."""
+
+_CONTENT = ("text", "prompt", "response", "messages", "features")
+
+_tokenizers: dict[str, Any] = {}
+
+
+def tokenizer_for(settings: Settings) -> tuple[Any | None, str]:
+    """The tokenizer whose tokens are counted, and its digest.
+
+    `plan.tokenizer` if set (the trainer's), else the scoring model's: trained in the run, named by
+    `model.tokenizer`, or beside the model or the first of the user's checkpoints. Without any the
+    digest is `CHARACTERS`, for tables `EXAMPLES`, and there is no tokenizer.
+
+    Raises:
+        InputError: the tokenizer is missing, or is to be trained in this run and was not yet.
+    """
+    from curate.models.tokens import load_tokenizer, tokenizer_digest
+
+    if _is_tabular(settings):
+        return None, EXAMPLES
+    place = _place(settings)
+    if place is None:
+        return None, CHARACTERS
+    tokenizer = load_tokenizer(place, revision=settings.model.revision)
+    return tokenizer, tokenizer_digest(tokenizer)
+
+
+def lengths_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> dict[str, Any]:
+    """Count the tokens of every example; partitions that are counted already are skipped.
+
+    Returns:
+        `digest` and `tokenizer` (what the tokens are), `rows`, `tokens`, and how many partitions
+        were `done` now or `skipped`.
+
+    Raises:
+        InputError: the index is missing, or the tokenizer.
+    """
+    run = RunFolder(Path(settings.run))
+    partitions = run.partitions()
+    require(partitions, stage="the index", command=f"curate index {run.root}")
+    _, digest = tokenizer_for(settings)
+    tasks = _tasks(run, settings, partitions, digest)
+    outcome = run_tasks("lengths", tasks, lengths_work, pool=pool, listener=listener)
+    remove_strays(run.root / "lengths" / digest, {part.name for part in partitions})
+    marks = [mark for task in tasks if (mark := task.output.mark())]
+    summary = {
+        "digest": digest,
+        "tokenizer": _described(settings, digest),
+        "rows": sum(mark["rows"] for mark in marks),
+        "tokens": sum(mark["tokens"] for mark in marks),
+        "partitions": len(tasks),
+        "done": len(outcome.done),
+        "skipped": len(outcome.skipped),
+        "seconds": round(outcome.seconds, 3),
+    }
+    record_stage(
+        run,
+        "lengths",
+        outputs=[task.output for task in tasks],
+        seconds=outcome.seconds,
+        facts={"summary": {key: summary[key] for key in ("digest", "tokenizer", "rows", "tokens")}},
+    )
+    raise_failures("lengths", outcome)
+    return summary
+
+
+def plan_lengths(settings: Settings) -> StageState:
+    """What `lengths_run` would do; writes nothing."""
+    run = RunFolder(Path(settings.run))
+    partitions = run.partitions()
+    if not partitions:
+        return StageState("lengths", 0, 0, ("the index has not been made yet",))
+    try:
+        _, digest = tokenizer_for(settings)
+    except InputError as error:
+        return StageState("lengths", len(partitions), 0, (error.what,))
+    tasks = _tasks(run, settings, partitions, digest)
+    due = [task for task in tasks if not task.is_done()]
+    new = sum(task.output.mark() is None for task in due)
+    counts = {
+        f"partitions have no lengths yet for {_described(settings, digest)}": new,
+        "partitions have changed data": len(due) - new,
+    }
+    why = tuple(f"{count} {what}" for what, count in counts.items() if count)
+    return StageState("lengths", len(tasks), len(tasks) - len(due), why)
+
+
+def lengths_work(payload: dict[str, Any]) -> dict[str, Any]:
+    """Count the tokens of one partition."""
+    from curate.models.tokens import count_tokens
+
+    settings = parse_settings(payload["settings"])
+    run = RunFolder(Path(settings.run))
+    part = Partition(**payload["partition"])
+    digest: str = payload["digest"]
+    if digest not in _tokenizers:  # a worker loads it once
+        _tokenizers.clear()
+        _tokenizers[digest] = tokenizer_for(settings)[0]
+    examples = read_examples(run, part, KEY)
+    if digest == EXAMPLES:
+        counts = pl.Series("num_tokens", [1] * examples.height, dtype=pl.Int64)
+    else:
+        fields = read_fields(run, part, settings.sources[part.source])
+        counts = pl.Series("num_tokens", count_tokens(fields, _tokenizers[digest]))
+    table = examples.with_columns(counts)
+    run.lengths(part, digest).write(
+        lambda path: write_table(table, path),
+        payload["fingerprint"],
+        rows=table.height,
+        tokens=int(counts.sum()),
+    )
+    return {"rows": table.height}
+
+
+def length_tasks(settings: Settings, digest: str) -> list[Task]:
+    """One task for each partition; `digest` as `tokenizer_for` gave it."""
+    run = RunFolder(Path(settings.run))
+    return _tasks(run, settings, run.partitions(), digest)
+
+
+def content_settings(source: Source) -> dict[str, Any]:
+    """The settings of a source that say which columns hold what a model reads."""
+    values = plain(source)
+    return {name: values[name] for name in (*_CONTENT, "label", "classes")}
+
+
+def content_digest(run: RunFolder, part: Partition) -> str:
+    """Digest of the keys, contents and labels of a partition's examples.
+
+    Finer than the digest of the index: another domain column or another held-out share changes the
+    index, and no score.
+    """
+    table = read_examples(run, part, ["row", "content", "label"])
+    state = xxhash.xxh3_128(f"{part.source}\0{part.file}\0".encode())
+    for column in (table["row"], table["content"], table["label"].fill_null(-1)):
+        state.update(column.to_numpy().tobytes())
+    return state.hexdigest()
+
+
+def _tasks(
+    run: RunFolder, settings: Settings, partitions: Sequence[Partition], digest: str
+) -> list[Task]:
+    values = plain(settings)
+    found: list[Task] = []
+    for part in partitions:
+        stamp = fingerprint(
+            stage="lengths",
+            version=VERSION,
+            tokenizer=digest,
+            source=content_settings(settings.sources[part.source]),
+            examples=content_digest(run, part),
+        )
+        payload = {
+            "settings": values,
+            "partition": asdict(part),
+            "digest": digest,
+            "fingerprint": stamp,
+        }
+        found.append(Task(part.name, payload, run.lengths(part, digest), stamp))
+    return found
+
+
+def _is_tabular(settings: Settings) -> bool:
+    if settings.task:
+        return isinstance(task_settings(settings), TabularClassification)
+    return all(source.features is not None for source in settings.sources.values())
+
+
+def _place(settings: Settings) -> str | None:
+    """Folder or hub id of the tokenizer."""
+    if settings.plan.tokenizer is not None:
+        return settings.plan.tokenizer
+    if isinstance(settings.model.tokenizer, Tokenizer):
+        folder = RunFolder(Path(settings.run)).tokenizer
+        if not folder.is_dir():
+            raise InputError(
+                "the tokenizer of this run has not been trained yet",
+                fix=f"run `curate train {settings.run}`",
+            )
+        return str(folder)
+    if settings.model.tokenizer is not None:
+        return settings.model.tokenizer
+    return settings.model.name or next(iter(settings.checkpoints.paths), None)
+
+
+def _described(settings: Settings, digest: str) -> str:
+    """What a token is here, for people."""
+    if digest == CHARACTERS:
+        return "characters, as no tokenizer is set"
+    if digest == EXAMPLES:
+        return "examples, as they are rows of numbers"
+    place = _place(settings)
+    return (
+        "trained in this run"
+        if place == str(RunFolder(Path(settings.run)).tokenizer)
+        else str(place)
+    )

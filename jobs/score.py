@@ -1,0 +1,275 @@
+"""`curate score`: measure every example with every checkpoint, then turn quantities into scores.
+
+What costs a model's pass lies in `quantities/<checkpoint>/` and serves every scorer; a scorer that
+is added later, and needs the same quantities, costs no second pass.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curate.data.layout import RunFolder
+from curate.data.manifest import record_stage
+from curate.data.partitions import Output, remove_strays
+from curate.errors import InputError
+from jobs.cluster import Pool
+from jobs.lengths import (
+    length_tasks,
+    lengths_run,
+    lengths_work,
+    plan_lengths,
+    tokenizer_for,
+)
+from jobs.measurers import Measurer, measurers
+from jobs.measuring import measure_work, measuring_tasks
+from jobs.run import (
+    Listener,
+    Outcome,
+    StageState,
+    Task,
+    ignore,
+    raise_failures,
+    require,
+    run_tasks,
+)
+from jobs.score_columns import Chosen, chosen_scorers, column_tasks, column_work
+from jobs.score_estimate import estimate
+from jobs.settings import Settings, task_settings
+
+__all__ = [
+    "lengths_run",
+    "measure_score",
+    "plan_lengths",
+    "plan_score",
+    "score_run",
+    "tokenizer_for",
+]
+
+log = logging.getLogger(__name__)
+
+
+def score_run(
+    settings: Settings,
+    *,
+    pool: Pool,
+    listener: Listener = ignore,
+    reuse: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Score every example; what is measured already is skipped.
+
+    Args:
+        settings: of the run.
+        pool: where the tasks run.
+        listener: told after each task.
+        reuse: other run folders; a partition that one of them has measured with the same model,
+            settings and content is taken from there.
+
+    Returns:
+        `scorers` (per column mean, sd, min, max and how many examples have none), `checkpoints`,
+        `rows`, how many passes over a partition were `done`, `skipped` or `reused`, `halved`
+        batches, `unscored` and `truncated` examples of the first checkpoint, `seconds`.
+
+    Raises:
+        InputError: the index, a model, a checkpoint or a score table is missing.
+        ConfigError: a scorer, an option or the model does not fit.
+        CurateError: partitions failed; the others are finished first.
+    """
+    started = time.monotonic()
+    run = RunFolder(Path(settings.run))
+    partitions = run.partitions()
+    require(partitions, stage="the index", command=f"curate index {run.root}")
+    chosen = chosen_scorers(settings.score.named)
+    _check_tables(chosen, settings)
+    used = measurers(settings) if any(entry.needs_model for entry in chosen) else []
+    passes = measuring_tasks(settings, used) if used else []
+    reused = _reuse(passes, reuse)
+    measured = run_tasks("score", passes, measure_work, pool=pool, listener=listener)
+    lengths, counted = "", Outcome()
+    if any("num_tokens" in entry.needs for entry in chosen):
+        lengths = tokenizer_for(settings)[1]
+        counting = length_tasks(settings, lengths)
+        counted = run_tasks("lengths", counting, lengths_work, pool=pool, listener=listener)
+    columns = column_tasks(settings, chosen, used, lengths=lengths)
+    scored = run_tasks("columns", columns, column_work, pool=pool, listener=listener)
+    _remove_strays(run, chosen, used)
+    summary: dict[str, Any] = {
+        "rows": sum((run.examples(part).mark() or {}).get("rows", 0) for part in partitions),
+        "scorers": _describe(run, chosen, columns),
+        "checkpoints": [measurer.name for measurer in used],
+        "done": len(measured.done),
+        "skipped": len(measured.skipped) - reused,
+        "reused": reused,
+        **_counts(run, used, passes),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    if lengths == "characters":
+        summary["tokens"] = "characters, as no tokenizer is set"
+    outputs = [task.output for task in (*passes, *columns)]
+    facts = {"summary": {k: v for k, v in summary.items() if k not in ("done", "skipped")}}
+    facts["checkpoints"] = {measurer.name: measurer.digest for measurer in used}
+    record_stage(run, "score", outputs=outputs, seconds=summary["seconds"], facts=facts)
+    raise_failures("score", measured)
+    raise_failures("lengths", counted)
+    raise_failures("columns", scored)
+    return summary
+
+
+def plan_score(settings: Settings) -> StageState:
+    """What `score_run` would do; writes nothing."""
+    run = RunFolder(Path(settings.run))
+    partitions = run.partitions()
+    chosen = chosen_scorers(settings.score.named)
+    if not partitions:
+        return StageState("score", 0, 0, ("the index has not been made yet",))
+    needs_model = any(entry.needs_model for entry in chosen)
+    try:
+        used = measurers(settings) if needs_model else []
+        passes = measuring_tasks(settings, used) if used else []
+        needs_tokens = any("num_tokens" in entry.needs for entry in chosen)
+        lengths = tokenizer_for(settings)[1] if needs_tokens else ""
+    except InputError as error:
+        return StageState("score", len(partitions), 0, (error.what,))
+    due = [task for task in passes if not task.is_done()]
+    columns = column_tasks(settings, chosen, used, lengths=lengths)
+    # Columns whose quantities are due or missing cannot be done, even where an old table stands.
+    waiting = {task.payload["partition"]["name"] for task in due}
+    pending = [task for task in columns if not task.is_done() or _waits(task, waiting, chosen)]
+    expected = len(chosen) * len(partitions)
+    total = len(passes) + expected
+    done = len(passes) - len(due) + len(columns) - len(pending)
+    new = sum(task.output.mark() is None for task in due)
+    counts = {
+        "passes of a checkpoint over a partition are new": new,
+        "passes have changed data, model or settings": len(due) - new,
+        "score tables are to be computed from what is measured": expected
+        - len(columns)
+        + len(pending),
+    }
+    why = tuple(f"{count} {what}" for what, count in counts.items() if count)
+    return StageState("score", total, done, why)
+
+
+def measure_score(settings: Settings) -> dict[str, float]:
+    """`seconds` and `size_bytes` of all passes that are due, from a few timed batches."""
+    chosen = chosen_scorers(settings.score.named)
+    if not any(entry.needs_model for entry in chosen):
+        return {"seconds": 0.0, "size_bytes": 0}
+    passes = measuring_tasks(settings, measurers(settings))
+    return estimate(settings, [task for task in passes if not task.is_done()])
+
+
+def _waits(task: Task, waiting: set[str], chosen: Iterable[Chosen]) -> bool:
+    """Whether a column task needs a pass that is still due."""
+    needy = {entry.folder for entry in chosen if entry.needs_model}
+    return task.payload["folder"] in needy and task.payload["partition"]["name"] in waiting
+
+
+def _check_tables(chosen: Iterable[Chosen], settings: Settings) -> None:
+    """Read the heads of external tables and the task before anything is measured."""
+    for entry in chosen:
+        if entry.table is not None:
+            entry.table.key(single_source=len(settings.sources) == 1)
+            entry.table.measurements()
+        if entry.needs_model:
+            task_settings(settings)
+
+
+def _reuse(passes: Sequence[Task], runs: Sequence[Path]) -> int:
+    """Take finished passes from other runs by their fingerprint; returns how many."""
+    for root in runs:
+        if not (root / "manifest.json").is_file():
+            raise InputError(f"--reuse {root}: there is no run", fix="name a run folder")
+    due = [task for task in passes if not task.is_done()]
+    known: dict[str, Output] = {}
+    for root in runs if due else ():
+        for path in sorted((root / "quantities").glob("*/.done/*.json")):
+            output = Output(path.parent.parent / path.name.removesuffix(".json"))
+            mark = output.mark()
+            if mark is not None and output.is_done(mark["fingerprint"]):
+                known[mark["fingerprint"]] = output
+    taken = 0
+    for task in due:
+        found = known.get(task.fingerprint)
+        if found is None:
+            continue
+        mark = found.mark() or {}
+        facts = {k: v for k, v in mark.items() if k not in ("fingerprint", "digest", "size_bytes")}
+        task.output.write(lambda path, found=found: _link(found.path, path), task.fingerprint,
+                          **facts)  # fmt: skip
+        taken += 1
+    if runs:
+        log.info("score: %d passes taken from other runs", taken)
+    return taken
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the disk is another one."""
+    try:
+        # Safe: no table is ever changed in place, only replaced.
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _remove_strays(run: RunFolder, chosen: Iterable[Chosen], used: Iterable[Measurer]) -> None:
+    """Tables of partitions that are gone must not be read with the rest."""
+    names = {part.name for part in run.partitions()}
+    for folder in {entry.folder for entry in chosen}:
+        remove_strays(run.root / "scores" / folder, names)
+    for slug in {measurer.slug for measurer in used}:
+        remove_strays(run.root / "quantities" / slug, names)
+
+
+def _describe(
+    run: RunFolder, chosen: Iterable[Chosen], tasks: Sequence[Task]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Scorer -> column -> mean, sd, min, max and number of nulls over all its tables."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for entry in chosen:
+        folder = run.root / "scores" / entry.folder
+        paths = [t.output.path for t in tasks if t.output.path.parent == folder]
+        paths = [path for path in paths if path.exists()]
+        if not paths:
+            continue
+        table = pl.scan_parquet(paths, glob=False)
+        columns = [c for c in table.collect_schema().names() if c not in ("source", "file", "row")]
+        wide = (
+            table.select(
+                expression
+                for column in columns
+                for expression in (
+                    pl.col(column).cast(pl.Float64).mean().alias(f"{column}/mean"),
+                    pl.col(column).cast(pl.Float64).std().alias(f"{column}/sd"),
+                    pl.col(column).min().alias(f"{column}/min"),
+                    pl.col(column).max().alias(f"{column}/max"),
+                    pl.col(column).null_count().alias(f"{column}/nulls"),
+                )
+            )
+            .collect(engine="streaming")
+            .row(0, named=True)
+        )
+        found[entry.folder] = {
+            column: {key: wide[f"{column}/{key}"] for key in ("mean", "sd", "min", "max", "nulls")}
+            for column in columns
+            # With a single seed there is no spread to speak of.
+            if not (column.endswith("_std") and wide[f"{column}/mean"] is None)
+        }
+    return found
+
+
+def _counts(run: RunFolder, used: Sequence[Measurer], passes: Sequence[Task]) -> Mapping[str, int]:
+    """What went wrong or was cut, from the marks, so that a rerun says the same."""
+    marks = [mark for task in passes if (mark := task.output.mark())]
+    counts = {"halved": sum(mark.get("halved", 0) for mark in marks)}
+    if used:
+        folder = run.root / "quantities" / used[0].slug
+        first = [task.output.mark() or {} for task in passes if task.output.path.parent == folder]
+        for name in ("unscored", "truncated"):
+            counts[name] = sum(mark.get(name, 0) for mark in first)
+    return counts

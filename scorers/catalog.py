@@ -1,0 +1,35 @@
+"""The scorers that can be named in the settings; each is imported when it is chosen."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from curate.config import parse, resolve
+from scorers.protocol import Scorer
+
+EXTERNAL = "external"
+"""Tables made elsewhere; each of its tables is one more score."""
+
+SCORERS = {
+    "el2n": "scorers.el2n:EL2N",
+    "loss": "scorers.loss:Loss",
+    "margin": "scorers.margin:Margin",
+    "entropy": "scorers.entropy:Entropy",
+    "length": "scorers.length:Length",
+    "random": "scorers.random:Random",
+    EXTERNAL: "scorers.external:External",
+}
+"""Name -> `module:Class`. All but `external` follow `scorers.protocol.Scorer`."""
+
+
+def build_scorer(name: str, options: Mapping[str, Any]) -> Scorer:
+    """A scorer of the pass kind, its options checked.
+
+    Args:
+        name: a key of `SCORERS`, or the user's own `package.module:Class`.
+        options: fields of the class.
+
+    Raises:
+        ConfigError: no such scorer, or an option that it does not have.
+    """
+    kind = resolve(SCORERS, name, what="scorer")
+    return parse(kind, dict(options), where=f"score.scorers.{name}")
