@@ -25,8 +25,9 @@ Shapes: n seeds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,22 +75,35 @@ def luck_factor(num_seeds: int, arm: float = 0.0, baseline: float = 0.0) -> floa
     return math.inf if shared >= 2 else math.sqrt(1 / num_seeds + shared / (2 - shared))
 
 
-def shared_luck(overlap: float, share: float) -> float:
+class Stratum(NamedTuple):
+    """The sets of an arm inside one domain, where rows compete with each other."""
+
+    kept: float
+    """K: rows of a set, the mean over the seeds."""
+    common: float
+    """O: rows that two of the sets share, the mean over all pairs; K where there is one set."""
+    size: float
+    """N: rows to choose from."""
+
+
+def shared_luck(strata: Iterable[Stratum]) -> float:
     """r: the correlation of two sets' luck, from the examples that they share.
 
-    A total over a random set of K of N examples correlates with the total over another, sharing
-    the part `overlap` of its examples, by (overlap - K/N) / (1 - K/N).
+        r = sum (O - K^2/N) / sum (K - K^2/N)
 
-    Args:
-        overlap: mean share of one seed's examples that another seed's set holds too, in [0, 1].
-        share: K / N, in (0, 1].
+    The total of any property over a random set of K of N rows has a variance in proportion to
+    K - K^2/N, and a covariance with that over another set in proportion to O - K^2/N, which is 0
+    for independent draws; strata add up.
 
     Returns:
         r in [0, 1]; 0 where everything is kept, since nothing is drawn then.
     """
-    if share >= 1:
-        return 0.0
-    return min(1.0, max(0.0, (overlap - share) / (1 - share)))
+    shared = drawn = 0.0
+    for kept, common, size in strata:
+        chance = kept * kept / size if size else 0.0
+        shared += common - chance
+        drawn += kept - chance
+    return min(1.0, max(0.0, shared / drawn)) if drawn > 1e-9 else 0.0
 
 
 def paired_test(differences: Sequence[float], *, factor: float, level: float = 0.05) -> PairedTest:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from curate.evaluate.paired import (
+    Stratum,
     critical,
     luck_factor,
     paired_test,
@@ -81,8 +82,8 @@ def test_partly_shared_sets_are_calibrated_by_what_they_share(overlap: float):
     core = round(kept * overlap) if overlap > 0.5 else 0
     # Two sets share the core and, by chance, some of the rest.
     rest_share = (kept - core) / (num_rows - core)
-    common = (core + (kept - core) * rest_share) / kept
-    factor = luck_factor(num_seeds, shared_luck(common, kept / num_rows))
+    common = core + (kept - core) * rest_share
+    factor = luck_factor(num_seeds, shared_luck([Stratum(kept, common, num_rows)]))
     limit, wrong = critical(0.05, num_seeds - 1), 0
     for _ in range(cases):
         worth = generator.normal(size=num_rows)
@@ -97,10 +98,13 @@ def test_partly_shared_sets_are_calibrated_by_what_they_share(overlap: float):
 
 
 def test_luck_is_shared_wholly_by_equal_sets_and_not_at_all_by_chance_overlap():
-    assert shared_luck(1.0, 0.3) == 1.0
-    assert shared_luck(0.3, 0.3) == 0.0
-    assert shared_luck(0.29, 0.3) == 0.0  # less than chance is chance
-    assert shared_luck(1.0, 1.0) == 0.0  # all is kept: nothing was drawn
+    assert shared_luck([Stratum(30, 30, 100)]) == 1.0
+    assert shared_luck([Stratum(30, 9, 100)]) == 0.0
+    assert shared_luck([Stratum(30, 8, 100)]) == 0.0  # less than chance is chance
+    assert shared_luck([Stratum(100, 100, 100)]) == 0.0  # all is kept: nothing was drawn
+    # A small domain that is kept whole by all draws has no luck to share.
+    assert shared_luck([Stratum(30, 9, 100), Stratum(5, 5, 5)]) == 0.0
+    assert shared_luck([Stratum(50, 50, 100), Stratum(50, 25, 100)]) == 0.5
     assert luck_factor(4) == 0.5
     assert luck_factor(4, 1.0, 1.0) == math.inf
 
