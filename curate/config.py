@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
@@ -195,19 +196,19 @@ def parse(
         ConfigError: names the key, what is wrong with it and, for an unknown key, the nearest one.
     """
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return _adapter(kind).validate_python(values)
     except ValidationError as error:
         raise _explain(error.errors(), kind, where, origins or {}) from error
 
 
 def json_schema(kind: type[Any]) -> dict[str, Any]:
     """JSON Schema of a settings class; the text below each field is its description."""
-    return TypeAdapter(kind).json_schema()
+    return _adapter(kind).json_schema()
 
 
 def plain(value: Any) -> Any:
     """Settings as values that YAML and JSON can hold, every default written out."""
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
+    return _adapter(type(value)).dump_python(value, mode="json")
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -250,6 +251,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean {matches[0]}?" if matches else None
 
 
+@cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    """Building one reads source files for the docstrings; every task parses its settings."""
+    return TypeAdapter(kind)
+
+
 def _merge(raw: Raw, values: Mapping[str, Any], origin: str, prefix: str = "") -> None:
     for key, value in values.items():
         dotted = f"{prefix}{key}"
@@ -288,20 +295,26 @@ def _explain(
     below = [entry for entry in located if entry[0] == first or entry[0].startswith(f"{first}.")]
     structured = [e for e in below if e[2]["type"] == "value_error"]
     key, known, error = max(structured or below, key=lambda entry: entry[0].count("."))
-    place = f", set by {origin}" if (origin := _origin(key, origins)) else ""
+    own = error.get("ctx", {}).get("error")
+    if isinstance(own, CurateError):  # from a __post_init__, which does not know where it stands
+        prefix = f"{key}: " if key and key not in own.what else ""
+        named = [f"{key}.{word}" if key else word for word in re.findall(r"\w+", own.what)]
+        origin = next((origins[name] for name in named if name in origins), "")
+        return ConfigError(f"{prefix}{own.what}{_by(origin)}", fix=own.fix)
+    place = _by(_origin(key, origins))
     if error["type"] in _UNKNOWN:
         hint = nearest(str(error["loc"][-1]), known) or f"known keys: {', '.join(sorted(known))}"
         return ConfigError(f"unknown key {key}{place}", fix=hint)
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return ConfigError(f"{key} is missing", fix=f"set {key}")
-    own = error.get("ctx", {}).get("error")
-    if isinstance(own, CurateError):  # from a __post_init__, which does not know where it stands
-        prefix = f"{key}: " if key and key not in own.what else ""
-        return ConfigError(f"{prefix}{own.what}{place}", fix=own.fix)
     given = error.get("input")
     shown = f" ({given!r})" if isinstance(given, str | int | float | bool) else ""
     message = error["msg"][0].lower() + error["msg"][1:]
     return ConfigError(f"{key}{shown}: {message}{place}", fix=f"correct {key}")
+
+
+def _by(origin: str) -> str:
+    return f", set by {origin}" if origin else ""
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 """Errors a user can meet, and the exit code each of them ends the command line with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class CurateError(Exception):
@@ -12,6 +12,8 @@ class CurateError(Exception):
     """
 
     exit_code = 1
+    tasks: Sequence[str] = ()
+    """Names of the tasks that failed, where the error sums up a stage."""
 
     def __init__(self, what: str, *, fix: str) -> None:
         super().__init__(f"{what}\n  fix: {fix}")
@@ -62,6 +64,10 @@ class MissingDependencyError(CurateError):
     """A package or a GPU that the settings ask for is not there."""
 
     exit_code = 6
+
+
+class DivergedError(CurateError):
+    """Training left the finite numbers: the loss or the weights are infinite or no number."""
 
 
 class TryAgainError(CurateError):

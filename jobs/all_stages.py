@@ -5,11 +5,14 @@ neither torch nor a model.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from curate.data.files import read_json, write_json
+from curate.errors import CurateError, OutputError
 from curate.models.settings import Tokenizer
 from jobs.cluster import Pool
 from jobs.run import Listener, StageState, ignore
@@ -46,8 +49,8 @@ STAGES = (
     ),
     Stage(
         name="tokenizer",
-        run="jobs.train:tokenizer_run",
-        state="jobs.train:plan_tokenizer",
+        run="jobs.tokenizer:tokenizer_run",
+        state="jobs.tokenizer:plan_tokenizer",
         needs=("index",),
         reads=("model.tokenizer",),
         pooled=False,
@@ -70,8 +73,8 @@ STAGES = (
     ),
     Stage(
         name="lengths",
-        run="jobs.score:lengths_run",
-        state="jobs.score:plan_lengths",
+        run="jobs.lengths:lengths_run",
+        state="jobs.lengths:plan_lengths",
         needs=("index", "tokenizer"),
         reads=("plan.tokenizer", "model.name", "model.tokenizer", "task"),
     ),
@@ -93,10 +96,13 @@ STAGES = (
         name="write",
         run="jobs.write:write_run",
         state="jobs.write:plan_write",
+        measure="jobs.write:measure_write",
         needs=("plan",),
         reads=("shards",),
     ),
 )
+
+_FAILURES = "failures.json"
 
 _BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -149,8 +155,31 @@ def run_stages(
         given: dict[str, Any] = {"pool": pool, "listener": listener} if stage.pooled else {}
         if stage.name == "score" and reuse:
             given["reuse"] = reuse
-        summaries[stage.name] = load(stage.run)(settings, **given) or {}
+        try:
+            summaries[stage.name] = load(stage.run)(settings, **given) or {}
+        except CurateError as error:
+            _note_failure(settings, stage.name, error)
+            raise
+        _note_failure(settings, stage.name, None)
     return summaries
+
+
+def failures(root: Path) -> dict[str, dict[str, Any]]:
+    """Stage -> `what` and `tasks` (names) of its last failure, where it has not succeeded since."""
+    return read_json(root / _FAILURES) or {}
+
+
+def _note_failure(settings: Settings, stage: str, error: CurateError | None) -> None:
+    """Write down for `curate status` how the stage ended."""
+    root = Path(settings.run)
+    noted = failures(root)
+    before = dict(noted)
+    noted.pop(stage, None)
+    if error is not None:
+        noted[stage] = {"what": error.what, "tasks": list(error.tasks)}
+    if noted != before:
+        with suppress(OutputError):  # on a full disk the stage's own error counts
+            write_json(root / _FAILURES, noted)
 
 
 def state_of(stage: Stage, settings: Settings) -> StageState:

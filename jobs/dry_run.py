@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.config import plain
+from curate.errors import InputError
 from jobs.all_stages import Stage, load, stages_for, state_of
 from jobs.opening import changes, check_folder, flat, saved_values
 from jobs.resolving import resolved
@@ -24,6 +25,8 @@ class Forecast:
     """One line for each setting that differs from the last run."""
     settings: dict[str, dict[str, Any]]
     """Dotted key -> value and origin."""
+    measured: bool
+    """Whether batches were timed."""
     free_bytes: int
     """On the disk of the run folder."""
 
@@ -48,7 +51,7 @@ def describe(
     for stage in stages_for(full, command):
         state = state_of(stage, full)
         entry = {**asdict(state), "due": max(0, state.total - state.done)}
-        if measure:
+        if measure and entry["due"]:
             entry |= _measured(stage, full)
         stages[stage.name] = entry
     return Forecast(
@@ -59,15 +62,19 @@ def describe(
             key: {"value": value, "origin": _origin(key, origins)}
             for key, value in flat(values).items()
         },
+        measured=measure,
         free_bytes=shutil.disk_usage(_existing(root)).free,
     )
 
 
 def _measured(stage: Stage, settings: Settings) -> dict[str, Any]:
-    """`seconds` and `size_bytes` of what is due, or nothing where the stage cannot tell."""
+    """`seconds` and `size_bytes` of what is due, or nothing where the stage cannot tell (yet)."""
     if stage.measure is None:
         return {}
-    found = load(stage.measure)(settings)
+    try:
+        found = load(stage.measure)(settings)
+    except InputError:  # an earlier stage comes first
+        return {}
     return {key: found[key] for key in ("seconds", "size_bytes") if found.get(key) is not None}
 
 

@@ -99,6 +99,21 @@ def load_settings(root: Path) -> Settings:
     return replace(settings, run=str(root.absolute()))
 
 
+def holder(root: Path) -> str | None:
+    """Which process works in the run folder now, or None; takes nothing from it."""
+    try:
+        handle = os.open(root / _LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(handle, 100).decode(errors="replace").strip()
+    finally:
+        os.close(handle)
+    return None
+
+
 def changes(old: Mapping[str, Any] | None, new: Settings) -> list[str]:
     """One line for each setting that differs from the last time, and which stages it concerns."""
     if old is None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from curate.data.example import Source
 from jobs.settings import Settings
@@ -98,11 +98,13 @@ def _commit(name: str, *, kind: str) -> str | None:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    # The bases are the errors of the HTTP library, another one in each version of the hub's client.
+    kinds = (OSError, ValueError, *HfHubHTTPError.__bases__)
+    expected = cast(tuple[type[Exception], ...], kinds)
     try:
         return HfApi().repo_info(name, repo_type=kind).sha
-    except (OSError, ValueError, *HfHubHTTPError.__bases__) as error:
-        # No network, or no such name: what loads it will say which. The bases are the errors of
-        # the HTTP library, which is another one in each version of the hub's client.
+    except expected as error:
+        # No network, or no such name: what loads it will say which.
         folder = f"{kind}s--{name.replace('/', '--')}"
         cached = Path(constants.HF_HUB_CACHE) / folder / "refs" / "main"
         if cached.is_file():

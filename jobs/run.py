@@ -169,11 +169,14 @@ def raise_failures(stage: str, outcome: Outcome) -> None:
     total = len(outcome.failures) + len(outcome.done) + len(outcome.skipped)
     what = f"{stage}: {len(outcome.failures)} of {total} tasks failed; {name}: "
     if isinstance(error, CurateError):
-        raise type(error)(what + error.what, fix=error.fix) from error
-    raise CurateError(
-        f"{what}the worker died {_ATTEMPTS} times, most likely for lack of memory",
-        fix="lower score.batch_tokens or index.partition_rows, or give the workers more memory",
-    ) from error
+        summary = type(error)(what + error.what, fix=error.fix)
+    else:
+        summary = CurateError(
+            f"{what}the worker died {_ATTEMPTS} times, most likely for lack of memory",
+            fix="lower score.batch_tokens or index.partition_rows, or give the workers more memory",
+        )
+    summary.tasks = sorted(outcome.failures)
+    raise summary from error
 
 
 def _start(

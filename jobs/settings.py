@@ -59,7 +59,10 @@ class Settings:
 def parse_settings(
     values: Mapping[str, Any], *, origins: Mapping[str, str] | None = None
 ) -> Settings:
-    """Check a whole configuration, the task's options included.
+    """Check a whole configuration, the options of task and mixer included.
+
+    Those of the scorers are checked by `jobs.score_columns.chosen_scorers`: they load torch, which
+    index, plan and write do without.
 
     Args:
         values: what the files and options gave.
@@ -71,6 +74,8 @@ def parse_settings(
     settings = parse(Settings, dict(values), origins=origins)
     if settings.task:
         task_settings(settings, origins=origins)
+    if settings.mix:
+        mixer_settings(settings, origins=origins)
     return settings
 
 
@@ -80,3 +85,12 @@ def task_settings(settings: Settings, *, origins: Mapping[str, str] | None = Non
         raise ConfigError("task.kind is missing", fix=f"set it to one of {', '.join(TASKS)}")
     kind = resolve(TASKS, str(settings.task["kind"]), what="task")
     return parse(kind, settings.task, where="task", origins=origins)
+
+
+def mixer_settings(settings: Settings, *, origins: Mapping[str, str] | None = None) -> Any:
+    """The chosen mixer, which is its own settings, filled in."""
+    from mixers.catalog import DEFAULT, MIXERS
+
+    options = dict(settings.mix)
+    kind = resolve(MIXERS, str(options.pop("mixer", DEFAULT)), what="mixer")
+    return parse(kind, options, where="mix", origins=origins)

@@ -1,5 +1,7 @@
 """The commands. Each imports what it needs when it runs, so that `curate --help` is quick."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,15 +65,22 @@ def _stage(name: str, text: str) -> None:
         workers: o.Workers = None,
         device: o.Device = None,
     ) -> None:
-        _run(name, Common(**locals()))
+        _run(name, locals())
 
     app.command(name, help=text)(command)
 
 
-def _run(command: str, common: Common) -> None:
+def _run(command: str, given: Mapping[str, Any]) -> None:
+    """Sort what a command was given into common options and its own, and run it."""
     from curate.cli.stages import run_command
 
-    run_command(command, common)
+    shared = {field.name: given[field.name] for field in fields(Common) if field.name in given}
+    more = {key: given[key] for key in _OWN if given.get(key)}
+    run_command(command, Common(**shared, more=more))
+
+
+_OWN = ("scorer", "model", "task", "text", "label", "domain", "target", "mixer")
+"""Options of single commands."""
 
 
 _stage("index", "List the examples, cut partitions, set bad rows aside.")
@@ -113,12 +122,7 @@ def score(
     device: o.Device = None,
 ) -> None:
     """Score every example of DATA_OR_CONFIG; data needs no settings file."""
-    given = locals()
-    own = {
-        key: given.pop(key)
-        for key in ("scorer", "model", "task", "text", "label", "domain", "target")
-    }
-    _run("score", Common(**given, more={key: value for key, value in own.items() if value}))
+    _run("score", locals())
 
 
 @app.command()
@@ -140,9 +144,7 @@ def mix(
     device: o.Device = None,
 ) -> None:
     """Find the share of the token budget that each domain gets."""
-    given = locals()
-    name = given.pop("mixer")
-    _run("mix", Common(**given, more={"mixer": name} if name else {}))
+    _run("mix", locals())
 
 
 _stage("plan", "Decide for every example: kept, weight, copies, and why.")
@@ -166,7 +168,7 @@ def run(
     device: o.Device = None,
 ) -> None:
     """All stages in order; what is done is skipped."""
-    _run("run", Common(**locals()))
+    _run("run", locals())
 
 
 @app.command()

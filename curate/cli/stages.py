@@ -8,6 +8,7 @@ from curate.cli.options import Common
 from curate.cli.reporter import Reporter, print_json, reporting, start_logging
 from curate.config import Raw
 from curate.errors import ConfigError
+from jobs.all_stages import run_stages, stages_for
 from jobs.settings import Settings
 
 
@@ -17,6 +18,10 @@ def run_command(command: str, common: Common) -> None:
         raise ConfigError("--measure belongs to --dry-run", fix="add --dry-run")
     start_logging(quiet=common.quiet, verbose=common.verbose)
     settings, raw = read_settings(command, common)
+    if any(stage.name == "score" for stage in stages_for(settings, command)):
+        from jobs.score_columns import chosen_scorers
+
+        chosen_scorers(settings.score.named)
     if common.dry_run:
         _tell(command, common, settings, raw)
         return
@@ -34,7 +39,6 @@ def run_command(command: str, common: Common) -> None:
 
 
 def _work(command: str, common: Common, settings: Settings, reporter: Reporter) -> dict[str, Any]:
-    from jobs.all_stages import run_stages, stages_for
     from jobs.cluster import open_pool
     from jobs.opening import open_run
 

@@ -42,7 +42,7 @@ def dry_run_lines(forecast: "Forecast", *, details: bool) -> list[str]:
         details: every value, the defaults included.
     """
     lines = [f"run folder {forecast.run} (nothing is written)", ""]
-    measured = any("seconds" in entry for entry in forecast.stages.values())
+    measured = forecast.measured
     finish = datetime.now().astimezone()
     rows = [["stage", "outputs", "done", "due", *(("hours", "disk", "finish") if measured else ())]]
     for name, entry in forecast.stages.items():
@@ -52,7 +52,7 @@ def dry_run_lines(forecast: "Forecast", *, details: bool) -> list[str]:
             row += [f"{entry['seconds'] / 3600:.3f}", size_text(entry.get("size_bytes")),
                     finish.strftime("%Y-%m-%d %H:%M")]  # fmt: skip
         elif measured:
-            row += ["not measured" if entry["due"] else "0", "", ""]
+            row += ["not measured" if entry["due"] or entry["why"] else "0", "", ""]
         rows.append(row)
     lines += table(rows, right=frozenset({1, 2, 3, 4, 5}))
     if measured:

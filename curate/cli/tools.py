@@ -1,0 +1,164 @@
+"""The commands that look and tell: status, show, verify, methods, doctor, schema."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from curate.cli.imports import foreign_packages, rivals
+from curate.cli.reporter import print_json, start_logging
+from curate.cli.text import table
+
+if TYPE_CHECKING:
+    from jobs.methods import Method
+
+_MISSING_DEPENDENCY = 6
+
+
+def print_status(folder: Path, *, as_json: bool) -> None:
+    """`curate status`."""
+    from jobs.status import run_status
+
+    status = run_status(folder)
+    if as_json:
+        print_json("status", asdict(status))
+        return
+    print(f"run {status.run}" + (f", in use by {status.in_use_by}" if status.in_use_by else ""))
+    rows = [["stage", "done", "failed", "remaining", "last finished"]]
+    rows += [
+        [s.stage, str(s.done), str(s.failed), str(s.remaining), s.finished or "never"]
+        for s in status.stages
+    ]
+    print("\n".join(table(rows, right=frozenset({1, 2, 3}))))
+    for stage in status.stages:
+        for why in stage.why:
+            print(f"{stage.stage}: {why}")
+    for reason, rows_aside in status.set_aside.items():
+        print(f"set aside: {rows_aside} {reason}")
+
+
+def print_run(folder: Path, options: Mapping[str, Any], *, quarantine: bool, as_json: bool) -> None:
+    """`curate show`."""
+    from jobs.show import quarantined, shown
+
+    from curate.cli.showing import quarantine_lines, shown_lines
+
+    if quarantine:
+        found = quarantined(folder, limit=options["examples"])
+        if as_json:
+            print_json("show", asdict(found))
+        else:
+            print("\n".join(quarantine_lines(found)))
+        return
+    view = shown(folder, **options)
+    if as_json:
+        print_json("show", asdict(view))
+    else:
+        print("\n".join(shown_lines(view)))
+
+
+def print_verification(shards: Path, *, as_json: bool) -> None:
+    """`curate verify`."""
+    from jobs.verify import verify_shards
+
+    result = verify_shards(shards)
+    if as_json:
+        print_json("verify", result)
+    else:
+        facts = ", ".join(f"{v:,} {k}" for k, v in result.items() if isinstance(v, int))
+        print(f"{shards} is whole: {facts}")
+
+
+def print_methods(name: str | None, *, as_json: bool) -> None:
+    """`curate methods`."""
+    from jobs.methods import all_methods, find_method
+
+    found = [find_method(name)] if name else all_methods()
+    if as_json:
+        print_json("methods", {"methods": [asdict(method) for method in found]})
+    elif name:
+        print("\n".join(_method_lines(found[0])))
+    else:
+        print("\n".join(_methods_lines(found)))
+
+
+def print_doctor(model: str | None, config: Path | None, *, as_json: bool) -> None:
+    """`curate doctor`; ends with exit code 6 where something will fail."""
+    start_logging(quiet=True, verbose=False)
+    found = list(_doctor(model, config))
+    bad = sum(check["state"] == "bad" for check in found)
+    if as_json:
+        print_json("doctor", {"checks": found, "bad": bad})
+    else:
+        for check in found:
+            print(f"{check['state']:<5} {check['name']:<18} {check['text']}")
+            if check["state"] != "ok" and check["fix"]:
+                print(f"{'':<24} fix: {check['fix']}")
+    if bad:
+        raise typer.Exit(_MISSING_DEPENDENCY)
+
+
+def print_schema() -> None:
+    """`curate schema`."""
+    from jobs.schema import settings_schema
+
+    print(json.dumps(settings_schema(), indent=1, ensure_ascii=False))
+
+
+def _doctor(model: str | None, config: Path | None) -> Iterator[dict[str, Any]]:
+    foreign = foreign_packages()
+    for name, place in foreign.items():
+        fix = "remove what installs it, or run curate in an environment of its own"
+        text = f"`import {name}` finds {place}, which is not part of curate"
+        yield {"name": f"package {name}", "state": "bad", "text": text, "fix": fix}
+    for name, others in rivals().items():
+        text = f"{', '.join(others)} also brings a package called {name}: one hides the other"
+        fix = "run curate in an environment of its own"
+        yield {"name": f"package {name}", "state": "bad", "text": text, "fix": fix}
+    if foreign:  # what follows lies in one of these packages
+        return
+    yield {"name": "packages", "state": "ok", "text": "jobs, scorers, mixers are curate's",
+           "fix": ""}  # fmt: skip
+    from jobs.doctor import checks
+
+    yield from map(asdict, checks())
+    if model is not None or config is not None:
+        from jobs.model_check import check_model
+
+        yield from map(asdict, check_model(model, config))
+
+
+def _methods_lines(found: "list[Method]") -> Iterator[str]:
+    for kind in ("task", "scorer", "mixer"):
+        group = [method for method in found if method.kind == kind]
+        yield f"{kind}s"
+        width = max(len(method.name) for method in group)
+        for method in group:
+            yield f"  {method.name:<{width}}  {method.measures}"
+            more = [f"needs {', '.join(method.needs)}"] if method.needs else []
+            more += [f"cost: {re.split('[;.] ', method.cost)[0]}"] if method.cost else []
+            if more:
+                yield f"  {'':<{width}}  {'; '.join(more)}"
+        yield ""
+    yield "`curate methods NAME` tells columns, options, cost and source of one of them."
+
+
+def _method_lines(method: "Method") -> Iterator[str]:
+    yield f"{method.name}, a {method.kind}: {method.measures}"
+    rows = [[name, text] for name, text in method.columns.items()]
+    if rows:
+        yield "columns"
+        yield from (f"  {line}" for line in table(rows))
+    if method.needs:
+        yield f"needs    {', '.join(method.needs)}"
+    if method.options:
+        yield f"options  {', '.join(f'{k} = {v}' for k, v in method.options.items())}"
+    if method.cost:
+        yield f"cost     {method.cost}"
+    if method.source:
+        yield f"source   {method.source}"
+    yield f"code     {method.address}"

@@ -1,0 +1,326 @@
+"""Settings guessed from the data: for `curate init`, and for `curate score` on bare data."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.config import resolve, to_yaml
+from curate.data import files
+from curate.data.columns import PROBLEM, resolve_columns
+from curate.data.example import Source
+from curate.data.formats import READERS
+from curate.data.sources import InputFile, find_files
+from curate.data.storage import locate, open_stream, store_errors
+from curate.errors import ConfigError, CurateError, InputError, OutputError
+from curate.models.settings import Model
+
+log = logging.getLogger(__name__)
+
+_SAMPLE_ROWS = 2000
+_SAMPLE_BYTES = 1 << 20
+_MOST_CLASSES = 1000
+_DOMAIN_NAMES = ("domain", "source", "subset", "category", "topic", "language", "lang")
+_CLASSIFIERS = "ForSequenceClassification"
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at the first rows of some data shows."""
+
+    files: list[InputFile]
+    rows: pa.Table
+    """Of the first file."""
+    source: Source
+    """With the content and label columns that were recognised, if any."""
+    trouble: str
+    """Why the content column is not clear, or "" where it is."""
+
+
+def look_at(data: str, name: str) -> Look:
+    """Find the files of `data` and read the first rows.
+
+    Raises:
+        InputError: nothing is there, or it cannot be read.
+    """
+    source = Source(path=data)
+    found = find_files(name, source)
+    rows = _first_rows(found[0], source)
+    schema = pa.schema([field for field in rows.schema if field.name != PROBLEM])
+    try:
+        return Look(found, rows, resolve_columns(source, schema, where=found[0].file), "")
+    except CurateError as error:
+        only = _only_candidate(source, schema)
+        return Look(found, rows, only or source, "" if only else error.what)
+
+
+def guess_settings(data: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for `curate score DATA`: where it lies, and the task that the model was made for.
+
+    Args:
+        data: file, folder, glob or address.
+        flags: `scorer`, `model`, `task` and others, where they were given.
+
+    Raises:
+        ConfigError: the scorers need a model and there is none.
+        InputError: the model's folder cannot be read.
+    """
+    name = source_name(data)
+    values: dict[str, Any] = {
+        "run": f"runs/{name}",
+        "sources": {name: {"path": data}},
+        "score": {"scorers": ["el2n"]},
+    }
+    model = flags.get("model")
+    scorers = flags.get("scorer") or values["score"]["scorers"]
+    if model is None:
+        if set(scorers) - {"length", "random"}:
+            raise ConfigError(
+                f"the scores {', '.join(scorers)} need a model",
+                fix="add --model with a folder saved by transformers or a hub id",
+            )
+        return values
+    values["task"] = guess_task(model, flags.get("task"))
+    return values
+
+
+def guess_task(model: str, kind: str | None) -> dict[str, Any]:
+    """The task that a saved model was made for, from the architecture in its `config.json`.
+
+    Args:
+        model: folder or hub id.
+        kind: of the task, where the user says it.
+
+    Raises:
+        ConfigError: the architecture does not say.
+        InputError: the model cannot be read.
+    """
+    from curate.models.saved import model_folder, read_config
+
+    config = read_config(model_folder(Model(name=model)))
+    architecture = (config.get("architectures") or ["none"])[0]
+    if kind is None and architecture.endswith(_LANGUAGE_MODELS):
+        kind = "causal-lm"
+    if kind is None and architecture.endswith(_CLASSIFIERS):
+        kind = "text-classification"
+    if kind is None:
+        raise ConfigError(
+            f"{model} is a {architecture}, which does not say what task it is for",
+            fix="add --task causal-lm or --task text-classification",
+        )
+    if kind != "text-classification":
+        return {"kind": kind}
+    # transformers leaves the classes out of the file where there are two, its default.
+    classes = len(config.get("id2label") or ()) or 2
+    return {"kind": kind, "num_classes": classes}
+
+
+def source_name(data: str) -> str:
+    """A name for data at this path: `runs/news.parquet` is `news`, `a/*.jsonl` is `a`."""
+    parts = [part for part in PurePosixPath(data.partition("://")[2] or data).parts
+             if not re.search(r"[*?\[]", part) and part not in ("/", ".", "..")]  # fmt: skip
+    last = parts[-1].split(".")[0] if parts else ""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-") or "data"
+
+
+def write_starter(data: str, target: Path) -> list[str]:
+    """Write a commented configuration for `data`; returns what to tell the user.
+
+    Raises:
+        OutputError: `target` exists.
+        InputError: the data cannot be read.
+    """
+    if target.exists():
+        raise OutputError(f"{target} exists", fix="choose another file with --out")
+    name = source_name(data)
+    look = look_at(data, name)
+    text = starter_text(name, data, look)
+    files.replace(target, lambda path: path.write_text(text, encoding="utf-8"))
+    lines = [f"{target} written for {len(look.files)} files of format {look.files[0].format}"]
+    if look.trouble:
+        lines.append(f"still to do: name the content column ({look.trouble})")
+    return [*lines, f"next: curate run {target} --dry-run"]
+
+
+def starter_text(name: str, data: str, look: Look) -> str:
+    """The configuration as YAML with comments.
+
+    Args:
+        name: of the source.
+        data: as the user wrote it.
+        look: at the data.
+    """
+    fields = [field for field in look.rows.schema if field.name != PROBLEM]
+    columns = ", ".join(f"{field.name} ({field.type})" for field in fields)
+    size_mb = sum(file.size_bytes for file in look.files) / 1e6
+    content = look.source.content_columns
+    chosen: dict[str, Any] = {
+        key: value[0] if len(value) == 1 else list(value) for key, value in content.items()
+    }
+    if look.source.label is not None:
+        chosen["label"] = look.source.label
+    domain = next((n for n in _DOMAIN_NAMES if n in look.rows.schema.names), None)
+    if domain is not None and domain not in chosen.values():
+        chosen["domain"] = domain
+    if not content:
+        chosen = {"text": "COLUMN", **chosen}
+    classes = _num_classes(look)
+    task = _guess_task(look, classes)
+    comment = f"# {len(look.files)} files, {size_mb:,.1f} MB; columns: {columns}"
+    parts = [
+        _HEAD,
+        to_yaml({"run": f"runs/{name}", "seed": 0}),
+        "\nsources:\n",
+        f"  {name}:\n    {_one_line(comment)}\n",
+        _indented(to_yaml({"path": data, **chosen}), 4),
+        _SOURCE_NOTES,
+        "\n",
+        to_yaml({"task": task}),
+        _MODELS[task["kind"]],
+        _REST.replace("SCORE", "loss" if task["kind"] == "causal-lm" else "el2n"),
+    ]
+    return "".join(parts)
+
+
+def _first_rows(file: InputFile, source: Source) -> pa.Table:
+    """Some rows from the start of a file, whatever its size."""
+    if file.format == "parquet":
+        system, path = locate(file.address)
+        with store_errors(file.address), system.open(path, "rb") as raw:
+            stored = pq.ParquetFile(raw)
+            batch = next(stored.iter_batches(batch_size=_SAMPLE_ROWS), None)
+            return stored.schema_arrow.empty_table() if batch is None else pa.table(batch)
+    with ExitStack() as stack:
+        if file.format in ("jsonl", "csv", "text"):
+            # These readers go through a file more than once; the first mebibyte is enough.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            file = replace(file, address=str(_head(file, folder)))
+        reader = resolve(READERS, file.format, what="format")
+        batches: list[pa.RecordBatch] = []
+        for batch in reader(file, source):
+            batches.append(batch)
+            if sum(b.num_rows for b in batches) >= _SAMPLE_ROWS:
+                break
+    if not batches:
+        raise InputError(f"{file.file} holds no rows", fix="choose other data")
+    return pa.Table.from_batches(batches)
+
+
+def _head(file: InputFile, folder: Path) -> Path:
+    """The first lines of a text file, uncompressed."""
+    with open_stream(file.address) as stream:
+        start = stream.read(_SAMPLE_BYTES)
+    if len(start) == _SAMPLE_BYTES:
+        start = start[: start.rfind(b"\n") + 1] or start
+    path = folder / "head"
+    path.write_bytes(start)
+    return path
+
+
+def _only_candidate(source: Source, schema: pa.Schema) -> Source | None:
+    """The source with its one text column, or where there is none, with its number columns."""
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    if len(texts) == 1:
+        return replace(source, text=texts[0])
+    kinds = {field.name: field.type for field in schema}
+    has_label = "label" in kinds and pa.types.is_integer(kinds["label"])
+    numbers = [
+        name
+        for name, kind in kinds.items()
+        if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and name != "label"
+    ]
+    if texts or not numbers:
+        return None
+    # Names such as pixel_0, pixel_1 ... are shorter as a glob.
+    stems = {name.rstrip("0123456789") for name in numbers}
+    stem = stems.pop()
+    names = (f"{stem}*",) if stem and not stems and len(numbers) > 4 else tuple(numbers)
+    return replace(source, features=names, label="label" if has_label else None)
+
+
+def _num_classes(look: Look) -> int | None:
+    """Number of classes that a whole-number label column seems to have, or None."""
+    label = look.source.label
+    if label is None or not pa.types.is_integer(look.rows.schema.field(label).type):
+        return None
+    labels = [value for value in look.rows.column(label).to_pylist() if value is not None]
+    if not labels or min(labels) < 0 or max(labels) >= _MOST_CLASSES:
+        return None
+    return max(labels) + 1
+
+
+def _guess_task(look: Look, classes: int | None) -> dict[str, Any]:
+    content = look.source.content_columns
+    if classes is not None and "features" in content:
+        return {"kind": "tabular-classification", "num_classes": classes}
+    if classes is not None and "text" in content:
+        return {"kind": "text-classification", "num_classes": classes, "max_tokens": 128}
+    return {"kind": "causal-lm", "max_tokens": 512}
+
+
+def _indented(text: str, width: int) -> str:
+    return "".join(f"{' ' * width}{line}\n" for line in text.splitlines())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+_HEAD = """\
+# Settings of a run of curate; every key that is not here has its default.
+# See what would happen: curate run THIS_FILE --dry-run -v
+# All keys, for editors: curate schema > curate.schema.json, then in the line below
+# yaml-language-server: $schema=curate.schema.json
+
+"""
+
+_SOURCE_NOTES = """\
+    # domain: COLUMN         # what a mixture weighs; without it, the source
+    # id: COLUMN             # your own name of a row; rides along
+  # another: {path: more/*.jsonl}
+"""
+
+_TRAIN = """\
+checkpoints:
+  train: {epochs: 1, seeds: [0], lr: LR}
+"""
+
+_SCRATCH = """\
+model:
+  # A small one, made here from scratch. Better: a model of yours, `name: FOLDER_OR_HUB_ID`.
+  config: {model_type: llama, hidden_size: 128, intermediate_size: 384, num_hidden_layers: 4,
+           num_attention_heads: 4, num_key_value_heads: 4, tie_word_embeddings: true}
+  tokenizer: {train: bpe, vocab_size: 8192}
+"""
+
+_MODELS = {
+    "causal-lm": "\n" + _SCRATCH + _TRAIN.replace("LR", "1.0e-3"),
+    "text-classification": "\n" + _SCRATCH + _TRAIN.replace("LR", "1.0e-3"),
+    "tabular-classification": "\nmodel:\n  config: {model_type: mlp, hidden: [64]}\n"
+    + _TRAIN.replace("LR", "1.0e-3"),
+}
+
+_REST = """
+score:
+  scorers: [SCORE, length, random]    # `curate methods` lists them
+
+# mix: {mixer: unimax}                # domains as equal as the data allows
+
+plan:
+  score: SCORE
+  keep: 0.5                           # or {examples: 10_000}, {tokens: 2e9}, {token_share: 0.5}
+  order: hardest                      # hardest, easiest, middle
+  draw: sample                        # sample, top
+  within: domain                      # domain, label, source, all
+
+shards: {size_mb: 128}
+cluster: {kind: inline}               # or {kind: local, workers: 4}, {kind: address, address: ...}
+"""

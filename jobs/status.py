@@ -1,0 +1,88 @@
+"""What of a run is done, failed and remaining, and what was set aside."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from curate.data.layout import RunFolder
+from curate.data.manifest import load_manifest
+from curate.errors import CurateError
+from jobs.all_stages import Stage, failures, stages_for, state_of
+from jobs.opening import holder, load_settings
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStatus:
+    """One line of `curate status`."""
+
+    stage: str
+    done: int
+    failed: int
+    remaining: int
+    """Outputs still to make, those that failed left out."""
+    finished: str | None
+    """When the stage last ran to its end."""
+    why: tuple[str, ...]
+    """What is due and why, or how it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The state of a run."""
+
+    run: str
+    in_use_by: str | None
+    """Process that works in the folder now."""
+    stages: list[StageStatus]
+    set_aside: dict[str, int]
+    """Reason -> rows (whole files under `unreadable_file`)."""
+
+
+def run_status(root: Path) -> Status:
+    """Look at a run folder; nothing is written.
+
+    Raises:
+        RunFolderError: there is no run at `root`.
+    """
+    settings = load_settings(root)
+    return Status(
+        run=settings.run,
+        in_use_by=holder(root),
+        stages=[_stage(stage, settings) for stage in stages_for(settings, "run")],
+        set_aside=set_aside(RunFolder(root)),
+    )
+
+
+def set_aside(run: RunFolder) -> dict[str, int]:
+    """Reason -> number of rows in quarantine, the most frequent first."""
+    paths = sorted(run.quarantine.glob("part-*.parquet"))
+    if not paths:
+        return {}
+    counted = pl.scan_parquet(paths, glob=False).group_by("reason").len().collect()
+    return dict(counted.sort(["len", "reason"], descending=[True, False]).iter_rows())
+
+
+def _stage(stage: Stage, settings: Settings) -> StageStatus:
+    root = Path(settings.run)
+    entry = load_manifest(RunFolder(root))["stages"].get(stage.name, {})
+    failure = failures(root).get(stage.name)
+    why = [failure["what"]] if failure else []
+    total = done = 0
+    try:
+        state = state_of(stage, settings)
+    except CurateError as error:  # an input has gone, say: the other stages are still told
+        why.append(error.what)
+    else:
+        total, done = state.total, state.done
+        why += [] if failure else state.why
+    failed = min(len(failure["tasks"]) or 1, max(1, total - done)) if failure else 0
+    return StageStatus(
+        stage=stage.name,
+        done=done,
+        failed=failed,
+        remaining=max(0, total - done - failed),
+        finished=entry.get("finished"),
+        why=tuple(why),
+    )

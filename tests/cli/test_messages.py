@@ -1,0 +1,181 @@
+"""What goes wrong ends with one clear message (what, where, fix) and the documented exit code."""
+
+import json
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+
+def message(result, code: int) -> str:
+    """The error's two lines; nothing on stdout, no traceback."""
+    assert result.code == code, result.err
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    found = re.search(r"^error: (.*)\n  fix: (.*)\n\Z", result.err, re.MULTILINE)
+    assert found, result.err
+    return f"{found[1]} | {found[2]}"
+
+
+def test_a_wrong_key_is_named_with_its_file_and_the_nearest_key(curate, config):
+    path = config(plan={"keeep": 0.5})
+    assert message(curate("index", path), 2) == (
+        f"unknown key plan.keeep, set by {path} | did you mean keep?"
+    )
+
+
+def test_a_wrong_key_deep_below_is_named(curate, config):
+    path = config(checkpoints={"train": {"epoch": 1}})
+    assert "unknown key checkpoints.train.epoch" in message(curate("index", path), 2)
+
+
+def test_a_wrong_override_is_told_to_come_from_the_command_line(curate, config):
+    assert message(curate("index", config(), "--set", "plan.keep=5"), 2) == (
+        "plan: keep is 5.0, outside (0, 1], set by --set"
+        " | write a share, or {examples: N} or {tokens: N}"
+    )
+
+
+def test_a_wrong_environment_variable_is_named(curate, config, monkeypatch):
+    monkeypatch.setenv("CURATE__INDEX__PARTITION_ROWS", "many")
+    assert "set by environment CURATE__INDEX__PARTITION_ROWS" in message(
+        curate("index", config()), 2
+    )
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(curate, tmp_path: Path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("run: a\nrun: b\n")
+    assert f"{path}, line 2: run is set twice" in message(curate("index", path), 2)
+
+
+def test_a_missing_settings_file_is_missing_input(curate, tmp_path: Path):
+    assert message(curate("run", tmp_path / "absent.yaml"), 3) == (
+        f"there is no settings file {tmp_path / 'absent.yaml'} | check the path"
+    )
+
+
+def test_data_in_place_of_settings_is_told_what_to_do(curate, data):
+    assert f"curate init {data}" in message(curate("plan", data), 2)
+
+
+def test_a_missing_file_is_named(curate, config, tmp_path: Path):
+    path = config(sources={"a": {"path": str(tmp_path / "absent.parquet")}})
+    told = message(curate("index", path), 3)
+    assert "absent.parquet" in told
+    assert "sources.a" in told
+
+
+def test_a_missing_column_is_named_with_the_nearest(curate, config, data):
+    path = config(sources={"a": {"path": str(data), "text": "txet"}})
+    told = message(curate("index", path), 3)
+    assert "a/data.parquet" in told
+    assert "'txet'" in told
+    assert "did you mean text?" in told
+
+
+def test_an_empty_data_set_is_told(curate, config, data):
+    pl.DataFrame(schema={"text": pl.String}).write_parquet(data)
+    assert "there are no examples in a: 1 files, 0 rows" in message(curate("index", config()), 3)
+
+
+def test_a_label_outside_the_classes_is_set_aside_and_too_many_stop_the_run(curate, config, data):
+    path = config(
+        sources={"a": {"path": str(data), "text": "text", "label": "label"}},
+        task={"kind": "text-classification", "num_classes": 1},
+    )
+    told = message(curate("index", path), 4)
+    assert "label_out_of_range" in told
+    assert "20" in told
+
+
+def test_a_folder_of_somebody_else_is_left_alone(curate, config, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("x")
+    told = message(curate("index", config()), 5)
+    assert "thesis.tex" in told
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"score": {"scorers": ["el3n"]}}, "there is no scorer 'el3n' | did you mean el2n?"),
+        ({"mix": {"mixer": "unimix"}}, "there is no mixer 'unimix' | did you mean unimax?"),
+        (
+            {"task": {"kind": "causal-ml"}},
+            "there is no task 'causal-ml' | did you mean causal-lm?",
+        ),
+        ({"mix": {"mixer": "unimax", "epochs": 1}}, "unknown key mix.epochs"),
+        ({"task": {"max_tokens": 1}}, "task.kind is missing"),
+    ],
+)
+def test_an_unknown_method_is_refused_before_any_work(curate, config, tmp_path, sections, told):
+    assert told in message(curate("run", config(**sections)), 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_measure_alone_is_refused(curate, config):
+    assert "--measure belongs to --dry-run" in message(curate("index", config(), "--measure"), 2)
+
+
+def test_a_scorer_without_a_model_is_told(curate, data):
+    told = message(curate("score", data, "--scorer", "el2n"), 2)
+    assert "el2n need a model" in told
+    assert "--model" in told
+
+
+def test_a_missing_model_folder_is_named(curate, data, tmp_path: Path):
+    told = message(curate("score", data, "--model", tmp_path / "absent"), 3)
+    assert str(tmp_path / "absent") in told
+
+
+def test_status_and_show_of_no_run_are_told(curate, tmp_path: Path):
+    for command in ("status", "show"):
+        assert "is no run folder" in message(curate(command, tmp_path), 5)
+
+
+def test_verify_of_no_shards_is_told(curate, tmp_path: Path):
+    assert str(tmp_path) in message(curate("verify", tmp_path / "absent"), 3)
+
+
+def test_an_unknown_method_name_is_told(curate):
+    assert "there is no method 'el3n' | did you mean el2n?" in message(curate("methods", "el3n"), 2)
+
+
+def test_init_does_not_overwrite(curate, data, tmp_path: Path):
+    target = tmp_path / "mine.yaml"
+    target.write_text("precious")
+    assert f"{target} exists" in message(curate("init", data, "--out", target), 1)
+    assert target.read_text() == "precious"
+
+
+def test_events_that_cannot_be_written_are_told(curate, config, tmp_path: Path):
+    told = message(curate("index", config(), "--events", tmp_path / "no" / "events.jsonl"), 1)
+    assert "events.jsonl cannot be written" in told
+
+
+def test_a_bug_keeps_its_traceback_and_says_what_it_is(curate, config, monkeypatch):
+    import jobs.index
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(jobs.index, "index_run", broken)
+    result = curate("index", config())
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "ZeroDivisionError: a bug" in result.err
+    assert "error: this is a bug" in result.err
+
+
+def test_json_leaves_stdout_empty_on_an_error(curate, config):
+    result = curate("index", config(plan={"keeep": 1}), "--json")
+    assert (result.code, result.out) == (2, "")
+
+
+def test_quiet_leaves_stderr_empty_on_success(curate, config):
+    result = curate("index", config(), "--quiet", "--json")
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out)["command"] == "index"
