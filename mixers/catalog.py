@@ -9,6 +9,3 @@ MIXERS: dict[str, str] = {
     "fixed": "mixers.fixed:Fixed",
 }
 """Name -> class: a frozen dataclass that is its own settings (see `mixers.protocol`)."""
-
-DEFAULT = "unimax"
-"""Taken where `mix` has options but names no mixer."""

@@ -6,7 +6,7 @@ partition by partition, a few times.
 Shapes: G groups, P phases.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,7 +25,16 @@ from curate.plan.scoring import Passes, Scoring, scoring_passes
 from curate.plan.settings import Plan
 from curate.plan.weights import WeightSums, check_effective_share, effective_size
 
-__all__ = ["REASONS", "Arm", "Tables", "apply_plan", "make_plan", "make_plans", "run_together"]
+__all__ = [
+    "REASONS",
+    "Arm",
+    "Tables",
+    "apply_plan",
+    "columns_read",
+    "make_plan",
+    "make_plans",
+    "run_together",
+]
 
 T = TypeVar("T")
 
@@ -38,8 +47,10 @@ class Arm:
     mixture: Mixture | None = None
     repeat: bool = False
     """Whether examples may be used again without a mixture, up to `max_repeats`."""
+    label: str | None = None
+    """Plans of one label draw alike, others independently; by default the arm's name."""
     scoring: Scoring | None = None
-    """Of another arm, to be used in place of one's own ranks and z-scores."""
+    """Of another plan, to be used in place of one's own ranks and z-scores."""
 
 
 def make_plan(
@@ -66,7 +77,8 @@ def make_plan(
         InputError: there are no training examples, or no scores.
         CurateError: the mixture lacks a domain, or a few examples carry all the weight.
     """
-    return make_plans(tables, {label: Arm(settings, mixture, repeat)}, seed=seed)[label]
+    arm = Arm(settings, mixture, repeat, label)
+    return make_plans(tables, {"plan": arm}, seed=seed)["plan"]
 
 
 def make_plans(tables: Tables, arms: Mapping[str, Arm], *, seed: int) -> dict[str, Thresholds]:
@@ -74,10 +86,10 @@ def make_plans(tables: Tables, arms: Mapping[str, Arm], *, seed: int) -> dict[st
 
     Args:
         tables: the examples, their lengths and scores.
-        arms: label -> what is asked for.
+        arms: name -> what is asked for.
         seed: of the draws.
     """
-    parsed = {label: _Parsed.of(arm.settings, tables) for label, arm in arms.items()}
+    parsed = {name: _Parsed.of(arm.settings, tables.scorers) for name, arm in arms.items()}
     columns = sorted({name for each in parsed.values() for name in each.columns})
     cells = Cells(any(arm.settings.within == "label" for arm in arms.values()))
 
@@ -85,7 +97,8 @@ def make_plans(tables: Tables, arms: Mapping[str, Arm], *, seed: int) -> dict[st
         return (batch_of(frame, cells, seed=seed) for frame in tables.frames(columns))
 
     computations = {
-        label: _plan_passes(arm, parsed[label], label, cells, seed) for label, arm in arms.items()
+        name: _plan_passes(arm, parsed[name], arm.label or name, cells, seed)
+        for name, arm in arms.items()
     }
     return run_together(computations, batches)
 
@@ -146,6 +159,16 @@ def apply_plan(frame: pl.DataFrame, plan: Thresholds) -> pl.DataFrame:
     return table.with_columns(phases=series.arr.to_list())
 
 
+def columns_read(settings: Plan, scorers: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The score columns that decide, as `scorer.column`, sorted.
+
+    Raises:
+        ConfigError: the score is no expression over columns that were scored.
+        InputError: there are no scores.
+    """
+    return tuple(sorted(set(_Parsed.of(settings, scorers).columns)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Parsed:
     """The expressions of a plan."""
@@ -154,13 +177,13 @@ class _Parsed:
     weights: Expression | None
 
     @classmethod
-    def of(cls, settings: Plan, tables: Tables) -> "_Parsed":
+    def of(cls, settings: Plan, scorers: Mapping[str, Sequence[str]]) -> "_Parsed":
         score = weights = None
         if settings.score is not None:
-            score = parse_expression(settings.score, tables.scorers)
+            score = parse_expression(settings.score, scorers)
         if settings.weights is not None:
             where = "plan.weights.score"
-            weights = parse_expression(settings.weights.score, tables.scorers, where=where)
+            weights = parse_expression(settings.weights.score, scorers, where=where)
         return cls(score, weights)
 
     @property

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from curate.config import parse, plain, resolve
 from curate.errors import ConfigError
 from curate.plan.mixture import DomainSize, load_mixture, save_mixture
-from mixers.catalog import DEFAULT, MIXERS
+from mixers.catalog import MIXERS
 
 OPTIONS: dict[str, dict[str, Any]] = {"fixed": {"weights": {"domain-0": 1.0}}}
 
@@ -74,7 +74,3 @@ def test_an_unknown_option_is_refused(name: str):
     kind = resolve(MIXERS, name, what="mixer")
     with pytest.raises(ConfigError, match=r"unknown key mix\.temprature"):
         parse(kind, {**OPTIONS.get(name, {}), "temprature": 5}, where="mix")
-
-
-def test_the_default_is_in_the_catalog():
-    assert DEFAULT in MIXERS

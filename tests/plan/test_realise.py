@@ -11,7 +11,8 @@ from curate.plan.mixture import Mixture, Phase
 from curate.plan.realise import Supply, demand, share_out, water_fill, whole_numbers
 from curate.plan.settings import Keep
 
-weights = st.lists(st.just(0.0) | st.floats(1e-3, 1), min_size=1, max_size=6)
+weight = st.just(0.0) | st.floats(1e-3, 1)
+weights = st.lists(weight, min_size=1, max_size=6)
 
 
 def supply(domain: str, rows: int, tokens: int, value: str = "", eligible: float = 1.0) -> Supply:
@@ -44,7 +45,7 @@ def test_one_phase_of_water_filling_is_one_level(shares: list[float], data: st.D
 @given(
     st.integers(1, 3).flatmap(
         lambda phases: st.lists(
-            st.lists(st.floats(0, 1), min_size=phases, max_size=phases), min_size=1, max_size=5
+            st.lists(weight, min_size=phases, max_size=phases), min_size=1, max_size=5
         )
     ),
     st.data(),

@@ -1,0 +1,228 @@
+"""`plan/summary.json`: what was asked for, what came of it, and what the yardsticks would keep.
+
+Shapes: N training rows of a partition, D domains.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.plan.expression import Values
+from curate.plan.groups import Batch, Cells, Tables, batch_of
+from curate.plan.positions import number_of
+from curate.plan.rules import REASONS, Decision, Rule, Thresholds, decide, weights_of
+from curate.plan.select import END
+from curate.plan.weights import WeightSums
+from curate.plan.yardsticks import YARDSTICKS
+
+SCHEMA_VERSION = 1
+
+
+def summarise(
+    tables: Tables, plan: Thresholds, yardsticks: Mapping[str, Thresholds]
+) -> dict[str, Any]:
+    """The summary of a plan, in one pass over the data; equal inputs give equal values.
+
+    Args:
+        tables: what the plan was made from.
+        plan: the plan.
+        yardsticks: name -> plan of the same number of tokens.
+    """
+    columns = sorted(f"{scorer}.{c}" for scorer, names in tables.scorers.items() for c in names)
+    cells = Cells(plan.grouping.within == "label")
+    own = _Tally(plan, [*columns, "num_tokens"])
+    others = {name: _Tally(other, ["num_tokens"]) for name, other in yardsticks.items()}
+    held_out = 0
+    for frame in tables.frames(columns):
+        batch = batch_of(frame, cells, seed=plan.seed)
+        held_out += frame.height - len(batch.cell)
+        score = None if plan.scoring is None else plan.scoring.values(batch)
+        decision = decide(batch, plan)
+        own.add(batch, decision, score, decision)
+        for tally in others.values():
+            tally.add(batch, decide(batch, tally.plan), score, decision)
+    return _report(plan, own, others, held_out)
+
+
+@dataclass(slots=True)
+class _Mean:
+    """Mean of finite values, weighted by counts."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, values: Values, counts: NDArray[np.int64]) -> None:
+        finite = np.isfinite(values)
+        self.total += float((values[finite] * counts[finite]).sum())
+        self.count += int(counts[finite].sum())
+
+    @property
+    def value(self) -> float | None:
+        return _number(self.total / self.count) if self.count else None
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one plan does with all rows."""
+
+    plan: Thresholds
+    columns: list[str]
+    """Columns whose means are shown."""
+    reasons: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(REASONS), np.int64))
+    domains: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
+    """Domain -> kept rows, copies and tokens."""
+    weights: WeightSums = field(default_factory=WeightSums)
+    kept: dict[str, _Mean] = field(default_factory=dict[str, _Mean])
+    dropped: dict[str, _Mean] = field(default_factory=dict[str, _Mean])
+    most_copies: int = 0
+    repeated: int = 0
+    """Rows with more than one copy."""
+    shared: int = 0
+    """Rows that the plan beside it keeps too."""
+
+    def add(self, batch: Batch, decision: Decision, score: Values | None, beside: Decision) -> None:
+        copies = decision.copies
+        is_kept = copies > 0
+        self.reasons += np.bincount(decision.reason, minlength=len(REASONS))
+        self.weights.add(weights_of(batch, decision, self.plan), copies)
+        self.repeated += int((copies > 1).sum())
+        self.most_copies = max(self.most_copies, int(copies.max(initial=0)))
+        self.shared += int((is_kept & (beside.copies > 0)).sum())
+        names = [cell.domain for cell in batch.cells.cells]
+        table = np.zeros((3, len(names)), np.int64)
+        for row, amount in enumerate((is_kept.astype(np.int64), copies, copies * batch.tokens)):
+            np.add.at(table[row], batch.cell, amount)
+        for name, amounts in zip(names, table.T, strict=True):
+            self.domains[name] = self.domains.get(name, np.zeros(3, np.int64)) + amounts
+        values = {column: batch.column(column) for column in self.columns}
+        if score is not None:
+            values["plan.score"] = score
+        for name, column in values.items():
+            self.kept.setdefault(name, _Mean()).add(column, copies)
+            self.dropped.setdefault(name, _Mean()).add(column, (~is_kept).astype(np.int64))
+
+    def kept_of(self, domain: str) -> list[int]:
+        """Kept rows, copies and tokens of a domain."""
+        return self.domains.get(domain, np.zeros(3, np.int64)).tolist()
+
+
+def _report(
+    plan: Thresholds, own: _Tally, others: Mapping[str, _Tally], held_out: int
+) -> dict[str, Any]:
+    rows, tokens = (sum(sizes[i] for sizes in plan.domains.values()) for i in range(2))
+    reasons = dict(zip(REASONS, own.reasons.tolist(), strict=True)) | {"held_out": held_out}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "unit": plan.unit,
+        "asked": plan.asked,
+        "shortfall": plan.asked - plan.placed,
+        "notes": notes(plan),
+        "training": {"rows": rows, "tokens": tokens},
+        "kept": {
+            "rows": plan.kept_rows,
+            "copies": plan.kept_copies,
+            "tokens": plan.kept_tokens,
+            "row_share": _number(plan.kept_rows / rows),
+            "token_share": _number(plan.kept_tokens / tokens) if tokens else None,
+        },
+        "repeats": {"rows": own.repeated, "most_copies": own.most_copies},
+        "reasons": reasons,
+        "weights": {
+            "min": _number(own.weights.low) if own.weights.rows else None,
+            "max": _number(own.weights.high) if own.weights.rows else None,
+            "mean": _number(own.weights.mean),
+            "effective_size": _number(plan.effective_size),
+            "effective_share": _number(own.weights.effective_share),
+        },
+        "means": {
+            name: {"kept": own.kept[name].value, "dropped": own.dropped[name].value}
+            for name in sorted(own.kept)
+        },
+        "domains": {domain: _domain(plan, own, domain) for domain in plan.domains},
+        "groups": [_group(plan, rule) for rule in sorted(plan.rules, key=lambda r: r.group)],
+        "yardsticks": {name: _yardstick(name, others[name], own) for name in others},
+    }
+
+
+def notes(plan: Thresholds) -> list[str]:
+    """What a reader must not miss, one sentence each."""
+    found: list[str] = []
+    missing = plan.asked - plan.placed
+    if missing > 0:
+        limit = "" if plan.weights is None else f" and {plan.settings.max_repeats:g} repeats"
+        found.append(
+            f"{plan.asked:,} {plan.unit} were asked for, but what is scored and not dropped"
+            f"{limit} give {plan.placed:,}: the plan is smaller"
+        )
+    elsewhere = [
+        rule for rule in plan.rules if rule.share > 0 and rule.asked + 1 < rule.share * plan.asked
+    ]
+    if elsewhere and len(elsewhere) < len(plan.rules):
+        named = ", ".join(str(rule.group) for rule in elsewhere[:5])
+        more = f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else ""
+        found.append(f"too small for their share, so that others give more: {named}{more}")
+    return found
+
+
+def _domain(plan: Thresholds, own: _Tally, domain: str) -> dict[str, Any]:
+    rows, tokens = plan.domains[domain]
+    kept_rows, copies, kept_tokens = own.kept_of(domain)
+    asked = None if plan.weights is None else plan.weights.get(domain, 0.0)
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "kept_rows": kept_rows,
+        "copies": copies,
+        "kept_tokens": kept_tokens,
+        "token_share_asked": None if asked is None else _number(asked),
+        "token_share": _number(kept_tokens / plan.kept_tokens) if plan.kept_tokens else None,
+        "epochs": _number(kept_tokens / tokens) if tokens else None,
+    }
+
+
+def _group(plan: Thresholds, rule: Rule) -> dict[str, Any]:
+    return {
+        "group": str(rule.group),
+        "rows": rule.rows,
+        "eligible": rule.eligible_rows,
+        "asked": rule.asked,
+        "kept_rows": rule.kept_rows,
+        "copies": rule.kept_copies,
+        "kept_tokens": rule.kept_tokens,
+        "cuts": [_cut_score(plan, cut) for cut in (rule.windows[-1].low, rule.windows[-1].high)],
+    }
+
+
+def _cut_score(plan: Thresholds, cut: int) -> float | None:
+    """Score of the first row behind a cut; None where no row is, or where the order is drawn."""
+    if plan.scoring is None or plan.moments is not None or not 0 < cut < END:
+        return None
+    value = number_of(cut >> 64)
+    return _number(-value if plan.settings.order == "hardest" else value)
+
+
+def _yardstick(name: str, tally: _Tally, own: _Tally) -> dict[str, Any]:
+    plan = tally.plan
+    score = tally.kept.get("plan.score")
+    domains = {domain: tally.kept_of(domain) for domain in plan.domains}
+    return {
+        "what": YARDSTICKS.get(name, name),
+        "rows": plan.kept_rows,
+        "copies": plan.kept_copies,
+        "tokens": plan.kept_tokens,
+        "overlap": _number(tally.shared / own.plan.kept_rows) if own.plan.kept_rows else None,
+        "mean_score": None if score is None else score.value,
+        "mean_tokens": tally.kept["num_tokens"].value,
+        "domains": {
+            domain: {"rows": rows, "copies": copies, "tokens": tokens}
+            for domain, (rows, copies, tokens) in domains.items()
+        },
+    }
+
+
+def _number(value: float) -> float:
+    """Nine digits: more than anyone reads, fewer than the order of a sum can change."""
+    return float(f"{value:.9g}")

@@ -1,0 +1,222 @@
+"""`curate mix`: how much of each domain, from sizes and the budget that the plan asks for."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curate.config import parse, plain, resolve
+from curate.data.example import KEY, TRAIN
+from curate.data.files import fingerprint, read_json
+from curate.data.layout import RunFolder
+from curate.data.manifest import load_manifest, record_stage
+from curate.data.partitions import Output, Partition
+from curate.data.tables import meet, read_examples
+from curate.errors import ConfigError, InputError
+from curate.plan.mixture import DomainSize, Mixture, mixture_values
+from curate.plan.settings import Keep
+from jobs.cluster import Pool
+from jobs.lengths import lengths_run, tokenizer_for
+from jobs.run import Listener, StageState, ignore, require
+from jobs.settings import Settings
+from mixers.catalog import MIXERS
+from mixers.protocol import ClosedMixer
+from mixers.sizes import epochs
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of what is written: raised when the same sizes would give another mixture."""
+
+
+def mix_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> dict[str, Any]:
+    """Find the mixture that `mix` asks for.
+
+    Args:
+        settings: of the run.
+        pool: where tokens are counted, if that was not done yet.
+        listener: told after each task.
+
+    Returns:
+        `mixer`, `budget_tokens`, `notes`, and `domains`: for each its examples, tokens, weight,
+        epochs by phase and why. Only `mixer: None` where the settings ask for no mixture.
+
+    Raises:
+        InputError: the index is missing, or no domain has training tokens.
+        ConfigError: the mixer or one of its options is unknown, or names an unknown domain.
+    """
+    if not settings.mix:
+        return {"mixer": None}
+    started = time.monotonic()
+    name, mixer = mixer_for(settings)
+    run = RunFolder(Path(settings.run))
+    require(run.partitions(), stage="the index", command=f"curate index {run.root}")
+    digest = lengths_run(settings, pool=pool, listener=listener)["digest"]
+    output, made_from = mixture_output(run, name), mix_fingerprint(settings, digest)
+    if not output.is_done(made_from):
+        values = _mixture(settings, name, mixer, run, digest)
+        text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        output.write(lambda path: path.write_text(text, encoding="utf-8"), made_from)
+        seconds = time.monotonic() - started
+        record_stage(run, "mix", outputs=[output], seconds=seconds, facts={"mixer": name})
+    elif "mix" not in load_manifest(run)["stages"]:
+        record_stage(run, "mix", outputs=[output], seconds=0.0, facts={"mixer": name})
+    summary = _summary(read_json(output.path))
+    for note in summary["notes"]:
+        log.warning("mix: %s", note)
+    return summary
+
+
+def plan_mix(settings: Settings) -> StageState:
+    """What `mix_run` would do; writes nothing."""
+    if not settings.mix:
+        return StageState("mix", 0, 0)
+    name, _ = mixer_for(settings)
+    run = RunFolder(Path(settings.run))
+    if not run.partitions():
+        return StageState("mix", 1, 0, ("the index has not been made yet",))
+    try:
+        made_from = mix_fingerprint(settings, tokenizer_for(settings)[1])
+    except InputError as error:
+        return StageState("mix", 1, 0, (error.what,))
+    output = mixture_output(run, name)
+    if output.is_done(made_from):
+        return StageState("mix", 1, 1)
+    changed = output.mark() is not None
+    why = "the mixer, the budget or the data have changed" if changed else "there is no mixture yet"
+    return StageState("mix", 1, 0, (why,))
+
+
+def mixer_for(settings: Settings) -> tuple[str, ClosedMixer]:
+    """Name and mixer of the settings.
+
+    Raises:
+        ConfigError: `mix.mixer` is missing or unknown, or an option is wrong.
+    """
+    options = dict(settings.mix)
+    name = options.pop("mixer", None)
+    if not isinstance(name, str):
+        raise ConfigError("mix.mixer is missing", fix=f"set it to one of {', '.join(MIXERS)}")
+    return name, parse(resolve(MIXERS, name, what="mixer"), options, where="mix")
+
+
+def mixture_output(run: RunFolder, mixer: str) -> Output:
+    """The file of a mixture."""
+    return Output(run.mixtures / mixer / "mixture.json")
+
+
+def mix_fingerprint(settings: Settings, lengths: str) -> str:
+    """Of all that a mixture depends on.
+
+    Args:
+        settings: of the run.
+        lengths: digest of the tokenizer whose tokens are counted.
+
+    Raises:
+        InputError: a partition has not been indexed, or its tokens were not counted.
+    """
+    name, mixer = mixer_for(settings)
+    run = RunFolder(Path(settings.run))
+    inputs: list[list[str]] = []
+    for part in run.partitions():
+        marks = [run.examples(part).mark(), run.lengths(part, lengths).mark()]
+        if any(mark is None for mark in marks):
+            raise InputError(
+                f"{part.source}/{part.file} has no index or no token counts yet",
+                fix=f"run `curate index {run.root}` and try again",
+            )
+        inputs.append([mark["digest"] for mark in marks if mark])
+    return fingerprint(
+        stage="mix",
+        version=VERSION,
+        mixer=name,
+        settings=plain(mixer),
+        keep=plain(settings.plan.kept),
+        inputs=inputs,
+    )
+
+
+def domain_sizes(run: RunFolder, lengths: str) -> dict[str, DomainSize]:
+    """What the training rows of each domain come to, in order of name; partition by partition.
+
+    Raises:
+        CurateError: index and token counts are not of the same examples.
+    """
+    sums: dict[str, list[int]] = {}
+    for part in run.partitions():
+        table = _sizes_of(run, part, lengths)
+        for domain, examples, tokens in table.iter_rows():
+            total = sums.setdefault(domain, [0, 0])
+            total[0] += examples
+            total[1] += tokens
+    return {domain: DomainSize(*sums[domain]) for domain in sorted(sums)}
+
+
+def budget_tokens(keep: Keep, sizes: Mapping[str, DomainSize]) -> float:
+    """Tokens that training will see, copies counted; rows count as of mean length."""
+    examples = sum(size.num_examples for size in sizes.values())
+    tokens = sum(size.num_tokens for size in sizes.values())
+    if keep.tokens is not None:
+        return float(keep.tokens)
+    if keep.examples is not None:
+        return keep.examples * tokens / examples
+    share = keep.share if keep.share is not None else keep.token_share
+    assert share is not None
+    return share * tokens
+
+
+def _sizes_of(run: RunFolder, part: Partition, lengths: str) -> pl.DataFrame:
+    """domain, examples, tokens of the training rows of a partition."""
+    examples = read_examples(run, part, [*KEY, "domain", "split"])
+    counted = pl.read_parquet(run.lengths(part, lengths).path)
+    meet(examples, counted)
+    training = examples.with_columns(counted["num_tokens"]).filter(pl.col("split") == TRAIN)
+    return training.group_by("domain", maintain_order=True).agg(
+        pl.len().alias("examples"), pl.col("num_tokens").sum().alias("tokens")
+    )
+
+
+def _mixture(
+    settings: Settings, name: str, mixer: ClosedMixer, run: RunFolder, lengths: str
+) -> dict[str, Any]:
+    """What `mixture.json` holds."""
+    found = domain_sizes(run, lengths)
+    sizes = {domain: size for domain, size in found.items() if size.num_tokens > 0}
+    if not sizes:
+        raise InputError(
+            "no domain has training tokens", fix="check the sources, or lower index.held_out"
+        )
+    budget = budget_tokens(settings.plan.kept, sizes)
+    mixture: Mixture = replace(mixer.mixture(sizes, budget_tokens=budget), mixer=name)
+    empty = sorted(found.keys() - sizes.keys())
+    if empty:
+        note = f"without training tokens, so left out: {', '.join(empty)}"
+        mixture = replace(mixture, notes=(*mixture.notes, note))
+    passes = [epochs(phase, sizes, budget) for phase in mixture.phases]
+    return {**mixture_values(mixture, sizes), "budget_tokens": budget, "epochs": passes}
+
+
+def _summary(values: dict[str, Any]) -> dict[str, Any]:
+    """The mixture for people and `--json`."""
+    return {
+        "mixer": values["mixer"],
+        "budget_tokens": round(values["budget_tokens"]),
+        "phases": [phase["share"] for phase in values["phases"]],
+        "notes": values["notes"],
+        "domains": [
+            {
+                "domain": domain,
+                "examples": size["num_examples"],
+                "tokens": size["num_tokens"],
+                "weight": values["mean"][domain],
+                "epochs": [each[domain] for each in values["epochs"]],
+                "why": values["why"][domain],
+            }
+            for domain, size in values["sizes"].items()
+        ],
+    }

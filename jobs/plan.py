@@ -1,0 +1,299 @@
+"""`curate plan`: which examples stay, how often, how much each counts, and why.
+
+First the cuts, found over all partitions (`plan/thresholds.json`), then the table of each
+partition, then the summary. Each is kept once it is whole, so that a rerun goes on from there.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curate.config import plain
+from curate.data.files import fingerprint, read_json
+from curate.data.layout import RunFolder
+from curate.data.manifest import load_manifest, record_stage
+from curate.data.partitions import Output, Partition, remove_strays
+from curate.data.tables import write_table
+from curate.errors import InputError
+from curate.plan.mixture import Mixture, load_mixture
+from curate.plan.plan import Arm, apply_plan, columns_read, make_plans
+from curate.plan.rules import Thresholds
+from curate.plan.stored import from_values, to_values
+from curate.plan.summary import summarise
+from curate.plan.yardsticks import yardstick_arms
+from jobs.cluster import Pool
+from jobs.lengths import EXAMPLES, lengths_run, tokenizer_for
+from jobs.mix import mix_fingerprint, mixer_for, mixture_output
+from jobs.plan_tables import (
+    complete_scorers,
+    open_tables,
+    read_frame,
+    score_columns,
+    score_digests,
+)
+from jobs.run import Listener, StageState, Task, ignore, raise_failures, require, run_tasks
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of what is written: raised when the same settings and scores would give another plan."""
+
+
+def plan_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> dict[str, Any]:
+    """Make the plan.
+
+    Args:
+        settings: of the run.
+        pool: where the tables of the partitions are written.
+        listener: told after each task.
+
+    Returns:
+        What `plan/summary.json` holds, without the groups; and how many partitions were `done` now
+        or `skipped`.
+
+    Raises:
+        InputError: the index, the scores or the mixture are missing.
+        ConfigError: the score is no expression over columns that were scored.
+        CurateError: the plan hangs on a few examples, or tables do not belong together.
+    """
+    run = RunFolder(Path(settings.run))
+    require(run.partitions(), stage="the index", command=f"curate index {run.root}")
+    lengths = lengths_run(settings, pool=pool, listener=listener)["digest"]
+    work = _Work.of(settings, lengths)
+    plans = _stored(work) or _make(work)
+    tasks = _tasks(work)
+    outcome = run_tasks("plan", tasks, plan_work, pool=pool, listener=listener)
+    strays = remove_strays(run.plan, {part.name for part in run.partitions()})
+    raise_failures("plan", outcome)
+    summary_is_new = _summarise(work, plans)
+    if outcome.done or strays or summary_is_new or "plan" not in load_manifest(run)["stages"]:
+        outputs = [*(task.output for task in tasks), *_documents(run)]
+        record_stage(run, "plan", outputs=outputs, seconds=outcome.seconds)
+    summary: dict[str, Any] = read_json(_summary_output(run).path)
+    for note in summary["notes"]:
+        log.warning("plan: %s", note)
+    del summary["groups"]
+    return {**summary, "done": len(outcome.done), "skipped": len(outcome.skipped)}
+
+
+def plan_plan(settings: Settings) -> StageState:
+    """What `plan_run` would do; writes nothing."""
+    run = RunFolder(Path(settings.run))
+    total = len(run.partitions())
+    if not total:
+        return StageState("plan", 0, 0, ("the index has not been made yet",))
+    try:
+        work = _Work.of(settings, tokenizer_for(settings)[1])
+    except InputError as error:
+        return StageState("plan", total, 0, (error.what,))
+    if _stored(work) is None:
+        changed = _thresholds_output(run).mark() is not None
+        why = "the settings of the plan, the mixture, the scores or the data have changed"
+        return StageState("plan", total, 0, (why if changed else "there is no plan yet",))
+    due = [task for task in _tasks(work) if not task.is_done()]
+    missing = (f"{len(due)} partitions have no plan yet",) if due else ()
+    if not due and not _summary_output(run).is_done(_summary_fingerprint(work)):
+        missing = ("the summary is not up to date",)
+    return StageState("plan", total, total - len(due), missing)
+
+
+def plan_work(payload: dict[str, Any]) -> dict[str, Any]:
+    """Write the plan of one partition."""
+    run = RunFolder(Path(payload["run"]))
+    part = Partition(**payload["partition"])
+    plan = _load(str(run.plan), payload["thresholds"])["plan"]
+    frame = read_frame(run, part, payload["lengths"], payload["columns"])
+    table = apply_plan(frame, plan)
+    kept, copies = int(table["keep"].sum()), int(table["copies"].sum())
+    run.planned(part).write(
+        lambda path: write_table(table, path),
+        payload["fingerprint"],
+        rows=table.height,
+        kept=kept,
+        copies=copies,
+    )
+    return {"rows": table.height, "kept": kept, "copies": copies}
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the plan is made from."""
+
+    settings: Settings
+    run: RunFolder
+    lengths: str
+    mixture: Mixture | None
+    columns: tuple[str, ...]
+    """Score columns that decide, as `scorer.column`."""
+    inputs: dict[str, list[str]]
+    """Partition -> digests of its tables that decide."""
+    fingerprint: str
+    """Of the thresholds."""
+
+    @classmethod
+    def of(cls, settings: Settings, lengths: str) -> "_Work":
+        run = RunFolder(Path(settings.run))
+        columns = columns_read(settings.plan, score_columns(run))
+        mixture, digest = _mixture(settings, run, lengths)
+        scorers = sorted({name.partition(".")[0] for name in columns})
+        inputs: dict[str, list[str]] = {}
+        for part in run.partitions():
+            tables = [run.examples(part).mark(), run.lengths(part, lengths).mark()]
+            if any(mark is None for mark in tables):
+                raise InputError(
+                    f"{part.source}/{part.file} has no index or no token counts yet",
+                    fix=f"run `curate index {run.root}` and try again",
+                )
+            digests = [mark["digest"] for mark in tables if mark]
+            inputs[part.name] = digests + score_digests(run, part, scorers)
+        made_from = fingerprint(
+            stage="plan",
+            version=VERSION,
+            settings=plain(settings.plan),
+            seed=settings.seed,
+            lengths=lengths,
+            columns=columns,
+            mixture=digest,
+            inputs=inputs,
+        )
+        return cls(settings, run, lengths, mixture, columns, inputs, made_from)
+
+
+def _mixture(settings: Settings, run: RunFolder, lengths: str) -> tuple[Mixture | None, str | None]:
+    """The mixture of the settings and the digest of its file."""
+    if not settings.mix:
+        return None, None
+    name, _ = mixer_for(settings)
+    output = mixture_output(run, name)
+    if not output.is_done(mix_fingerprint(settings, lengths)):
+        state = "was made from other data or settings" if output.mark() else "is missing"
+        raise InputError(f"the mixture {name} {state}", fix=f"run `curate mix {run.root}` first")
+    mark = output.mark()
+    assert mark is not None
+    return load_mixture(output.path), mark["digest"]
+
+
+def _make(work: _Work) -> dict[str, Thresholds]:
+    """The plan and its yardsticks, made and stored."""
+    seed, tables = work.settings.seed, open_tables(work.run, work.lengths)
+    own = make_plans(tables, {"plan": Arm(work.settings.plan, work.mixture)}, seed=seed)
+    beside = make_plans(tables, yardstick_arms(own["plan"]), seed=seed)
+    plans = {**own, **beside}
+    values, ranks = to_values(plans)
+    ranks_output, thresholds = _ranks_output(work.run), _thresholds_output(work.run)
+    thresholds.mark_path.unlink(missing_ok=True)
+
+    def save(path: Path) -> None:
+        with path.open("wb") as file:  # a name without .npy would get one
+            np.save(file, ranks)
+
+    if len(ranks):
+        ranks_output.write(save, work.fingerprint)
+    else:
+        ranks_output.remove()
+    text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    thresholds.write(
+        lambda path: path.write_text(text, encoding="utf-8"),
+        work.fingerprint,
+        ranks=len(ranks),
+    )
+    return plans
+
+
+def _stored(work: _Work) -> dict[str, Thresholds] | None:
+    """The plans of an earlier run, made from just the same."""
+    output = _thresholds_output(work.run)
+    mark = output.mark()
+    if mark is None or not output.is_done(work.fingerprint):
+        return None
+    if mark["ranks"] and not _ranks_output(work.run).is_done(work.fingerprint):
+        return None
+    return _load(str(work.run.plan), mark["digest"])
+
+
+@lru_cache(maxsize=2)
+def _load(folder: str, digest: str) -> dict[str, Thresholds]:
+    """The stored plans; `digest` is that of the file, so that a worker reads each only once."""
+    ranks_path = Path(folder) / "ranks.npy"
+    ranks = np.load(ranks_path, mmap_mode="r") if ranks_path.exists() else np.zeros(0, np.float32)
+    return from_values(read_json(Path(folder) / "thresholds.json"), ranks)
+
+
+def _tasks(work: _Work) -> list[Task]:
+    mark: Mapping[str, Any] = _thresholds_output(work.run).mark() or {}
+    found: list[Task] = []
+    for part in work.run.partitions():
+        stamp = fingerprint(
+            stage="plan",
+            version=VERSION,
+            thresholds=mark["digest"],
+            inputs=work.inputs[part.name],
+        )
+        payload = {
+            "run": str(work.run.root),
+            "partition": asdict(part),
+            "lengths": work.lengths,
+            "columns": list(work.columns),
+            "thresholds": mark["digest"],
+            "fingerprint": stamp,
+        }
+        found.append(Task(part.name, payload, work.run.planned(part), stamp))
+    return found
+
+
+def _summarise(work: _Work, plans: Mapping[str, Thresholds]) -> bool:
+    """Write the summary unless it is there; returns whether it was written."""
+    output, made_from = _summary_output(work.run), _summary_fingerprint(work)
+    if output.is_done(made_from):
+        return False
+    tables = open_tables(work.run, work.lengths)
+    complete = complete_scorers(work.run)
+    shown = {scorer: names for scorer, names in tables.scorers.items() if scorer in complete}
+    beside = {name: plan for name, plan in plans.items() if name != "plan"}
+    summary = summarise(type(tables)(shown, tables.frames), plans["plan"], beside)
+    head = {
+        "schema_version": summary.pop("schema_version"),
+        # Where examples are rows of numbers there are no tokens to speak of.
+        "tokenizer": None if work.lengths == EXAMPLES else work.lengths,
+        "mixer": None if work.mixture is None else work.mixture.mixer,
+    }
+    text = json.dumps({**head, **summary}, indent=1, ensure_ascii=False) + "\n"
+    output.write(lambda path: path.write_text(text, encoding="utf-8"), made_from)
+    return True
+
+
+def _summary_fingerprint(work: _Work) -> str:
+    scorers = complete_scorers(work.run)
+    return fingerprint(
+        stage="plan summary",
+        version=VERSION,
+        thresholds=work.fingerprint,
+        scorers={
+            part.name: dict(zip(scorers, score_digests(work.run, part, scorers), strict=True))
+            for part in work.run.partitions()
+        },
+    )
+
+
+def _documents(run: RunFolder) -> list[Output]:
+    return [_thresholds_output(run), _ranks_output(run), _summary_output(run)]
+
+
+def _thresholds_output(run: RunFolder) -> Output:
+    return Output(run.plan / "thresholds.json")
+
+
+def _ranks_output(run: RunFolder) -> Output:
+    """The sorted values that `rank` in an expression looks up."""
+    return Output(run.plan / "ranks.npy")
+
+
+def _summary_output(run: RunFolder) -> Output:
+    return Output(run.plan / "summary.json")

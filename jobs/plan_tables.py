@@ -1,0 +1,125 @@
+"""What the planner reads of a run: index, token counts and scores, met partition by partition."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from curate.data.example import KEY
+from curate.data.layout import RunFolder
+from curate.data.partitions import Partition
+from curate.data.tables import meet, read_examples
+from curate.errors import InputError
+from curate.plan.groups import INDEX, Tables
+
+_INDEX = [name for name in INDEX if name != "num_tokens"]
+
+_CACHED_ROWS = 500_000
+"""Up to this many examples the frames stay in memory between passes: some 50 MB."""
+
+
+def open_tables(run: RunFolder, lengths: str) -> Tables:
+    """The tables of a run.
+
+    Args:
+        run: the run folder.
+        lengths: digest of the tokenizer whose tokens are counted.
+    """
+    return Tables(score_columns(run), _Frames(run, lengths).read)
+
+
+def score_columns(run: RunFolder) -> dict[str, tuple[str, ...]]:
+    """Scorer -> its columns, of all that has been scored in this run, complete or not."""
+    found: dict[str, tuple[str, ...]] = {}
+    for folder in sorted(path for path in (run.root / "scores").glob("*") if path.is_dir()):
+        for part in run.partitions():
+            output = run.scores(part, folder.name)
+            if output.mark() is not None:
+                names: list[str] = pq.read_schema(output.path).names
+                found[folder.name] = tuple(name for name in names if name not in KEY)
+                break
+    return found
+
+
+def score_digests(run: RunFolder, part: Partition, scorers: Sequence[str]) -> list[str]:
+    """Digests of what some scorers wrote for a partition.
+
+    Raises:
+        InputError: one of them has not finished.
+    """
+    digests: list[str] = []
+    for scorer in scorers:
+        mark = run.scores(part, scorer).mark()
+        if mark is None:
+            raise InputError(
+                f"{scorer} has no scores for {part.source}/{part.file} from row {part.first_row}",
+                fix=f"run `curate score {run.root}` first",
+            )
+        digests.append(mark["digest"])
+    return digests
+
+
+def complete_scorers(run: RunFolder) -> list[str]:
+    """Scorers that have scored every partition."""
+    partitions = run.partitions()
+    return [
+        scorer
+        for scorer in score_columns(run)
+        if all(run.scores(part, scorer).mark() is not None for part in partitions)
+    ]
+
+
+def read_frame(
+    run: RunFolder, part: Partition, lengths: str, columns: Sequence[str]
+) -> pl.DataFrame:
+    """One partition: the columns of `INDEX`, and score columns named `scorer.column`.
+
+    Raises:
+        InputError: a table is missing.
+        CurateError: two tables are not of the same examples.
+    """
+    frame = read_examples(run, part, _INDEX)
+    frame = _beside(frame, pl.read_parquet(run.lengths(part, lengths).path), {"num_tokens": ""})
+    wanted: dict[str, dict[str, str]] = {}
+    for name in columns:
+        scorer, _, column = name.partition(".")
+        wanted.setdefault(scorer, {})[column] = name
+    for scorer, names in wanted.items():
+        score_digests(run, part, [scorer])
+        table = pl.read_parquet(run.scores(part, scorer).path, columns=[*KEY, *names])
+        frame = _beside(frame, table, names)
+    return frame
+
+
+def _beside(frame: pl.DataFrame, table: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:
+    """The frame with columns of another table of the same examples, under new names."""
+    meet(frame, table)
+    return frame.hstack([table[name].alias(new or name) for name, new in names.items()])
+
+
+@dataclass(slots=True)
+class _Frames:
+    """Reads the partitions again and again; keeps them where they are few."""
+
+    run: RunFolder
+    lengths: str
+    _columns: tuple[str, ...] | None = None
+    _kept: list[pl.DataFrame] = field(default_factory=list[pl.DataFrame])
+
+    def read(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        if self._columns == tuple(columns):
+            yield from self._kept
+            return
+        self._columns, self._kept = None, []
+        kept, rows = list[pl.DataFrame](), 0
+        for part in self.run.partitions():
+            frame = read_frame(self.run, part, self.lengths, columns)
+            rows += frame.height
+            if rows <= _CACHED_ROWS:
+                kept.append(frame)
+            else:
+                kept.clear()
+            yield frame
+        if rows <= _CACHED_ROWS:
+            self._columns, self._kept = tuple(columns), kept
