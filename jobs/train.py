@@ -7,7 +7,7 @@ batch of every epoch is planned; then one task per seed.
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,12 @@ def train_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
     _check_model(settings)
     tokenizer_run(settings)
     run = RunFolder(Path(settings.run))
-    lengths = _length_tasks(settings, run)
+    inputs = _inputs(settings, run)
+    lengths = _length_tasks(settings, run, inputs)
     remove_strays(run.checkpoints / "lengths", {part.name for part in run.partitions()})
     measured = run_tasks("lengths for training", lengths, measure_lengths, pool=pool)
     raise_failures("lengths for training", measured)
-    tasks = _seed_tasks(settings, run)
+    tasks = _seed_tasks(settings, run, inputs)
     outcome = run_tasks("train", tasks, train_seed, pool=pool, listener=listener)
     summary = _summary(run, tasks, outcome)
     outputs = [lengths_output(run, part) for part in run.partitions()]
@@ -80,7 +81,7 @@ def plan_train(settings: Settings) -> StageState:
     if tokenizer.done < tokenizer.total:
         return StageState("train", total, 0, tokenizer.why)
     try:
-        tasks = _seed_tasks(settings, run)
+        tasks = _seed_tasks(settings, run, _inputs(settings, run))
     except InputError as error:
         return StageState("train", total, 0, (error.what,))
     due = [task for task in tasks if not task.is_done()]
@@ -116,75 +117,87 @@ def measure_train(settings: Settings) -> dict[str, Any]:
     return measure(settings, due=state.total - state.done)
 
 
-def _length_tasks(settings: Settings, run: RunFolder) -> list[Task]:
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What the tasks' fingerprints are made of."""
+
+    encoding: dict[str, Any]
+    """All that decides how an example becomes numbers."""
+    digests: list[str]
+    """Of each partition."""
+
+    def payload(self, settings: Settings) -> dict[str, Any]:
+        """What every task carries; a worker makes its tokenizer anew when the identity changes."""
+        identity = fingerprint(encoding=self.encoding, inputs=self.digests)
+        return {"settings": plain(settings), "identity": identity}
+
+
+def _length_tasks(settings: Settings, run: RunFolder, inputs: _Inputs) -> list[Task]:
     from jobs.training_work import lengths_output
 
-    encoding = _encoding_facts(settings)
-    inputs = training_digests(run)
-    identity = fingerprint(encoding=encoding, inputs=inputs)
+    common = inputs.payload(settings)
     tasks: list[Task] = []
-    for part, digest in zip(run.partitions(), inputs, strict=True):
+    for part, digest in zip(run.partitions(), inputs.digests, strict=True):
         mark = fingerprint(
             stage="training lengths",
             version=VERSION,
-            encoding=encoding,
+            encoding=inputs.encoding,
             source=content_settings(settings.sources[part.source]),
             inputs=[digest],
         )
-        payload = _payload(settings, identity) | {"partition": asdict(part), "fingerprint": mark}
+        payload = common | {"partition": asdict(part), "fingerprint": mark}
         tasks.append(Task(part.name, payload, lengths_output(run, part), mark))
     return tasks
 
 
-def _seed_tasks(settings: Settings, run: RunFolder) -> list[Task]:
+def _seed_tasks(settings: Settings, run: RunFolder, inputs: _Inputs) -> list[Task]:
     from jobs.training_work import done_output
 
     train = settings.checkpoints.train
     assert train is not None
-    encoding = _encoding_facts(settings)
-    inputs = training_digests(run)
-    identity = fingerprint(encoding=encoding, inputs=inputs)
     sources = {name: content_settings(source) for name, source in settings.sources.items()}
     values = plain(train)
     for key in ("seeds", "resume_every_seconds"):  # say which runs there are, and nothing of one
         del values[key]
     tasks: list[Task] = []
-    model = _model_facts(settings)
+    model = model_facts(settings)
     for seed in train.seeds:
         mark = fingerprint(
             stage="train",
             version=VERSION,
             train=values,
             model=model,
-            encoding=encoding,
+            encoding=inputs.encoding,
             sources=sources,
-            inputs=inputs,
+            inputs=inputs.digests,
             seeds=[settings.seed, seed],
             threads=settings.cluster.threads,
         )
-        payload = _payload(settings, identity) | {"seed": seed, "fingerprint": mark}
+        payload = inputs.payload(settings) | {"seed": seed, "fingerprint": mark}
         tasks.append(Task(f"seed-{seed}", payload, done_output(run, seed), mark))
     return tasks
 
 
-def _payload(settings: Settings, identity: str) -> dict[str, Any]:
-    return {"settings": plain(settings), "identity": identity}
+def _inputs(settings: Settings, run: RunFolder) -> _Inputs:
+    """Tokenizer, task and partitions, as they are now.
 
-
-def _encoding_facts(settings: Settings) -> dict[str, Any]:
-    """All that decides how an example becomes numbers, the examples themselves left out."""
+    Raises:
+        InputError: the index or the tokenizer is missing.
+    """
     from curate.models.tokens import tokenizer_digest
     from jobs.training_work import make_workshop
 
+    digests = training_digests(run)
     shop = make_workshop(settings)
-    return {
+    encoding = {
         "task": plain(task_settings(settings)),
         "facts": shop.task.facts(),
         "tokenizer": None if shop.tokenizer is None else tokenizer_digest(shop.tokenizer),
     }
+    return _Inputs(encoding, digests)
 
 
-def _model_facts(settings: Settings) -> dict[str, Any]:
+def model_facts(settings: Settings) -> dict[str, Any]:
     from curate.models.load import model_digest, model_folder
 
     model = settings.model

@@ -16,7 +16,8 @@ from curate.data.tables import read_examples
 from curate.models.epochs import Lengths, epoch_windows, random_permutation, random_seed
 from curate.models.optimiser import Optimiser, own_random_state
 from curate.models.tasks import Batch
-from curate.models.training import join, run_steps
+from curate.models.training import run_steps
+from curate.models.training_data import join
 from curate.models.training_log import Losses, batch_losses
 from jobs.settings import Settings
 from jobs.training_work import (

@@ -36,7 +36,8 @@ from curate.models.optimiser import Optimiser
 from curate.models.saved import read_config
 from curate.models.settings import Train
 from curate.models.tasks import Encoded, Task, build_task
-from curate.models.training import Data, Files, join, train
+from curate.models.training import train
+from curate.models.training_data import Data, Files, join
 from curate.models.training_log import log_table
 from jobs.settings import Settings, parse_settings, task_settings
 from jobs.tokenizer import run_tokenizer

@@ -18,6 +18,15 @@ from curate.errors import ConfigError, InputError
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
 
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ':\\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+)
+"""The plainest that marks what the assistant says, its end included."""
+
 _SMALLEST = 258
 """256 bytes and the special tokens."""
 
@@ -81,6 +90,7 @@ def _wrapped(tokenizer: Tokenizer) -> Any:
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=PADDING,
+        chat_template=_CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
 

@@ -29,6 +29,9 @@ COLUMNS = {
     "margin": "mean lead of the right logit over the best other one; negative where it was beaten",
 }
 
+_PIECE_NUMBERS = 1 << 20
+"""Logits that are looked at together."""
+
 _CURVE = {
     "step": pl.Int64,
     "epoch": pl.Float64,
@@ -96,25 +99,36 @@ class Sums:
         return asdict(self)
 
 
-def batch_losses(flat: Flat, num_examples: int) -> Losses:
+def batch_losses(flat: Flat, num_examples: int, weights: Tensor | None = None) -> Losses:
     """Loss of a batch, and what it shows of each example.
 
     Args:
         flat: the counted positions of the batch.
         num_examples: B.
+        weights: (B,) loss weights, with mean 1 over all examples; the records stay unweighted.
     """
     logits = flat.logits.float()  # under mixed precision they come in half
     each = functional.cross_entropy(logits, flat.targets, reduction="none")  # (M,)
     with torch.no_grad():
-        right = logits.gather(1, flat.targets[:, None]).squeeze(1)
-        best = logits.topk(2, dim=1)
-        is_right = best.indices[:, 0] == flat.targets
-        other = torch.where(is_right, best.values[:, 1], best.values[:, 0])
-        rows = torch.stack([each.detach(), is_right.float(), right - other])  # (3, M)
+        margin = _margins(logits, flat.targets)
+        rows = torch.stack([each.detach(), (margin > 0).float(), margin])  # (3, M)
         totals = rows.new_zeros((3, num_examples)).index_add_(1, flat.owner, rows)
-        counts = rows.new_zeros(num_examples).index_add_(0, flat.owner, torch.ones_like(right))
+        counts = rows.new_zeros(num_examples).index_add_(0, flat.owner, torch.ones_like(margin))
         examples = totals / counts.clamp(min=1)
-    return Losses(each.mean(), len(flat.targets), examples)
+    mean = each.mean() if weights is None else (each * weights[flat.owner]).mean()
+    return Losses(mean, len(flat.targets), examples)
+
+
+def _margins(logits: Tensor, targets: Tensor) -> Tensor:
+    """(M,) logit of the target minus the largest other one."""
+    index = targets[:, None]
+    size = max(1, _PIECE_NUMBERS // logits.shape[1])
+    # In pieces, so that no second copy of all logits exists.
+    others = [
+        piece.scatter(1, places, -torch.inf).amax(1)
+        for piece, places in zip(logits.split(size), index.split(size), strict=True)
+    ]
+    return logits.gather(1, index).squeeze(1) - torch.cat(others)
 
 
 def write_curve(path: Path, sums: Sums) -> None:

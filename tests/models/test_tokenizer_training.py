@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.errors import ConfigError, InputError
+from curate.models.settings import CausalLM
+from curate.models.tasks.causal_lm import CausalLMTask
 from curate.models.tokenizer_training import (
     END_OF_TEXT,
     PADDING,
@@ -27,6 +29,8 @@ TEXTS = [f"the cat number {i % 7} sat on the mat, {'very ' * (i % 5)}happily" fo
 _SCRIPT = """
 import sys
 from pathlib import Path
+from curate.models.settings import CausalLM
+from curate.models.tasks.causal_lm import CausalLMTask
 from curate.models.tokenizer_training import save_tokenizer, train_tokenizer
 import email.message, unittest.mock, asyncio.base_events
 texts = [p for m in (email.message, unittest.mock, asyncio.base_events)
@@ -82,6 +86,23 @@ def test_all_texts_of_an_example_count():
         {"messages": [[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]]}
     )
     assert list(texts_of(chat)) == ["x", "y"]
+
+
+def test_a_chat_counts_what_the_assistant_says_and_its_end():
+    chat = [
+        {"role": "user", "content": "the cat?"},
+        {"role": "assistant", "content": "sat on the mat"},
+        {"role": "user", "content": "happily?"},
+        {"role": "assistant", "content": "very"},
+    ]
+    tokenizer = _trained()
+    encoded = CausalLMTask(CausalLM(), tokenizer).encode(pl.DataFrame({"messages": [chat]}))
+    tokens, counted = encoded.arrays["tokens"], encoded.arrays["counted"]
+    assert tokenizer.decode(tokens) == (
+        "user:\nthe cat?\n\nassistant:\nsat on the mat<|endoftext|>\n\n"
+        "user:\nhappily?\n\nassistant:\nvery<|endoftext|>\n\n"
+    )
+    assert tokenizer.decode(tokens[counted]) == "sat on the mat<|endoftext|>very<|endoftext|>"
 
 
 def test_no_text_and_too_small_a_vocabulary_are_refused():

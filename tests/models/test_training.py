@@ -18,7 +18,8 @@ from curate.models.mlp import MLP
 from curate.models.optimiser import Optimiser
 from curate.models.settings import TabularClassification, Train
 from curate.models.tasks import Encoded, Flat, build_task
-from curate.models.training import Data, Files, join, run_steps, train
+from curate.models.training import run_steps, train
+from curate.models.training_data import Data, Files, join
 from curate.models.training_log import Sums, batch_losses, log_table
 
 TASK = build_task(TabularClassification(num_classes=3), None)
