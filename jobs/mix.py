@@ -10,21 +10,20 @@ from typing import Any
 
 import polars as pl
 
-from curate.config import parse, plain, resolve
+from curate.config import plain
 from curate.data.example import KEY, TRAIN
 from curate.data.files import fingerprint, read_json
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples
-from curate.errors import ConfigError, InputError
+from curate.errors import InputError
 from curate.plan.mixture import DomainSize, Mixture, mixture_values
 from curate.plan.settings import Keep
 from jobs.cluster import Pool
 from jobs.lengths import lengths_run, tokenizer_for
 from jobs.run import Listener, StageState, ignore, require
-from jobs.settings import Settings
-from mixers.catalog import MIXERS
+from jobs.settings import Settings, mixer_settings
 from mixers.protocol import ClosedMixer
 from mixers.sizes import epochs
 
@@ -98,11 +97,7 @@ def mixer_for(settings: Settings) -> tuple[str, ClosedMixer]:
     Raises:
         ConfigError: `mix.mixer` is missing or unknown, or an option is wrong.
     """
-    options = dict(settings.mix)
-    name = options.pop("mixer", None)
-    if not isinstance(name, str):
-        raise ConfigError("mix.mixer is missing", fix=f"set it to one of {', '.join(MIXERS)}")
-    return name, parse(resolve(MIXERS, name, what="mixer"), options, where="mix")
+    return str(settings.mix.get("mixer")), mixer_settings(settings)
 
 
 def mixture_output(run: RunFolder, mixer: str) -> Output:

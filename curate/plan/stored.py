@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from curate.config import parse, plain
@@ -27,7 +28,9 @@ def to_values(plans: Mapping[str, Thresholds]) -> tuple[dict[str, Any], Array]:
     arrays: list[Array] = []
     values = {name: _plan_values(plan, arrays) for name, plan in plans.items()}
     ranks = np.concatenate([np.zeros(0, np.float32), *arrays])
-    return {"schema_version": SCHEMA_VERSION, "plans": values}, ranks
+    # The digest tells plans apart whose cuts are the same, but whose ranks are not.
+    digest = xxhash.xxh3_128_hexdigest(ranks.tobytes())
+    return {"schema_version": SCHEMA_VERSION, "ranks": digest, "plans": values}, ranks
 
 
 def from_values(values: Mapping[str, Any], ranks: Array) -> dict[str, Thresholds]:
