@@ -13,7 +13,7 @@ from curate.config import plain
 from curate.data.example import KEY, Source
 from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
-from curate.data.manifest import record_stage
+from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Partition, remove_strays
 from curate.data.reading import read_fields
 from curate.data.tables import read_examples, write_table
@@ -87,13 +87,12 @@ def lengths_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) 
         "skipped": len(outcome.skipped),
         "seconds": round(outcome.seconds, 3),
     }
-    record_stage(
-        run,
-        "lengths",
-        outputs=[task.output for task in tasks],
-        seconds=outcome.seconds,
-        facts={"summary": {key: summary[key] for key in ("digest", "tokenizer", "rows", "tokens")}},
-    )
+    if outcome.done or "lengths" not in load_manifest(run)["stages"]:
+        facts = {key: summary[key] for key in ("digest", "tokenizer", "rows", "tokens")}
+        outputs = [task.output for task in tasks]
+        record_stage(
+            run, "lengths", outputs=outputs, seconds=outcome.seconds, facts={"summary": facts}
+        )
     raise_failures("lengths", outcome)
     return summary
 

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from curate.data.layout import RunFolder
-from curate.data.manifest import record_stage
+from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, remove_strays
 from curate.errors import InputError
 from jobs.cluster import Pool
@@ -110,10 +110,11 @@ def score_run(
     }
     if lengths == "characters":
         summary["tokens"] = "characters, as no tokenizer is set"
-    outputs = [task.output for task in (*passes, *columns)]
-    facts = {"summary": {k: v for k, v in summary.items() if k not in ("done", "skipped")}}
-    facts["checkpoints"] = {measurer.name: measurer.digest for measurer in used}
-    record_stage(run, "score", outputs=outputs, seconds=summary["seconds"], facts=facts)
+    if measured.done or scored.done or reused or "score" not in load_manifest(run)["stages"]:
+        outputs = [task.output for task in (*passes, *columns)]
+        facts = {"summary": {k: v for k, v in summary.items() if k not in ("done", "skipped")}}
+        facts["checkpoints"] = {measurer.name: measurer.digest for measurer in used}
+        record_stage(run, "score", outputs=outputs, seconds=summary["seconds"], facts=facts)
     raise_failures("score", measured)
     raise_failures("lengths", counted)
     raise_failures("columns", scored)
