@@ -6,7 +6,10 @@ A checkpoint is a folder `seed-0/step-000200/` that loads like any saved model, 
 """
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,12 +82,13 @@ def save_checkpoint(
     facts: dict[str, Any] = {"step": step, "epoch": epoch, "lr": lr, "seed": seed}
 
     def write(folder: Path) -> None:
-        write_model(folder)
+        with native_errors():
+            write_model(folder)
+            if moments is not None:
+                tensors = {f"gradient.{key}": value for key, value in moments.gradient.items()}
+                tensors |= {f"square.{key}": value for key, value in moments.square.items()}
+                save_file(_plain(tensors), folder / _MOMENTS)
         facts["digest"] = weights_digest(folder)
-        if moments is not None:
-            tensors = {f"gradient.{key}": value for key, value in moments.gradient.items()}
-            tensors |= {f"square.{key}": value for key, value in moments.square.items()}
-            save_file(_plain(tensors), folder / _MOMENTS)
         _write_json(folder / "checkpoint.json", {"schema_version": SCHEMA_VERSION, **facts})
 
     replace_folder(root / name, write)
@@ -141,7 +145,12 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, An
         OutputError: the disk refuses the write.
     """
     header = {"facts": json.dumps({"schema_version": SCHEMA_VERSION, **facts})}
-    replace(path, lambda target: save_file(_plain(tensors), target, metadata=header))
+
+    def write(target: Path) -> None:
+        with native_errors():
+            save_file(_plain(tensors), target, metadata=header)
+
+    replace(path, write)
 
 
 def load_state(
@@ -159,6 +168,20 @@ def load_state(
 def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """A checkpoint as JSON values, its place left out."""
     return {key: value for key, value in asdict(checkpoint).items() if key != "path"}
+
+
+@contextmanager
+def native_errors() -> Generator[None]:
+    """Turns what safetensors and tokenizers raise on a full disk into the OSError that it is."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from curate.errors import ConfigError, InputError
+from curate.models.checkpoints import native_errors
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
@@ -79,7 +80,8 @@ def texts_of(fields: pl.DataFrame) -> Iterator[str]:
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write what `curate.models.tokens.load_tokenizer` reads."""
-    tokenizer.save_pretrained(str(folder))
+    with native_errors():
+        tokenizer.save_pretrained(str(folder))
 
 
 def _wrapped(tokenizer: Tokenizer) -> Any:

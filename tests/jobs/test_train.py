@@ -443,6 +443,15 @@ def test_held_out_text_is_not_in_the_tokenizer(tmp_path: Path):
         tokenizer_run(settings)
 
 
+def test_a_run_without_training_rows_says_so_and_leaves_no_checkpoint(texts: Path):
+    settings = indexed(values(texts))
+    model = named_tokenizer(texts, settings)
+    given = {**values(texts, "empty"), "model": model, "index": {"held_out": 1.0}}
+    with pytest.raises(InputError, match=r"nothing to train on.*\n.*index\.held_out"):
+        train_run(indexed(given), pool=INLINE)
+    assert list_checkpoints(texts / "empty" / "checkpoints") == []
+
+
 def test_what_cannot_be_trained_says_why(texts: Path):
     given = values(texts)
     bare = parse_settings({**given, "model": {}})

@@ -2,6 +2,9 @@
 
 import json
 import os
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ from curate.models.checkpoints import (
     save_state,
     weights_digest,
 )
+from curate.models.tokenizer_training import save_tokenizer, train_tokenizer
 
 
 def _save(root: Path, seed: int, step: int, value: float, moments: Moments | None = None):
@@ -85,6 +89,41 @@ def test_a_failed_save_leaves_the_earlier_checkpoint(tmp_path: Path):
         load_file(before.path / "model.safetensors")["weight"], torch.full((2, 3), 1.0)
     )
     assert [path.name for path in before.path.parent.iterdir()] == ["step-000001"]
+
+
+@contextmanager
+def _small_disk(limit: int) -> Generator[None]:
+    """Files of this process cannot grow beyond `limit` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told_as_such_and_the_last_state_stays(tmp_path: Path):
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"a": torch.ones(3)}, {"step": 1})
+    with _small_disk(10_000), pytest.raises(OutputError, match=r"state\.safetensors could not be"):
+        save_state(path, {"a": torch.ones(100_000)}, {"step": 2})
+    loaded = load_state(path)
+    assert loaded is not None
+    assert loaded[1]["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_leaves_no_part_of_a_checkpoint_or_tokenizer(tmp_path: Path):
+    def write(folder: Path) -> None:
+        save_file({"weight": torch.ones(100_000)}, folder / "model.safetensors")
+
+    tokenizer = train_tokenizer(["some words"], vocab_size=260)
+    with _small_disk(5_000):
+        with pytest.raises(OutputError, match="step-000001 could not be written"):
+            save_checkpoint(tmp_path, seed=0, step=1, epoch=0.1, lr=0.1, write_model=write)
+        with pytest.raises(OutputError, match="tokenizer could not be written"):
+            replace_folder(tmp_path / "tokenizer", lambda f: save_tokenizer(tokenizer, f))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_folder_that_a_killed_process_left_is_not_a_checkpoint(tmp_path: Path):
