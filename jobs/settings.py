@@ -11,6 +11,7 @@ from curate.errors import ConfigError
 from curate.models.settings import TASKS, Checkpoints, Model, Score
 from curate.plan.settings import Plan
 from jobs.cluster import Cluster
+from jobs.compare_settings import Compare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class Settings:
     """What stays."""
     shards: Shards = field(default_factory=Shards)
     """How it is written."""
+    compare: Compare = field(default_factory=Compare)
+    """How it is put to the test."""
     cluster: Cluster = field(default_factory=Cluster)
     """Where it runs."""
 
@@ -89,8 +92,11 @@ def task_settings(settings: Settings, *, origins: Mapping[str, str] | None = Non
 
 def mixer_settings(settings: Settings, *, origins: Mapping[str, str] | None = None) -> Any:
     """The chosen mixer, which is its own settings, filled in."""
-    from mixers.catalog import DEFAULT, MIXERS
+    from mixers.catalog import MIXERS
 
     options = dict(settings.mix)
-    kind = resolve(MIXERS, str(options.pop("mixer", DEFAULT)), what="mixer")
+    name = options.pop("mixer", None)
+    if not isinstance(name, str):
+        raise ConfigError("mix.mixer is missing", fix=f"set it to one of {', '.join(MIXERS)}")
+    kind = resolve(MIXERS, name, what="mixer")
     return parse(kind, options, where="mix", origins=origins)
