@@ -150,8 +150,10 @@ class Groups:
 
     def of(self, batch: Batch) -> NDArray[np.int64]:
         """(N,) index of each row's group; new groups are added."""
-        table = np.array([self._code(cell) for cell in batch.cells.cells], np.int64)
-        return table[batch.cell] if len(table) else np.zeros(0, np.int64)
+        table = np.full(len(batch.cells.cells), -1, np.int64)
+        for cell in np.flatnonzero(np.bincount(batch.cell, minlength=len(table))).tolist():
+            table[cell] = self._code(batch.cells.cells[cell])
+        return table[batch.cell]
 
     def _code(self, cell: Cell) -> int:
         group = self.grouping.group(cell)
