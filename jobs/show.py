@@ -1,0 +1,303 @@
+"""What a run kept, its best and worst examples, and what was set aside; for `curate show`."""
+
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from curate.data.card import Written, load_lines
+from curate.data.files import read_json
+from curate.data.layout import RunFolder
+from curate.data.partitions import Partition
+from curate.data.reading import read_fields
+from curate.data.tables import scan
+from curate.errors import ConfigError, InputError
+from curate.plan.expression import INDEX_COLUMNS, parse_expression
+from curate.plan.groups import Batch, Cells, Grouping, batch_of
+from curate.plan.plan import run_together
+from curate.plan.scoring import Scoring, scoring_passes
+from jobs.lengths import tokenizer_for
+from jobs.opening import load_settings
+from jobs.plan_tables import open_tables
+from jobs.settings import Settings
+from jobs.status import set_aside
+
+_TEXT_CHARS = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """One line of the table of domains; shares are of tokens (of examples, for tables)."""
+
+    domain: str
+    rows: int
+    """Training examples there are."""
+    tokens: int
+    natural_share: float
+    """Of the pool."""
+    asked_share: float | None = None
+    """Of what is kept, by the mixture; None without one."""
+    kept_rows: int | None = None
+    kept_share: float | None = None
+    random_share: float | None = None
+    """What random keeps at the same number of tokens."""
+    epochs: float | None = None
+    """How often the kept tokens go through the domain's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One example."""
+
+    source: str
+    file: str
+    row: int
+    domain: str
+    score: float
+    reason: str | None
+    """What the plan says of it; None before there is a plan."""
+    text: str
+    """Its content, cut; as it is: escape it before it reaches a terminal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What `curate show` tells."""
+
+    run: str
+    unit: str
+    """tokens, or examples where the task has none."""
+    training: dict[str, Any]
+    """Training rows and tokens."""
+    kept: dict[str, Any] | None
+    """Rows, copies, tokens and their shares; None before there is a plan."""
+    domains: list[Domain]
+    yardsticks: dict[str, dict[str, Any]]
+    """What random and others would have kept at the same number of tokens."""
+    notes: list[str]
+    score: str | None
+    highest: list[Shown]
+    lowest: list[Shown]
+    set_aside: dict[str, int]
+    load: list[str]
+    """Lines of Python that load the shards; empty before they are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Rows that were set aside."""
+
+    counts: dict[str, int]
+    rows: list[dict[str, Any]]
+    """source, file, row, reason, detail: a few of each reason."""
+
+
+def shown(
+    root: Path, *, examples: int = 3, score: str | None = None, domain: str | None = None
+) -> View:
+    """Look at a run; it may still be unfinished.
+
+    Args:
+        root: the run folder.
+        examples: how many of each end.
+        score: column or expression; the plan's by default, else the first that was scored.
+        domain: show only this one.
+
+    Raises:
+        RunFolderError: there is no run at `root`.
+        InputError: it has no index yet.
+        ConfigError: the score or the domain is unknown.
+    """
+    settings = load_settings(root)
+    run = RunFolder(Path(settings.run))
+    summary = read_json(run.plan / "summary.json")
+    domains = _from_summary(summary) if summary else _from_index(run)
+    if domain is not None:
+        known = [entry.domain for entry in domains]
+        domains = [entry for entry in domains if entry.domain == domain]
+        if not domains:
+            raise ConfigError(f"there is no domain {domain!r}", fix=f"use one of {_some(known)}")
+    text, highest, lowest = _ends(settings, run, examples, score, domain)
+    has_tokens = bool(summary and summary["tokenizer"])
+    return View(
+        run=settings.run,
+        unit="tokens" if has_tokens else "examples",
+        training={key: sum(getattr(e, key) for e in domains) for key in ("rows", "tokens")},
+        kept=summary["kept"] if summary else None,
+        domains=domains,
+        yardsticks={
+            name: {key: value for key, value in entry.items() if key != "domains"}
+            for name, entry in (summary["yardsticks"] if summary else {}).items()
+        },
+        notes=summary["notes"] if summary else ["there is no plan yet: `curate plan` makes it"],
+        score=text,
+        highest=highest,
+        lowest=lowest,
+        set_aside=set_aside(run),
+        load=_load_lines(run),
+    )
+
+
+def quarantined(root: Path, *, limit: int = 3) -> Quarantine:
+    """Rows that were set aside, a few of each reason.
+
+    Raises:
+        RunFolderError: there is no run at `root`.
+    """
+    run = RunFolder(Path(load_settings(root).run))
+    counts = set_aside(run)
+    paths = sorted(run.quarantine.glob("part-*.parquet"))
+    if not paths:
+        return Quarantine(counts, [])
+    rows = pl.scan_parquet(paths, glob=False).group_by("reason", maintain_order=True).head(limit)
+    keys = ["source", "file", "row", "reason", "detail"]
+    return Quarantine(counts, rows.select(keys).collect().to_dicts())
+
+
+def _from_summary(summary: Mapping[str, Any]) -> list[Domain]:
+    total = max(1, summary["training"]["tokens"])
+    random = summary["yardsticks"].get("random")
+    return [
+        Domain(
+            domain=name,
+            rows=entry["rows"],
+            tokens=entry["tokens"],
+            natural_share=entry["tokens"] / total,
+            asked_share=entry["token_share_asked"],
+            kept_rows=entry["kept_rows"],
+            kept_share=entry["token_share"],
+            random_share=random["domains"][name]["tokens"] / max(1, random["tokens"])
+            if random
+            else None,
+            epochs=entry["epochs"],
+        )
+        for name, entry in summary["domains"].items()
+    ]
+
+
+def _from_index(run: RunFolder) -> list[Domain]:
+    """Before there is a plan: examples count, tokens are not known to everybody yet."""
+    if not run.partitions():
+        raise InputError(f"{run.root} has no index yet", fix=f"run `curate index {run.root}`")
+    train = scan(run, "examples").filter(pl.col("split") == "train")
+    counts = train.group_by("domain").len().sort("domain").collect().rows()
+    total = sum(count for _, count in counts)
+    return [
+        Domain(domain=name, rows=count, tokens=count, natural_share=count / max(1, total))
+        for name, count in counts
+    ]
+
+
+def _ends(
+    settings: Settings, run: RunFolder, count: int, score: str | None, domain: str | None
+) -> tuple[str | None, list[Shown], list[Shown]]:
+    """The score that is shown, and the examples at its two ends."""
+    if not any((run.root / "lengths").glob("*")) and score is None:
+        return None, [], []
+    tables = open_tables(run, tokenizer_for(settings)[1])
+    first = next((f"{name}.{names[0]}" for name, names in tables.scorers.items()), None)
+    text = score or settings.plan.score or first
+    if text is None or not count:
+        return text, [], []
+    expression = parse_expression(text, tables.scorers, where="--score")
+    columns = [name for name in expression.columns if name not in INDEX_COLUMNS]
+    grouping = Grouping(settings.plan.within, bool(settings.mix))
+    cells = Cells(grouping.within == "label")
+
+    def batches() -> Iterable[Batch]:
+        return (batch_of(frame, cells, seed=settings.seed) for frame in tables.frames(columns))
+
+    scoring = run_together({"score": scoring_passes(expression, grouping)}, batches)["score"]
+    ends = _Ends(count)
+    for part, batch in zip(run.partitions(), batches(), strict=True):
+        ends.add(part, batch, scoring, domain)
+    highest = _with_texts(run, settings, ends.highest())
+    return text, highest, _with_texts(run, settings, ends.lowest())
+
+
+class _Ends:
+    """The examples with the highest and the lowest scores, a few of each."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._found: dict[int, list[tuple[float, int, Partition, Shown]]] = {1: [], -1: []}
+        self._number = 0
+
+    def add(self, part: Partition, batch: Batch, scoring: Scoring, domain: str | None) -> None:
+        values = scoring.values(batch)
+        frame = batch.frame.select("source", "file", "row", "domain")
+        usable = np.isfinite(values)
+        if domain is not None:
+            usable &= (frame["domain"] == domain).to_numpy()
+        order = np.flatnonzero(usable)[np.argsort(values[usable], kind="stable")]
+        for sign, rows in ((1, order[-self._count :]), (-1, order[: self._count])):
+            heap = self._found[sign]
+            for index in rows.tolist():
+                value = float(values[index])
+                row: dict[str, Any] = frame.row(index, named=True)
+                example = Shown(**row, score=value, reason=None, text="")
+                self._number += 1
+                heapq.heappush(heap, (sign * value, -self._number, part, example))
+                if len(heap) > self._count:
+                    heapq.heappop(heap)
+
+    def highest(self) -> list[tuple[Partition, Shown]]:
+        return [(part, example) for _, _, part, example in sorted(self._found[1], reverse=True)]
+
+    def lowest(self) -> list[tuple[Partition, Shown]]:
+        return [(part, example) for _, _, part, example in sorted(self._found[-1], reverse=True)]
+
+
+def _with_texts(
+    run: RunFolder, settings: Settings, found: list[tuple[Partition, Shown]]
+) -> list[Shown]:
+    """The examples with their content, and what the plan says of them."""
+    complete: list[Shown] = []
+    for part, example in found:
+        fields = read_fields(run, part, settings.sources[part.source])
+        rows = pl.read_parquet(run.examples(part).path, columns=["row"])["row"]
+        at = rows.index_of(example.row)
+        assert at is not None
+        planned = run.planned(part).path
+        reason = None
+        if planned.exists():
+            reason = pl.read_parquet(planned, columns=["reason"])["reason"][at]
+        text = _content(fields.row(at, named=True))[:_TEXT_CHARS]
+        complete.append(replace(example, reason=reason, text=text))
+    return complete
+
+
+def _content(fields: Mapping[str, Any]) -> str:
+    """The content of an example as one text."""
+    if "messages" in fields:
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in fields["messages"] or [])
+    if "features" in fields:
+        numbers = " ".join(f"{value:g}" for value in fields["features"] or [])
+        return f"label {fields['label']}: {numbers}"
+    parts = [fields[name] for name in ("text", "prompt", "response") if fields.get(name)]
+    return "\n".join(parts)
+
+
+def _load_lines(run: RunFolder) -> list[str]:
+    manifest = read_json(run.shards / "manifest.json")
+    if manifest is None:
+        return []
+    written = Written(
+        shards=manifest["shards"],
+        examples={},
+        names=manifest["domains"],
+        sources={},
+        columns=manifest["columns"],
+        mixer=None,
+        asked=(),
+        tokenizer=None,
+    )
+    return load_lines(written, repr(str(run.shards)))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
