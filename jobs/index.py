@@ -39,7 +39,7 @@ from curate.data.partitions import (
     remove_strays,
     save_partitions,
 )
-from curate.data.reading import read_used
+from curate.data.reading import read_used, resolve_address
 from curate.data.sources import InputFile, find_files
 from curate.data.storage import is_damage
 from curate.data.tables import SCHEMAS, scan, write_table
@@ -51,14 +51,16 @@ from jobs.settings import Settings, task_settings
 log = logging.getLogger(__name__)
 
 _FOOTER_THREADS = 16
+_SHOWN_DOMAINS = 200
 
 
 def index_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> dict[str, Any]:
     """Index all sources of a run.
 
     Returns:
-        Counts: `files`, `rows` (examples), `held_out`, `bad` by reason, `domains`, and how many
-        `partitions` there are, were `done` now or `skipped`.
+        Counts: `files`, `rows` (examples), `held_out`, `bad` by reason, `num_domains`, rows by
+        `domains` (the largest 200), and how many `partitions` there are, were `done` now or
+        `skipped`.
 
     Raises:
         InputError: a source is missing or has no rows, or a column is not there.
@@ -71,12 +73,14 @@ def index_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
         "convert", _conversions(run, settings, files), convert_file, pool=pool, listener=listener
     )
     inventory = _take_stock(run, settings, files, skip=set(conversion.failures))
+    tasks = _tasks(run, settings, inventory.partitions)
+    for task in tasks:
+        # An examples table of the data as it was must not meet the new list of partitions.
+        if not task.is_done() or not _has_quarantine(run, task):
+            task.output.mark_path.unlink(missing_ok=True)
     _remove_old(run, inventory)
     save_partitions(run.root / "examples" / "partitions.json", inventory.partitions)
     _write_unreadable(run, inventory)
-    tasks = _tasks(run, settings, inventory.partitions)
-    for task in tasks:
-        _distrust_lost_quarantine(run, task)
     outcome = run_tasks("index", tasks, index_partition, pool=pool, listener=listener)
     outputs = [run.examples(part) for part in inventory.partitions]
     summary = _summary(run, inventory, outcome)
@@ -249,8 +253,7 @@ def _footer(run: RunFolder, file: InputFile) -> tuple[str, str, Footer | str]:
         if "unreadable" in mark:
             return address, stamp, str(mark["unreadable"])
     try:
-        place = address if file.format == "parquet" else str(run.root.absolute() / address)
-        return address, stamp, read_footer(place, stamp)
+        return address, stamp, read_footer(resolve_address(run, address), stamp)
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
             raise
@@ -364,11 +367,10 @@ def _write_unreadable(run: RunFolder, inventory: _Inventory) -> None:
         log.warning("%s/%s cannot be read: %s", source, file, detail)
 
 
-def _distrust_lost_quarantine(run: RunFolder, task: Task) -> None:
-    """Examples whose quarantine somebody took away are not done."""
-    mark = task.output.mark()
-    if mark is not None and mark["bad"] and not _quarantine(run, task.name).path.exists():
-        task.output.mark_path.unlink()
+def _has_quarantine(run: RunFolder, task: Task) -> bool:
+    """Whether the rows that a finished partition set aside are still there."""
+    mark = task.output.mark() or {}
+    return not mark.get("bad") or _quarantine(run, task.name).path.exists()
 
 
 # -- what came out --------------------------------------------------------------------------------
@@ -387,6 +389,7 @@ def _summary(run: RunFolder, inventory: _Inventory, outcome: Outcome) -> dict[st
         "rows": rows,
         "held_out": 0,
         "bad": {reason: count for reason, count in sorted(bad.items()) if count},
+        "num_domains": 0,
         "domains": {},
         "partitions": len(inventory.partitions),
         "done": len(outcome.done),
@@ -395,7 +398,9 @@ def _summary(run: RunFolder, inventory: _Inventory, outcome: Outcome) -> dict[st
     if rows and not outcome.failures:
         examples = scan(run, "examples")
         counts = examples.group_by("domain").len().sort("domain").collect()
-        summary["domains"] = dict(counts.iter_rows())
+        summary["num_domains"] = counts.height
+        largest = counts.sort("len", "domain", descending=[True, False]).head(_SHOWN_DOMAINS)
+        summary["domains"] = dict(largest.sort("domain").iter_rows())
         held_out = examples.select((pl.col("split") == "held_out").sum()).collect().item()
         summary["held_out"] = int(held_out)
     return summary

@@ -288,7 +288,7 @@ def noted_problems(table: pa.Table, problems: Problems) -> None:
     """Take over what the conversion wrote down about rows that it could not read."""
     if PROBLEM not in table.column_names:
         return
-    column = _flat(table.column(PROBLEM))
+    column = _flat(table.column(PROBLEM)).cast(pa.large_string())
     for row in _where(pc.is_valid(column)):
         reason, _, detail = column[row].as_py().partition(": ")
         problems.setdefault(row, (reason, detail))
@@ -409,12 +409,14 @@ def _float32(column: pa.Array) -> np.ndarray:
 
 def _whole_numbers(column: pa.Array, name: str, problems: Problems) -> pa.Array:
     if pa.types.is_floating(column.type):
-        whole = pc.and_(pc.is_finite(column), pc.equal(pc.floor(column), column))
+        whole = pc.and_(pc.less(pc.abs(column), 2.0**53), pc.equal(pc.floor(column), column))
         for row in _where(pc.invert(whole)):
             problems.setdefault(row, ("wrong_type", f"{name} is {column[row].as_py()}"))
         column = pc.if_else(whole, column, None)
     if pa.types.is_uint64(column.type):
-        column = pc.if_else(pc.less(column, 1 << 62), column, pa.scalar(1 << 62, pa.uint64()))
+        # Beyond int64: out of range whatever the classes are.
+        largest = pa.scalar(2**63 - 1, pa.uint64())
+        column = pc.min_element_wise(column, largest, skip_nulls=False)
     return column.cast(pa.int64())
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,9 +33,37 @@ from curate.data.tables import read_examples
 from curate.errors import InputError
 
 _OPEN_FILES = 4
+_BUFFER_BYTES = 1 << 20
+_CURSOR_ROWS = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class _Cursor:
+    """A place in a large row group, so that its partitions, read in order, decode it once."""
+
+    columns: list[str]
+    group: int
+    batches: Iterator[pa.RecordBatch]
+    batch: pa.RecordBatch | None = None
+    first: int = 0
+    """Position of `batch` in the row group."""
+
+    def take(self, local: np.ndarray) -> list[pa.RecordBatch]:
+        """Rows at sorted positions, none before those of earlier calls' last batch."""
+        found: list[pa.RecordBatch] = []
+        while len(local):
+            batch = next(self.batches) if self.batch is None else self.batch
+            self.batch = batch
+            end = self.first + batch.num_rows
+            here, local = np.split(local, [int(np.searchsorted(local, end))])
+            if len(here):
+                found.append(_pick(batch, here - self.first))
+            if len(local):
+                self.first, self.batch = end, None
+        return found
+
+
+@dataclass(slots=True)
 class StoredFile:
     """An open Parquet file."""
 
@@ -44,6 +72,7 @@ class StoredFile:
     parquet: pq.ParquetFile
     starts: np.ndarray
     """Number of each row group's first row, and of the row after the last."""
+    cursor: _Cursor | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -85,12 +114,14 @@ def open_stored(address: str, stamp: str, *, buffer_bytes: int = 0) -> StoredFil
         else:
             system, path = locate(address)
             if remote_stamp(system.info(path)) != stamp:
-                raise _changed(address)
+                system.invalidate_cache()
+                if remote_stamp(system.info(path)) != stamp:
+                    raise _changed(address)
             handle = system.open(path, "rb", cache_type="readahead")
         try:
             parquet = pq.ParquetFile(
                 handle,
-                buffer_size=buffer_bytes,
+                buffer_size=buffer_bytes if is_local(address) else 0,
                 pre_buffer=not is_local(address),
                 page_checksum_verification=True,
             )
@@ -171,8 +202,18 @@ def read_fields(run: RunFolder, part: Partition, source: Source) -> pl.DataFrame
     resolved = resolve_columns(source, schema, where=f"{part.source}/{part.file}")
     names = [c for group in resolved.content_columns.values() for c in group]
     table = read_rows(run, part, list(dict.fromkeys(names)), examples["row"].to_numpy())
+    return field_frame(table, resolved).hstack([examples["label"]])
+
+
+def field_frame(table: pa.Table, source: Source) -> pl.DataFrame:
+    """The content of rows that are at hand, one column a field; see `read_fields`.
+
+    Args:
+        table: rows without problems.
+        source: resolved by `curate.data.columns.resolve_columns`.
+    """
     columns: list[pl.Series] = []
-    for field, values in field_values(table, resolved, {}).items():
+    for field, values in field_values(table, source, {}).items():
         if isinstance(values, np.ndarray):
             kind = pl.Array(pl.Float32, values.shape[1])
             columns.append(pl.Series(field, values, dtype=kind))
@@ -184,7 +225,7 @@ def read_fields(run: RunFolder, part: Partition, source: Source) -> pl.DataFrame
             columns.append(pl.Series(field, lists))
         else:
             columns.append(pl.Series(field, values))
-    return pl.DataFrame([*columns, examples["label"]])
+    return pl.DataFrame(columns)
 
 
 def payload_schema(run: RunFolder, partitions: Iterable[Partition]) -> pa.Schema:
@@ -239,7 +280,7 @@ def _cached(run: RunFolder, part: Partition) -> Generator[StoredFile]:
     if file is None or _is_stale(file, part.stamp):
         if file is not None:
             file.close()
-        file = open_stored(address, part.stamp)
+        file = open_stored(address, part.stamp, buffer_bytes=_BUFFER_BYTES)
     while len(_files) >= _OPEN_FILES:
         _files.popitem(last=False)[1].close()
     _files[key] = file
@@ -278,7 +319,7 @@ def _take_rows(
             back = None
     cuts = np.searchsorted(wanted, file.starts)
     pieces = [
-        _piece(file, group, names, wanted[low:high] - file.starts[group])
+        _piece(file, part, group, names, wanted[low:high] - file.starts[group])
         for group, (low, high) in enumerate(pairwise(cuts.tolist()))
         if high > low
     ]
@@ -289,13 +330,33 @@ def _take_rows(
     return table if back is None else table.take(pa.array(back))
 
 
-def _piece(file: StoredFile, group: int, names: list[str], local: np.ndarray) -> pa.Table:
+def _piece(
+    file: StoredFile, part: Partition, group: int, names: list[str], local: np.ndarray
+) -> pa.Table:
     """Rows of one row group, `local` being sorted positions in it."""
-    table = file.parquet.read_row_group(group, columns=names, use_threads=False).select(names)
+    if file.starts[group + 1] - file.starts[group] <= part.num_rows:
+        table = file.parquet.read_row_group(group, columns=names, use_threads=False)
+        return _pick(table.select(names), local)
+    cursor = file.cursor
+    if (
+        cursor is None
+        or (cursor.columns, cursor.group) != (names, group)
+        or cursor.first > int(local[0])
+    ):
+        batches = file.parquet.iter_batches(
+            _CURSOR_ROWS, row_groups=[group], columns=names, use_threads=False
+        )
+        file.cursor = cursor = _Cursor(names, group, batches)
+    taken = pa.Table.from_batches(cursor.take(local))
+    return taken.select(names)
+
+
+def _pick(rows: Any, local: np.ndarray) -> Any:
+    """Some rows of a table or a batch, by sorted positions; a run of rows is not copied."""
     first, last = int(local[0]), int(local[-1])
     if last - first + 1 == len(local):
-        return table.slice(first, len(local))
-    return table.take(pa.array(local))
+        return rows.slice(first, len(local))
+    return rows.take(pa.array(local))
 
 
 def _joined(union: pa.Schema, other: pa.Schema, origin: dict[str, str], where: str) -> pa.Schema:

@@ -123,14 +123,14 @@ def _find(name: str, path: str, source: Source) -> list[_Found]:
         return [_Found(*entry, format="hub") for entry in find_hub(path, source)]
     if is_local(path) or path.startswith("file://"):
         local = _expand(path.removeprefix("file://"))
-        found = _find_local(local, source, where)
         if (local / "state.json").exists() or (local / "dataset_dict.json").exists():
             return _saved_dataset(local, source, where)
+        found = _find_local(local, source, where)
     else:
         found = _find_remote(_with_revision(path, source), source, where)
     if path.startswith("hf://") and source.split:
         found = _of_split(found, source.split, where)
-    elif source.split and source.format != "datasets":
+    elif source.split:
         raise ConfigError(
             f"sources.{name}.split has no meaning for {path}",
             fix="remove it, or choose the files with a glob or sources.*.include",
@@ -161,9 +161,7 @@ def _find_local(path: Path, source: Source, where: str) -> list[_Found]:
     matches = glob_pattern(pattern)
     keys = list(_walk(root, deep="**" in pattern, depth=pattern.count("/")))
     return [
-        _local(root / key, key)
-        for key in keys
-        if matches.fullmatch(key) and (not _is_private(key) or _is_private(pattern))
+        _local(root / key, key) for key in keys if matches.fullmatch(key) and _is_open(key, pattern)
     ]
 
 
@@ -228,16 +226,14 @@ def _find_remote(address: str, source: Source, where: str) -> list[_Found]:
     infos: Any
     protocol = address.partition("://")[0]
     with store_errors(address):
+        system.invalidate_cache()  # the listing may be from an earlier call
         if _is_glob(path) and not protocol.startswith("http"):
-            prefix, _ = _split_glob(path)
+            prefix, pattern = _split_glob(path)
             infos = system.glob(path, detail=True)
-            private = _is_private(path[len(prefix) :])
             return [
                 _remote(system, info, entry, prefix)
                 for entry, info in infos.items()
-                if info["type"] == "file"
-                and (private or not _is_private(_relative(entry, prefix)))
-                and not _is_hidden(_relative(entry, prefix))
+                if info["type"] == "file" and _is_open(_relative(entry, prefix), pattern)
             ]
         info = system.info(path)
         if info["type"] == "file":
@@ -348,6 +344,13 @@ def _wanted(keys: Iterable[str], source: Source) -> list[str]:
         log.info("%d files of other formats than %s are left out", len(keys) - len(kept),
                  source.format)  # fmt: skip
     return kept
+
+
+def _is_open(key: str, pattern: str) -> bool:
+    """Whether a glob may take a file: hidden and private ones only where it names them so."""
+    return (not _is_hidden(key) or _is_hidden(pattern)) and (
+        not _is_private(key) or _is_private(pattern)
+    )
 
 
 def _is_hidden(key: str) -> bool:

@@ -24,8 +24,9 @@ _DRIVERS = {
     "abfs": "adlfs",
     "az": "adlfs",
 }
-_TAGS = ("ETag", "etag", "e_tag", "LastModified", "last_modified", "Last-Modified", "mtime")
-_MORE_TAGS = ("created", "generation", "version_aware", "blob_id", "last_commit")
+# The first that a store gives: tags of the content before times.
+_TAGS = ("ETag", "etag", "e_tag", "blob_id", "generation", "LastModified", "last_modified",
+         "Last-Modified", "mtime", "created")  # fmt: skip
 # Stores raise errors of their own libraries, which need not be installed here.
 _STORE_LIBRARIES = (
     "botocore",
@@ -110,8 +111,8 @@ def is_local_stamp(stamp: str) -> bool:
 
 def remote_stamp(info: Mapping[str, Any]) -> str:
     """What a store says to tell versions of a file apart: tag, time and size."""
-    tags = [str(info[key]) for key in (*_TAGS, *_MORE_TAGS) if info.get(key) is not None]
-    return ":".join([str(info.get("size")), *tags])
+    tags = [str(info[key]) for key in _TAGS if info.get(key) is not None]
+    return ":".join([str(info.get("size")), *tags[:1]])
 
 
 @contextmanager

@@ -44,7 +44,9 @@ def write_lines(path: Path, *lines: str | bytes) -> Path:
 # -- JSON Lines -----------------------------------------------------------------------------------
 
 
-def test_json_lines_keep_nested_values_and_widen_types_over_blocks(tmp_path, monkeypatch):
+def test_json_lines_keep_nested_values_and_widen_types_over_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("curate.data.formats.jsonl._BLOCK_BYTES", 100)
     rows = [
         {"id": i, "n": i if i < 30 else i + 0.5, "meta": {"a": i} if i < 20 else {"b": ["x", None]},
@@ -56,11 +58,12 @@ def test_json_lines_keep_nested_values_and_widen_types_over_blocks(tmp_path, mon
     assert table.schema.field("n").type == pa.float64()
     got = table.drop_columns([PROBLEM]).to_pylist()
     for row, want in zip(got, rows, strict=True):
-        meta = {"a": None, "b": None, **want["meta"]}
+        given: Any = want["meta"]
+        meta = {"a": None, "b": None, **given}
         assert row == {**want, "meta": meta}
 
 
-def test_bad_json_lines_are_all_null_rows_in_their_place(tmp_path):
+def test_bad_json_lines_are_all_null_rows_in_their_place(tmp_path: Path) -> None:
     path = write_lines(
         tmp_path / "a.jsonl",
         '{"text": "one", "n": 1}',
@@ -80,7 +83,7 @@ def test_bad_json_lines_are_all_null_rows_in_their_place(tmp_path):
                        5: "unparsable"}  # fmt: skip
 
 
-def test_rows_of_the_rarer_kind_are_set_aside_with_the_column_named(tmp_path):
+def test_rows_of_the_rarer_kind_are_set_aside_with_the_column_named(tmp_path: Path) -> None:
     lines = ['{"text": "a", "id": 1}'] * 9 + ['{"text": "b", "id": "x"}', '{"text": 7, "id": 2}']
     table = read_all(write_lines(tmp_path / "a.jsonl", *lines))
     assert table.num_rows == 11
@@ -91,21 +94,23 @@ def test_rows_of_the_rarer_kind_are_set_aside_with_the_column_named(tmp_path):
     assert "/text" in found[10]
 
 
-def test_dates_and_empty_objects_survive_json(tmp_path):
+def test_dates_and_empty_objects_survive_json(tmp_path: Path) -> None:
     lines = ['{"text": "2020-01-01", "o": {}}', '{"text": "2021-05-05T10:00:00Z", "o": {}}']
     table = read_all(write_lines(tmp_path / "a.jsonl", *lines))
     assert table.column("text").to_pylist() == ["2020-01-01", "2021-05-05T10:00:00Z"]
     pq.write_table(table, tmp_path / "out.parquet")
 
 
-def test_a_json_array_is_refused_with_the_command_that_converts_it(tmp_path):
+def test_a_json_array_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"}]')
     with pytest.raises(InputError, match="jq"):
         read_all(path)
 
 
-def test_a_line_longer_than_a_block_is_read(tmp_path, monkeypatch):
+def test_a_line_longer_than_a_block_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("curate.data.formats.jsonl._BLOCK_BYTES", 64)
     long = "x" * 1000
     table = read_all(write_lines(tmp_path / "a.jsonl", '{"text": "a"}', f'{{"text": "{long}"}}'))
@@ -113,7 +118,7 @@ def test_a_line_longer_than_a_block_is_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
-def test_compressed_json_lines_are_read_as_streams(tmp_path, suffix):
+def test_compressed_json_lines_are_read_as_streams(tmp_path: Path, suffix: str) -> None:
     data = b"".join(json.dumps({"text": f"row {i}"}).encode() + b"\n" for i in range(5000))
     path = tmp_path / f"a.jsonl{suffix}"
     if suffix == ".zst":
@@ -124,7 +129,7 @@ def test_compressed_json_lines_are_read_as_streams(tmp_path, suffix):
     assert table.column("text").to_pylist() == [f"row {i}" for i in range(5000)]
 
 
-def test_a_truncated_gzip_is_damage_and_not_a_short_file(tmp_path):
+def test_a_truncated_gzip_is_damage_and_not_a_short_file(tmp_path: Path) -> None:
     data = gzip.compress(b'{"text": "row"}\n' * 5000)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(data[:-20])
@@ -135,7 +140,9 @@ def test_a_truncated_gzip_is_damage_and_not_a_short_file(tmp_path):
 # -- CSV ------------------------------------------------------------------------------------------
 
 
-def test_csv_types_hold_the_whole_file_and_bad_lines_keep_their_place(tmp_path, monkeypatch):
+def test_csv_types_hold_the_whole_file_and_bad_lines_keep_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("curate.data.formats.csv._BLOCK_BYTES", 64)
     rows = [f"{i},{i}.5,true,00{i % 10},text {i}" for i in range(50)]
     rows[7] = "7,only three,true"
@@ -156,7 +163,7 @@ def test_csv_types_hold_the_whole_file_and_bad_lines_keep_their_place(tmp_path, 
     assert got[49]["text"] == "text 49"
 
 
-def test_bad_lines_at_the_end_and_only_bad_lines_are_counted(tmp_path):
+def test_bad_lines_at_the_end_and_only_bad_lines_are_counted(tmp_path: Path) -> None:
     table = read_all(write_lines(tmp_path / "a.csv", "a,b", "1,2", "3", "4"))
     assert table.column("a").to_pylist() == [1, None, None]
     assert set(problems(table)) == {1, 2}
@@ -164,7 +171,7 @@ def test_bad_lines_at_the_end_and_only_bad_lines_are_counted(tmp_path):
     assert set(problems(table)) == {0, 1}
 
 
-def test_csv_cells_may_hold_line_breaks_quotes_and_separators(tmp_path):
+def test_csv_cells_may_hold_line_breaks_quotes_and_separators(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b'\xef\xbb\xbftext,n\r\n"a ""b"", c\nd",1\r\n\r\nplain,2\r\n')
     table = read_all(path)
@@ -174,19 +181,19 @@ def test_csv_cells_may_hold_line_breaks_quotes_and_separators(tmp_path):
     ]
 
 
-def test_a_quote_that_is_never_closed_is_damage_and_not_one_long_cell(tmp_path):
+def test_a_quote_that_is_never_closed_is_damage_and_not_one_long_cell(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.csv", "n,text", "1,a", '2,"b', "3,c", "4,d")
     with pytest.raises(pa.ArrowInvalid, match="never closed"):
         read_all(path)
 
 
-def test_a_csv_row_with_invalid_utf8_is_a_problem_of_that_row_only(tmp_path):
+def test_a_csv_row_with_invalid_utf8_is_a_problem_of_that_row_only(tmp_path: Path) -> None:
     table = read_all(write_lines(tmp_path / "a.csv", "text,n", "a,1", b"b\xff,2", "c,3"))
     assert table.column("text").to_pylist() == ["a", None, "c"]
     assert problems(table)[1].startswith("invalid_utf8: ")
 
 
-def test_a_table_of_numbers_needs_no_header(tmp_path):
+def test_a_table_of_numbers_needs_no_header(tmp_path: Path) -> None:
     path = tmp_path / "digits.csv.gz"
     path.write_bytes(gzip.compress(b"0,1.5,3\n2,4,5\n"))
     table = read_all(path)
@@ -198,24 +205,26 @@ def test_a_table_of_numbers_needs_no_header(tmp_path):
     assert table.num_rows == 1
 
 
-def test_tab_separated_files_and_long_numbers(tmp_path):
+def test_tab_separated_files_and_long_numbers(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.tsv", "id\ttext", "12345678901234567890\ta, b", "1.5\tc")
     assert read_all(path).column("id").to_pylist() == ["12345678901234567890", "1.5"]
 
 
-def test_two_csv_columns_of_one_name_are_refused(tmp_path):
+def test_two_csv_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two columns called 'a'"):
         read_all(write_lines(tmp_path / "a.csv", "a,a", "1,2"))
 
 
-def test_a_csv_cell_longer_than_a_block_is_read(tmp_path, monkeypatch):
+def test_a_csv_cell_longer_than_a_block_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("curate.data.formats.csv._BLOCK_BYTES", 64)
     long = "x" * 3000
     table = read_all(write_lines(tmp_path / "a.csv", "n,text", "1,a", f"2,{long}"))
     assert table.column("text").to_pylist() == ["a", long]
 
 
-def test_an_empty_csv_has_no_rows(tmp_path):
+def test_an_empty_csv_has_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"")
     source = Source(path=str(path))
@@ -227,7 +236,7 @@ def test_an_empty_csv_has_no_rows(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
-def test_arrow_files_and_streams_keep_types_and_metadata(tmp_path, kind):
+def test_arrow_files_and_streams_keep_types_and_metadata(tmp_path: Path, kind: str) -> None:
     table = pa.table(
         {
             "text": pa.array(["a", None, "c"], pa.large_string()),
@@ -254,7 +263,9 @@ PARAGRAPHS = st.lists(
 
 @given(PARAGRAPHS, st.integers(1, 80), st.integers(1, 3))
 @settings(deadline=None, max_examples=200)
-def test_passages_lose_nothing_and_keep_to_their_length(paragraphs, target, gap):
+def test_passages_lose_nothing_and_keep_to_their_length(
+    paragraphs: list[list[str]], target: int, gap: int
+) -> None:
     text = ("\n" * (gap + 1)).join("\n".join(lines) for lines in paragraphs) + "\n"
     lines = [(n, line) for n, line in enumerate(io.StringIO(text), 1)]
     got = list(passages(iter(lines), target))
@@ -267,7 +278,7 @@ def test_passages_lose_nothing_and_keep_to_their_length(paragraphs, target, gap)
         assert first in every_line[line - 1]
 
 
-def test_passages_are_whole_paragraphs_where_these_are_short(tmp_path):
+def test_passages_are_whole_paragraphs_where_these_are_short(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n\n\nthree\n\n" + "x" * 40 + "\n\nlast\n", newline="")
     table = read_all(path, passage_chars=14)
@@ -277,7 +288,7 @@ def test_passages_are_whole_paragraphs_where_these_are_short(tmp_path):
     assert table.column("line").to_pylist() == [1, 5, 7, 7, 7, 9]
 
 
-def test_a_long_paragraph_is_cut_between_lines(tmp_path):
+def test_a_long_paragraph_is_cut_between_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.py"
     path.write_bytes(b"\r\n".join(b"line %d" % i for i in range(10)))
     table = read_all(path, passage_chars=20)
@@ -287,7 +298,9 @@ def test_a_long_paragraph_is_cut_between_lines(tmp_path):
     assert table.column("line").to_pylist() == [1, 5, 9]
 
 
-def test_passages_with_invalid_bytes_are_problems_and_the_rest_of_the_file_stays(tmp_path):
+def test_passages_with_invalid_bytes_are_problems_and_the_rest_of_the_file_stays(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"good one\n\nbad \xff\xfe bytes\n\n" + "gut é\n".encode())
     table = read_all(path, passage_chars=10)
@@ -295,7 +308,9 @@ def test_passages_with_invalid_bytes_are_problems_and_the_rest_of_the_file_stays
     assert problems(table) == {1: "invalid_utf8: line 3: byte 0xff"}
 
 
-def test_one_endless_line_is_cut_without_breaking_a_sign(tmp_path, monkeypatch):
+def test_one_endless_line_is_cut_without_breaking_a_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("curate.data.formats.text._LONGEST_LINE_BYTES", 7)
     path = tmp_path / "a.txt"
     text = "aé€😀" * 50
@@ -325,7 +340,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-def test_converting_a_hundred_megabytes_needs_a_small_part_of_that(tmp_path):
+def test_converting_a_hundred_megabytes_needs_a_small_part_of_that(tmp_path: Path) -> None:
     words = "lorem ipsum dolor sit amet " * 15
     with (tmp_path / "big.jsonl").open("w") as file:
         for block in range(200):

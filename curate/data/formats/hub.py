@@ -4,6 +4,7 @@ No code of the data set is run. The commit is part of the file's stamp, so that 
 moves on is noticed.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ def find_hub(name: str, source: Source) -> list[tuple[str, str, int, str]]:
         InputError: there is no such data set, or the hub cannot be reached.
     """
     split = _split(name, source)
-    return [(split, name, 0, f"{pinned_revision(name, source)}")]
+    return [(split, name, 0, pinned_revision(name, source))]
 
 
 def pinned_revision(name: str, source: Source) -> str:
@@ -32,6 +33,8 @@ def pinned_revision(name: str, source: Source) -> str:
     Raises:
         InputError: there is no such data set, or the hub cannot be reached.
     """
+    if source.revision is not None and re.fullmatch(r"[0-9a-f]{40}", source.revision):
+        return source.revision
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import HFValidationError
@@ -60,8 +63,10 @@ def read(file: InputFile, source: Source) -> Iterator[pa.RecordBatch]:
         stream: Any = datasets.load_dataset(
             file.address, source.subset, split=file.file, revision=revision, streaming=True
         )
+        schema: pa.Schema | None = stream.features.arrow_schema if stream.features else None
         for table in stream.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-            yield from table.to_batches()
+            schema = schema or table.schema
+            yield from table.cast(schema).to_batches()
     except (ConnectionError, FileNotFoundError, ValueError) as error:
         raise _unreachable(file.address, error) from error
 

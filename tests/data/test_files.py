@@ -1,0 +1,48 @@
+"""Whole files or none, and digests."""
+
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from curate.data.files import digest_file, fingerprint, read_json, replace, write_json
+from curate.errors import OutputError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    write_json(target, {"old": 1})
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(target, fail)
+    assert read_json(target) == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_names_the_file_and_what_to_do(tmp_path: Path) -> None:
+    def full(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"a\.bin could not be written: No space.*\n.*free some"):
+        replace(tmp_path / "a.bin", full)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_digest_of_a_file_is_xxh3_128_of_its_bytes(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 10_000
+    (tmp_path / "a").write_bytes(data)
+    assert digest_file(tmp_path / "a") == xxhash.xxh3_128_hexdigest(data)
+
+
+def test_fingerprints_depend_on_values_and_not_on_order() -> None:
+    assert fingerprint(a=1, b={"x": 1, "y": 2}) == fingerprint(b={"y": 2, "x": 1}, a=1)
+    assert fingerprint(a=1, b=2) != fingerprint(a=2, b=1)
+
+
+def test_json_that_is_not_there_is_none(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "a.json") is None
