@@ -43,6 +43,9 @@ class _Work:
     survey: Survey
     tasks: list[Task]
     tokenizer: str | None
+    """Digest of the one that counted for the plan."""
+    mixer: str | None
+    """Of the plan."""
 
 
 def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
     outcome = run_tasks("write", work.tasks, write_work, pool=pool, listener=listener)
     raise_failures("write", outcome)
     _remove(_stale_files(run, work), run)
-    written = _written(run, settings, work)
+    written = _written(run, work)
     _write_documents(run, written)
     summary = _summary(run, written)
     if outcome.done or had_stale or "write" not in load_manifest(run)["stages"]:
@@ -144,7 +147,8 @@ def write_work(payload: dict[str, Any]) -> Receipt:
 
 def _is_planned(run: RunFolder) -> bool:
     partitions = run.partitions()
-    return bool(partitions) and all(run.planned(part).mark() for part in partitions)
+    is_complete = bool(partitions) and (run.plan / "summary.json").is_file()
+    return is_complete and all(run.planned(part).mark() for part in partitions)
 
 
 def _require_plan(run: RunFolder) -> None:
@@ -157,10 +161,10 @@ def _require_plan(run: RunFolder) -> None:
 
 def _find_work(run: RunFolder, settings: Settings) -> _Work:
     found = survey(run, run.partitions(), settings.shards)
-    summary = read_json(run.plan / "summary.json") or {}
-    tokenizer = summary.get("tokenizer")
+    summary = read_json(run.plan / "summary.json")
+    tokenizer, mixer = summary["tokenizer"], summary["mixer"]
     tasks = [_task(run, settings, group, found, tokenizer) for group in found.groups]
-    return _Work(found, tasks, tokenizer)
+    return _Work(found, tasks, tokenizer, mixer)
 
 
 def _task(
@@ -267,13 +271,12 @@ def _json(value: dict[str, Any]) -> str:
 # -- what was done --------------------------------------------------------------------------------
 
 
-def _written(run: RunFolder, settings: Settings, work: _Work) -> Written:
+def _written(run: RunFolder, work: _Work) -> Written:
     receipts = [s for task in work.tasks for s in read_json(task.output.path)["shards"]]
     found = work.survey
-    mixer = settings.mix.get("mixer")
     asked: list[Asked] = []
-    if mixer is not None:
-        chosen = load_mixture(run.mixtures / str(mixer) / "mixture.json")
+    if work.mixer is not None:
+        chosen = load_mixture(run.mixtures / work.mixer / "mixture.json")
         asked = [Asked(phase.share, phase.weights) for phase in chosen.phases]
     schemas = {"": next(iter(found.schemas.values()))} if found.is_uniform else found.schemas
     return Written(
@@ -285,7 +288,7 @@ def _written(run: RunFolder, settings: Settings, work: _Work) -> Written:
             source: {field.name: str(field.type) for field in schema}
             for source, schema in schemas.items()
         },
-        mixer=mixer,
+        mixer=work.mixer,
         asked=asked,
         tokenizer=work.tokenizer,
     )
@@ -306,6 +309,7 @@ def _summary(run: RunFolder, written: Written) -> dict[str, Any]:
         "shards": len(written.shards),
         "rows": written.total("rows"),
         "tokens": written.total("tokens") if written.tokenizer is not None else None,
+        "unit": written.unit,
         "bytes": written.total("bytes"),
         "domains": domains,
         "load": load_lines(written, json.dumps(str(run.shards), ensure_ascii=False)),

@@ -78,7 +78,7 @@ def card(written: Written) -> str:
 def _summary(written: Written) -> str:
     counts = f"{written.total('rows'):,} rows in {len(written.shards):,} Parquet files"
     if written.tokenizer is not None:
-        counts += f", {written.total('tokens'):,} tokens"
+        counts += f", {written.total('tokens'):,} {written.unit}"
     lines = [f"# Training shards\n\n{counts}, chosen and written by `curate`."]
     if written.mixer is not None:
         lines.append(f"Mixture: `{written.mixer}`; asked and realised shares are below.")
@@ -152,11 +152,12 @@ def _workers(written: Written) -> str:
 
 def _table(written: Written, phase: int) -> str:
     entry = phase_entry(written, phase)
-    unit = "rows" if written.tokenizer is None else "tokens"
+    unit = written.unit
+    counted = "tokens" if unit == "rows" else unit
     lines = [
         f"## Phase {phase}" if phase else "## Mixture",
         "",
-        f"| domain | configuration | examples | rows | tokens | share of {unit} | asked |",
+        f"| domain | configuration | examples | rows | {counted} | share of {unit} | asked |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     domains: dict[str, Any] = entry["domains"]

@@ -49,16 +49,15 @@ class Choice:
         once = {phase: np.minimum(copies, 1) for phase, copies in self.copies.items()}
         return replace(self, copies=once).counts()
 
-    def part(self, start: int, stop: int) -> "Choice":
-        """The examples from `start` to before `stop`."""
-        cut = slice(start, stop)
+    def at(self, index: IntArray | slice) -> "Choice":
+        """Some of the examples, by place."""
         return replace(
             self,
-            rows=self.rows[cut],
-            weights=self.weights[cut],
-            domains=self.domains[cut],
-            copies={phase: copies[cut] for phase, copies in self.copies.items()},
-            tokens=self.tokens[cut] if self.tokens is not None else None,
+            rows=self.rows[index],
+            weights=self.weights[index],
+            domains=self.domains[index],
+            copies={phase: copies[index] for phase, copies in self.copies.items()},
+            tokens=self.tokens[index] if self.tokens is not None else None,
         )
 
     def components(self) -> list[Component]:

@@ -16,7 +16,7 @@ from curate.data.partitions import Partition
 from curate.data.reading import StoredFile, open_stored, readable, resolve_address
 from curate.errors import InputError
 
-_READ_BYTES = 4 << 20
+_READ_BYTES = 1 << 20
 
 
 class Payload:
@@ -35,8 +35,13 @@ class Payload:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def take(self, part: Partition, rows: npt.NDArray[np.int64], *, batch_rows: int) -> pa.Table:
-        """The rows with these numbers.
+    def batches(
+        self, part: Partition, rows: npt.NDArray[np.int64], *, batch_rows: int
+    ) -> list[tuple[int, pa.RecordBatch]]:
+        """Stretches of the file that hold the rows with these numbers.
+
+        They are not cut down to the rows: who deals rows out to several places takes them from
+        here at once.
 
         Args:
             part: says which file.
@@ -44,7 +49,8 @@ class Payload:
             batch_rows: how many rows are decoded at a time.
 
         Returns:
-            (n,) rows, all columns of the file.
+            For each stretch, in order, the number of its first row, and its rows with all columns
+            of the file.
 
         Raises:
             InputError: the file is gone, has changed since it was indexed, or is damaged.
@@ -54,7 +60,7 @@ class Payload:
             if self._reader is None or self._reader.file.address != address:
                 self._close()
                 self._reader = _Reader(open_stored(address, part.stamp, buffer_bytes=_READ_BYTES))
-            return self._reader.take(rows, batch_rows)
+            return self._reader.batches(rows, batch_rows)
 
     def _close(self) -> None:
         if self._reader is not None:
@@ -72,22 +78,21 @@ class _Reader:
         self._batch: pa.RecordBatch | None = None
         self._start = 0
 
-    def take(self, rows: npt.NDArray[np.int64], batch_rows: int) -> pa.Table:
+    def batches(
+        self, rows: npt.NDArray[np.int64], batch_rows: int
+    ) -> list[tuple[int, pa.RecordBatch]]:
         if rows[-1] >= self.file.starts[-1]:
             raise InputError(
                 f"{self.file.address} has {self.file.starts[-1]} rows, row {rows[-1]} was indexed",
                 fix="run `curate index` again",
             )
-        taken: list[pa.RecordBatch] = []
+        found: list[tuple[int, pa.RecordBatch]] = []
         at = 0
         while at < len(rows):
             batch = self._batch_with(int(rows[at]), batch_rows)
-            until = int(np.searchsorted(rows, self._start + batch.num_rows))
-            inside = rows[at:until] - self._start
-            whole = len(inside) == batch.num_rows
-            taken.append(batch if whole else batch.take(pa.array(inside)))
-            at = until
-        return pa.Table.from_batches(taken)
+            found.append((self._start, batch))
+            at = int(np.searchsorted(rows, self._start + batch.num_rows))
+        return found
 
     def _batch_with(self, row: int, batch_rows: int) -> pa.RecordBatch:
         """The batch in which a row lies; earlier ones are let go."""

@@ -11,6 +11,9 @@ from curate.data.shard_layout import Component
 
 SCHEMA_VERSION = 1
 
+CHARACTERS = "characters"
+"""In place of a tokenizer's digest: characters stand for tokens, in all counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -40,7 +43,13 @@ class Written:
     asked: Sequence[Asked]
     """One entry for each phase; none where no mixture was asked for."""
     tokenizer: str | None
-    """Digest of the tokenizer that counted; None where there are no tokens."""
+    """Digest of the tokenizer that counted, or `characters`; None where there are no tokens."""
+
+    @property
+    def unit(self) -> str:
+        """What shares are shares of: tokens, characters where no tokenizer was set, or rows."""
+        named = {None: "rows", CHARACTERS: "characters"}
+        return named.get(self.tokenizer, "tokens")
 
     @property
     def is_uniform(self) -> bool:
@@ -66,13 +75,13 @@ class Written:
 def mixture(written: Written) -> dict[str, Any]:
     """`mixture.json`: asked and realised shares of each domain in each phase.
 
-    Shares are shares of tokens (rows, where there are no tokens). Loaders that draw rows need
-    `row_probability`: share / mean tokens of a row, normalised; with the shares themselves a
-    domain of long rows would get too much.
+    Shares are shares of tokens (see `Written.unit` for where there are none). Loaders that draw
+    rows need `row_probability`: share / mean tokens of a row, normalised; with the shares
+    themselves a domain of long rows would get too much.
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "unit": "rows" if written.tokenizer is None else "tokens",
+        "unit": written.unit,
         "tokenizer": written.tokenizer,
         "mixer": written.mixer,
         "rows": written.total("rows"),
@@ -92,6 +101,7 @@ def manifest(written: Written, *, files: Mapping[str, str]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "format": "parquet",
+        "unit": written.unit,
         "rows": written.total("rows"),
         "tokens": written.total("tokens") if written.tokenizer is not None else None,
         "bytes": written.total("bytes"),

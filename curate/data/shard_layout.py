@@ -19,11 +19,11 @@ _SLUG_CHARS = 60
 _RESERVED = re.compile(r"default|train|phase-\d+.*", re.IGNORECASE)
 
 _OPEN_FILES = 200
-_BUFFER_BYTES = 96 << 20
+_BUFFER_BYTES = 64 << 20
 _ROW_GROUP_BYTES = 16 << 20
-_PIECE_BYTES = 32 << 20
+_PIECE_BYTES = 16 << 20
 _ROW_GROUPS = 4
-_MOST_COMPONENTS_WORTH = 4
+_MOST_COMPONENTS_WORTH = 2
 
 
 @dataclass(frozen=True, slots=True, order=True)

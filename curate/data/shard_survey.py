@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.data.choice import Choice, read_choice
+from curate.data.choice import read_choice
 from curate.data.cutting import Footer, read_footer
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
@@ -156,13 +156,17 @@ def _sample(
     The codec of the input may be another, and columns that repeat a few values take far more
     memory than their footer says.
     """
-    choice: Choice = read_choice(run, part, tokenizer=None)
+    choice = read_choice(run, part, tokenizer=None)
     kept = np.flatnonzero(sum(copies > 0 for copies in choice.copies.values()))
     index = kept[: max(1, int(_SAMPLE_BYTES / raw))]
     started = time.perf_counter()
+    tables: list[pa.Table] = []
     with Payload(run) as payload:
-        rows = payload.take(part, choice.rows[index], batch_rows=len(index))
-    table = complete_rows(rows, part, choice, index, schema)
+        batches = payload.batches(part, choice.rows[index], batch_rows=len(index))
+        for start, batch in batches:
+            inside = (choice.rows[index] >= start) & (choice.rows[index] < start + batch.num_rows)
+            tables.append(complete_rows(batch, start, part, choice.at(index[inside]), schema))
+    table = pa.concat_tables(tables).combine_chunks()
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **writer_options(settings))
     seconds = time.perf_counter() - started

@@ -113,8 +113,10 @@ def write_group(
             for part, piece_rows in zip(group.partitions, group.piece_rows, strict=True):
                 choice = read_choice(run, part, tokenizer=tokenizer)
                 for start in range(0, len(choice.rows), piece_rows):
-                    piece = choice.part(start, start + piece_rows)
+                    piece = choice.at(slice(start, start + piece_rows))
                     _deal(piece, part, payload=payload, writers=writers, schema=schema)
+                    # Otherwise the allocator keeps about as much again as is in use.
+                    pa.default_memory_pool().release_unused()
         return [receipt for writer in writers.values() for receipt in writer.publish()]
     finally:
         for writer in writers.values():
@@ -137,54 +139,53 @@ def _deal(
             copies = choice.copies_of(component)
             shares.append((writer, copies))
             wanted |= copies > 0
-    index = np.flatnonzero(wanted)
-    if not len(index):
+    if not wanted.any():
         return
-    rows = payload.take(part, choice.rows[index], batch_rows=len(choice.rows))
-    table = complete_rows(rows, part, choice, index, schema)
-    tokens = choice.tokens[index] if choice.tokens is not None else None
-    for writer, all_copies in shares:
-        copies = all_copies[index]
+    batches = payload.batches(part, choice.rows[wanted], batch_rows=len(choice.rows))
+    for writer, copies in shares:
         for nth in range(1, int(copies.max()) + 1):
-            chosen = np.flatnonzero(copies >= nth)
-            whole = len(chosen) == len(index)
-            writer.add(
-                table if whole else table.take(pa.array(chosen)),
-                tokens[chosen] if tokens is not None else None,
-            )
+            for start, batch in batches:
+                inside = (choice.rows >= start) & (choice.rows < start + batch.num_rows)
+                index = np.flatnonzero((copies >= nth) & inside)
+                if len(index):
+                    table = complete_rows(batch, start, part, choice.at(index), schema)
+                    writer.add(table, choice.tokens[index] if choice.tokens is not None else None)
 
 
 def complete_rows(
-    rows: pa.Table, part: Partition, choice: Choice, index: IntArray, schema: pa.Schema
+    batch: pa.RecordBatch, start: int, part: Partition, choice: Choice, schema: pa.Schema
 ) -> pa.Table:
-    """Rows of the input with the columns of the shards.
+    """The rows of a choice, with the columns of the shards.
 
     Args:
-        rows: (n,) as they are stored.
-        part: their partition.
-        choice: the plan of the partition, or of a piece of it.
-        index: (n,) places of the rows in `choice`.
+        batch: a stretch of the file, as it is stored.
+        start: number of its first row.
+        part: the partition that the rows belong to.
+        choice: (n,) examples in the stretch.
         schema: of `shard_schema`.
     """
+    size = len(choice.rows)
+    local = choice.rows - start
+    rows = batch if size == batch.num_rows else batch.take(pa.array(local))
     names = pa.DictionaryArray.from_arrays(
-        pa.array(choice.domains[index], pa.int32()), pa.array(choice.names, pa.string())
+        pa.array(choice.domains, pa.int32()), pa.array(choice.names, pa.string())
     )
     added = {
-        "curate_source": pa.repeat(pa.scalar(part.source), len(index)),
-        "curate_file": pa.repeat(pa.scalar(part.file), len(index)),
-        "curate_row": pa.array(choice.rows[index]),
-        "curate_weight": pa.array(choice.weights[index]),
+        "curate_source": pa.repeat(pa.scalar(part.source), size),
+        "curate_file": pa.repeat(pa.scalar(part.file), size),
+        "curate_row": pa.array(choice.rows),
+        "curate_weight": pa.array(choice.weights),
         "curate_domain": names.cast(pa.string()),
     }
     columns: list[Any] = []
     for field in schema:
         if field.name in added:
             columns.append(added[field.name])
-        elif field.name in rows.column_names:
+        elif field.name in batch.schema.names:
             column = rows.column(field.name)
             columns.append(column if column.type == field.type else column.cast(field.type))
         else:
-            columns.append(pa.nulls(len(index), field.type))
+            columns.append(pa.nulls(size, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -243,9 +244,11 @@ class _Writer:
         if self._open is not None:
             # pyarrow would try to write the footer, and fail again, when it is collected.
             self._open.is_open = False
+            self._open = None
+        if self._sink is not None:
             with suppress(OSError):
                 self._sink.close()
-            self._open = self._sink = None
+            self._sink = None
         for shard in self._shards:
             with suppress(OSError):
                 temporary_for(self._root / shard.file).unlink(missing_ok=True)

@@ -73,7 +73,14 @@ def planned_run(
     }
     if weights is not None:
         values["mix"] = {"mixer": "fixed", "weights": weights[0]}
-    replan(root, tables, decide, partition_rows=partition_rows, has_tokens=has_tokens)
+    replan(
+        root,
+        tables,
+        decide,
+        partition_rows=partition_rows,
+        has_tokens=has_tokens,
+        mixer=None if weights is None else "fixed",
+    )
     if weights is not None:
         phases = tuple(Phase(1 / len(weights), phase) for phase in weights)
         mixture = Mixture("fixed", phases, dict.fromkeys(weights[0], "by hand"))
@@ -89,6 +96,7 @@ def replan(
     *,
     partition_rows: int = 50,
     has_tokens: bool = True,
+    mixer: str | None = None,
 ) -> None:
     """Write index and plan again, over the inputs that are there."""
     run = RunFolder(root / "run")
@@ -109,7 +117,8 @@ def replan(
                 partitions.append(part)
                 _write_tables(run, part, decide, has_tokens=has_tokens)
     save_partitions(run.root / "examples" / "partitions.json", partitions)
-    write_json(run.plan / "summary.json", {"tokenizer": TOKENIZER if has_tokens else None})
+    summary = {"tokenizer": TOKENIZER if has_tokens else None, "mixer": mixer}
+    write_json(run.plan / "summary.json", summary)
 
 
 def _write_tables(run: RunFolder, part: Partition, decide: Decide, *, has_tokens: bool) -> None:

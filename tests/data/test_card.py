@@ -60,6 +60,13 @@ def test_without_an_asked_mixture_rows_are_drawn_as_they_lie():
     assert phase["domains"]["code"]["row_probability"] == pytest.approx(100 / 250)
 
 
+def test_characters_that_stand_for_tokens_are_called_characters():
+    counted = replace(WRITTEN, tokenizer="characters")
+    assert mixture(counted)["unit"] == "characters"
+    assert "10,500 characters" in card(counted)
+    assert "token" not in card(counted).split("## Mixture")[1].split("##")[0]
+
+
 def test_a_domain_of_which_nothing_was_kept_is_shown_and_has_no_probability():
     asked = [Asked(1.0, {"code": 0.25, "web": 0.25, "law": 0.5})]
     (phase,) = mixture(replace(WRITTEN, asked=asked))["phases"]

@@ -50,7 +50,13 @@ def test_any_rows_come_back_in_any_order_of_calls(
     with Payload(RunFolder(tmp_path)) as payload:
         for wanted in calls:
             rows = np.array(sorted(wanted))
-            table = payload.take(part, rows, batch_rows=batch_rows)
+            batches = payload.batches(part, rows, batch_rows=batch_rows)
+            assert all(batch.num_rows <= batch_rows or len(calls) > 1 for _, batch in batches)
+            assert all(np.isin(rows, np.arange(s, s + b.num_rows)).any() for s, b in batches)
+            numbers = np.concatenate([np.arange(s, s + b.num_rows) for s, b in batches])
+            table = pa.Table.from_batches([batch for _, batch in batches]).take(
+                pa.array(np.searchsorted(numbers, rows))
+            )
             assert table.column("n").to_pylist() == rows.tolist()
             assert table.column("text").to_pylist() == [f"row {i}" for i in rows]
             assert table.column("kind").to_pylist() == [f"k{i // 50}" for i in rows]
@@ -68,7 +74,7 @@ def test_reading_on_decodes_each_row_group_once(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counting)
     with Payload(RunFolder(tmp_path)) as payload:
         for first in range(0, 300, 30):
-            payload.take(part, np.arange(first, first + 30), batch_rows=30)
+            payload.batches(part, np.arange(first, first + 30), batch_rows=30)
     assert opened == [[0], [1], [2]]
 
 
@@ -79,7 +85,7 @@ def test_a_file_that_changed_since_it_was_indexed_is_refused(tmp_path: Path):
         Payload(RunFolder(tmp_path)) as payload,
         pytest.raises(InputError, match=r"x\.parquet has changed since it was indexed"),
     ):
-        payload.take(part, np.array([3]), batch_rows=10)
+        payload.batches(part, np.array([3]), batch_rows=10)
 
 
 def test_a_damaged_page_is_reported_with_the_file(tmp_path: Path):
@@ -93,4 +99,4 @@ def test_a_damaged_page_is_reported_with_the_file(tmp_path: Path):
         Payload(RunFolder(tmp_path)) as payload,
         pytest.raises(InputError, match=r"x\.parquet is damaged"),
     ):
-        payload.take(part, np.arange(300), batch_rows=100)
+        payload.batches(part, np.arange(300), batch_rows=100)

@@ -131,6 +131,28 @@ def test_copies_come_one_round_after_the_other(tmp_path: Path):
     assert written == once + twice
 
 
+def test_large_rows_are_handled_in_pieces_and_copies_follow_their_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    table = pa.table({"n": range(40), "text": [f"{i}" * 5000 for i in range(40)]})
+    monkeypatch.setattr("curate.data.shard_layout._PIECE_BYTES", 100_000)  # about ten rows
+    planned_run(
+        tmp_path,
+        {"a": {"x.parquet": table}},
+        lambda _s, _f, row: Row("a", copies=2 if row % 2 else 0),
+        row_group_rows=16,
+    )
+    run = RunFolder(tmp_path / "run")
+    (group,) = survey(run, run.partitions(), Shards()).groups
+    (rows,) = group.piece_rows
+    assert 5 < rows < 20
+    written = read_all(write_all(run)).column("n").to_pylist()
+    expected: list[int] = []
+    for first in range(0, 40, rows):
+        expected += [n for n in range(first, min(40, first + rows)) if n % 2] * 2
+    assert written == expected
+
+
 def test_keys_weights_and_domains_stand_beside_each_row(tmp_path: Path):
     tables = {
         "a": {"x.parquet": pa.table({"n": range(100)}), "y.parquet": pa.table({"n": range(60)})}
