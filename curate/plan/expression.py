@@ -214,6 +214,11 @@ class _Names:
                 f"{self.where} names the column {name}, but nothing was scored yet",
                 fix="run `curate score` first",
             )
+        if name in self.scorers:
+            raise ConfigError(
+                f"{self.where}: {name} is a scorer without a column of that name",
+                fix=f"use one of its columns: {', '.join(self.scorers[name])}",
+            )
         short = [column for columns in self.scorers.values() for column in columns]
         full = [f"{s}.{c}" for s, columns in self.scorers.items() for c in columns]
         known = [*INDEX_COLUMNS, *short]

@@ -20,6 +20,10 @@ from curate.plan.yardsticks import YARDSTICKS
 
 SCHEMA_VERSION = 1
 
+_FEW, _FEW_OF_MANY = 0.1, 0.2
+"""A domain of which less than the first share is kept is named, where the plan keeps more than the
+second of everything."""
+
 
 def summarise(
     tables: Tables, plan: Thresholds, yardsticks: Mapping[str, Thresholds]
@@ -119,7 +123,7 @@ def _report(
         "unit": plan.unit,
         "asked": plan.asked,
         "shortfall": plan.asked - plan.placed,
-        "notes": notes(plan),
+        "notes": notes(plan) + _emptied(plan, own),
         "training": {"rows": rows, "tokens": tokens},
         "kept": {
             "rows": plan.kept_rows,
@@ -165,6 +169,22 @@ def notes(plan: Thresholds) -> list[str]:
         more = f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else ""
         found.append(f"too small for their share, so that others give more: {named}{more}")
     return found
+
+
+def _emptied(plan: Thresholds, own: _Tally) -> list[str]:
+    """Domains that a score nearly wipes out, which nobody asked for."""
+    rows = sum(sizes[0] for sizes in plan.domains.values())
+    if plan.weights is not None or plan.kept_rows < _FEW_OF_MANY * rows:
+        return []
+    left = {name: own.kept_of(name)[0] / sizes[0] for name, sizes in plan.domains.items()}
+    few = [f"{name} ({100 * share:.2g} %)" for name, share in left.items() if share < _FEW]
+    if not few:
+        return []
+    more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+    return [
+        f"less than {100 * _FEW:.0f} % is kept of {', '.join(few[:5])}{more}: "
+        "plan.within: domain keeps the same share of each"
+    ]
 
 
 def _domain(plan: Thresholds, own: _Tally, domain: str) -> dict[str, Any]:

@@ -61,6 +61,16 @@ def test_yardsticks_stand_beside_the_plan_at_its_tokens(tmp_path: Path):
     assert 0.1 < found["random"]["overlap"] < found["natural"]["overlap"] < 1
 
 
+def test_a_domain_that_a_score_nearly_wipes_out_is_named(tmp_path: Path):
+    """el2n rises from `large` over `middle` to `small`: the lowest are all of `large`."""
+    settings = scored_run(
+        tmp_path, plan={"score": "el2n", "keep": 0.4, "within": "all", "order": "easiest"}
+    )
+    (note,) = plan_run(settings, pool=POOL)["notes"]
+    assert "is kept of middle (0 %), small (0 %)" in note
+    assert "plan.within" in note
+
+
 def test_scores_and_index_columns_mix_in_an_expression_and_ranks_reach_the_workers(
     tmp_path: Path,
 ):

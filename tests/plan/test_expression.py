@@ -91,6 +91,12 @@ def test_a_column_of_two_scorers_needs_its_scorer():
     assert caught.value.fix == "write loss.loss or other.loss"
 
 
+def test_a_scorer_is_not_a_column():
+    with pytest.raises(ConfigError, match="x is a scorer") as caught:
+        parse_expression("rank(x)", SCORERS)
+    assert caught.value.fix == "use one of its columns: q-1"
+
+
 def test_without_any_scores_the_user_is_sent_to_score():
     with pytest.raises(InputError) as caught:
         parse_expression("el2n", {})
