@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from curate.data.partitions import Partition, partition_name
-from curate.data.reading import open_stored
+from curate.data.stored import open_stored
 
 _TOLERANCE = 1.5
 _PARTITION_BYTES = 256 << 20
@@ -33,7 +33,7 @@ class Footer:
 
 
 def read_footer(address: str, stamp: str) -> Footer:
-    """Schema and row groups of a Parquet file; errors as `curate.data.reading.open_stored`."""
+    """Schema and row groups of a Parquet file; errors as `curate.data.stored.open_stored`."""
     file = open_stored(address, stamp)
     try:
         metadata = file.parquet.metadata

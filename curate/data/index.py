@@ -9,7 +9,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute
 
-from curate.data.columns import (
+from curate.data.example import Source, content_hash, split_of
+from curate.data.tables import SCHEMAS
+from curate.data.values import (
     Problems,
     Turns,
     Values,
@@ -20,8 +22,6 @@ from curate.data.columns import (
     plain_texts,
     turn_bytes,
 )
-from curate.data.example import Source, content_hash, split_of
-from curate.data.tables import SCHEMAS
 
 pc: Any = pyarrow.compute
 

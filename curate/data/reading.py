@@ -1,136 +1,34 @@
 """Reading inputs again: the rows of a partition as they are stored, or as fields of examples."""
 
-import json
-import os
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curate.config import nearest
-from curate.data.columns import PROBLEM, Turns, field_values, resolve_columns
+from curate.data.columns import PROBLEM, resolve_columns
 from curate.data.example import Source
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
-from curate.data.storage import (
-    is_damage,
-    is_local,
-    is_local_stamp,
-    local_stamp,
-    locate,
-    remote_stamp,
-    store_errors,
+from curate.data.storage import store_errors
+from curate.data.stored import (
+    StoredFile,
+    is_stale,
+    open_stored,
+    readable,
+    resolve_address,
+    take_rows,
 )
 from curate.data.tables import read_examples
+from curate.data.unions import union_schema
+from curate.data.values import Turns, field_values
 from curate.errors import InputError
 
 _OPEN_FILES = 4
 _BUFFER_BYTES = 1 << 20
-_CURSOR_ROWS = 4096
-
-
-@dataclass(slots=True)
-class _Cursor:
-    """A place in a large row group, so that its partitions, read in order, decode it once."""
-
-    columns: list[str]
-    group: int
-    batches: Iterator[pa.RecordBatch]
-    batch: pa.RecordBatch | None = None
-    first: int = 0
-    """Position of `batch` in the row group."""
-
-    def take(self, local: np.ndarray) -> list[pa.RecordBatch]:
-        """Rows at sorted positions, none before those of earlier calls' last batch."""
-        found: list[pa.RecordBatch] = []
-        while len(local):
-            batch = next(self.batches) if self.batch is None else self.batch
-            self.batch = batch
-            end = self.first + batch.num_rows
-            here, local = np.split(local, [int(np.searchsorted(local, end))])
-            if len(here):
-                found.append(_pick(batch, here - self.first))
-            if len(local):
-                self.first, self.batch = end, None
-        return found
-
-
-@dataclass(slots=True)
-class StoredFile:
-    """An open Parquet file."""
-
-    address: str
-    handle: Any
-    parquet: pq.ParquetFile
-    starts: np.ndarray
-    """Number of each row group's first row, and of the row after the last."""
-    cursor: _Cursor | None = None
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Columns and metadata of the input, what the conversion added left out."""
-        schema = self.parquet.schema_arrow
-        at = schema.get_field_index(PROBLEM)
-        return schema if at < 0 else schema.remove(at)
-
-    def close(self) -> None:
-        self.parquet.close(force=True)
-        self.handle.close()
-
-
-def resolve_address(run: RunFolder, address: str) -> str:
-    """Where a partition's file is: an address, or the absolute path of a converted input."""
-    if is_local(address) and not Path(address).is_absolute():
-        return str(run.root.absolute() / address)
-    return address
-
-
-def open_stored(address: str, stamp: str, *, buffer_bytes: int = 0) -> StoredFile:
-    """Open a Parquet file anywhere.
-
-    Args:
-        address: path or address in a store.
-        stamp: what it is expected to be.
-        buffer_bytes: read column chunks of local files by so much at a time, for those who
-            read batches of a large row group; 0 reads each of them whole.
-
-    Raises:
-        InputError: it is missing, cannot be reached, or is no longer what the stamp says.
-        pa.ArrowException, OSError: it is damaged, see `curate.data.storage.is_damage`.
-    """
-    with store_errors(address):
-        if is_local(address):
-            if is_local_stamp(stamp) and local_stamp(Path(address)) != stamp:
-                raise _changed(address)
-            handle = Path(address).open("rb")  # noqa: SIM115 - stays open in the cache
-        else:
-            system, path = locate(address)
-            if remote_stamp(system.info(path)) != stamp:
-                system.invalidate_cache()
-                if remote_stamp(system.info(path)) != stamp:
-                    raise _changed(address)
-            handle = system.open(path, "rb", cache_type="readahead")
-        try:
-            parquet = pq.ParquetFile(
-                handle,
-                buffer_size=buffer_bytes if is_local(address) else 0,
-                pre_buffer=not is_local(address),
-                page_checksum_verification=True,
-            )
-        except BaseException:
-            handle.close()
-            raise
-    groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-    starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
-    return StoredFile(address, handle, parquet, starts)
 
 
 def stored_schema(run: RunFolder, part: Partition) -> pa.Schema:
@@ -171,7 +69,7 @@ def read_rows(
                     fix=nearest(name, file.schema.names) or "correct the column's name",
                 )
         with readable(file.address):
-            return _take_rows(file, part, names, rows)
+            return take_rows(file, part, names, rows)
 
 
 def read_used(run: RunFolder, part: Partition, source: Source) -> tuple[pa.Table, Source]:
@@ -187,7 +85,7 @@ def read_used(run: RunFolder, part: Partition, source: Source) -> tuple[pa.Table
         if PROBLEM in file.parquet.schema_arrow.names:
             names.append(PROBLEM)
         with store_errors(file.address):
-            return _take_rows(file, part, names, None), resolved
+            return take_rows(file, part, names, None), resolved
 
 
 def read_fields(run: RunFolder, part: Partition, source: Source) -> pl.DataFrame:
@@ -234,38 +132,15 @@ def payload_schema(run: RunFolder, partitions: Iterable[Partition]) -> pa.Schema
     Raises:
         InputError: a column's types have nothing in common; names it and two files.
     """
-    union: pa.Schema | None = None
-    origin: dict[str, str] = {}
-    metadata: list[dict[bytes, bytes]] = []
-    seen = set[str]()
+    seen: dict[str, tuple[str, pa.Schema]] = {}
     for part in partitions:
-        if part.address in seen:
-            continue
-        seen.add(part.address)
-        schema = stored_schema(run, part)
-        where = f"{part.source}/{part.file}"
-        metadata.append(schema.metadata or {})
-        bare = pa.schema([field.with_nullable(True) for field in schema.remove_metadata()])
-        union = bare if union is None else _joined(union, bare, origin, where)
-        origin.update({name: where for name in bare.names if name not in origin})
+        if part.address not in seen:
+            where = f"{part.source}/{part.file}"
+            seen[part.address] = where, stored_schema(run, part)
+    union = union_schema(seen.values())
     if union is None:
         raise InputError("there are no rows to read", fix="run `curate index` first")
-    return union.with_metadata(_common_metadata(metadata))
-
-
-@contextmanager
-def readable(address: str) -> Generator[None]:
-    """Turns damage inside a file into an InputError that names it."""
-    try:
-        with store_errors(address):
-            yield
-    except (pa.ArrowException, OSError) as error:
-        if not is_damage(error):
-            raise
-        raise InputError(
-            f"{address} is damaged: {str(error).strip()}",
-            fix="restore the file, then run `curate index` again",
-        ) from error
+    return union
 
 
 _files: OrderedDict[tuple[str, str], StoredFile] = OrderedDict()
@@ -277,7 +152,7 @@ def _cached(run: RunFolder, part: Partition) -> Generator[StoredFile]:
     address = resolve_address(run, part.address)
     key = (address, part.stamp)
     file = _files.pop(key, None)
-    if file is None or _is_stale(file, part.stamp):
+    if file is None or is_stale(file, part.stamp):
         if file is not None:
             file.close()
         file = open_stored(address, part.stamp, buffer_bytes=_BUFFER_BYTES)
@@ -291,112 +166,3 @@ def _cached(run: RunFolder, part: Partition) -> Generator[StoredFile]:
         if _files.pop(key, None) is not None:
             file.close()
         raise
-
-
-def _is_stale(file: StoredFile, stamp: str) -> bool:
-    if not is_local(file.address):
-        return False
-    if is_local_stamp(stamp):
-        with store_errors(file.address):
-            return local_stamp(Path(file.address)) != stamp
-    # A converted input, replaced by rename: the open handle would still read the old file.
-    with store_errors(file.address):
-        now, then = Path(file.address).stat(), os.fstat(file.handle.fileno())
-    return (now.st_ino, now.st_dev) != (then.st_ino, then.st_dev)
-
-
-def _take_rows(
-    file: StoredFile, part: Partition, names: list[str], rows: np.ndarray | None
-) -> pa.Table:
-    first, end = part.first_row, part.first_row + part.num_rows
-    if rows is None:
-        wanted, back = np.arange(first, end), None
-    else:
-        wanted, back = np.unique(np.asarray(rows, np.int64), return_inverse=True)
-        if len(wanted) and not first <= wanted[0] <= wanted[-1] < end:
-            raise AssertionError(f"rows {wanted[0]} to {wanted[-1]} are not all in {part.name}")
-        if np.array_equal(back, np.arange(len(back))):
-            back = None
-    cuts = np.searchsorted(wanted, file.starts)
-    pieces = [
-        _piece(file, part, group, names, wanted[low:high] - file.starts[group])
-        for group, (low, high) in enumerate(pairwise(cuts.tolist()))
-        if high > low
-    ]
-    schema = pa.schema([file.parquet.schema_arrow.field(n) for n in names],
-                       file.schema.metadata)  # fmt: skip
-    table = pa.concat_tables(pieces) if pieces else schema.empty_table()
-    table = table.unify_dictionaries()
-    return table if back is None else table.take(pa.array(back))
-
-
-def _piece(
-    file: StoredFile, part: Partition, group: int, names: list[str], local: np.ndarray
-) -> pa.Table:
-    """Rows of one row group, `local` being sorted positions in it."""
-    if file.starts[group + 1] - file.starts[group] <= part.num_rows:
-        table = file.parquet.read_row_group(group, columns=names, use_threads=False)
-        return _pick(table.select(names), local)
-    cursor = file.cursor
-    if (
-        cursor is None
-        or (cursor.columns, cursor.group) != (names, group)
-        or cursor.first > int(local[0])
-    ):
-        batches = file.parquet.iter_batches(
-            _CURSOR_ROWS, row_groups=[group], columns=names, use_threads=False
-        )
-        file.cursor = cursor = _Cursor(names, group, batches)
-    taken = pa.Table.from_batches(cursor.take(local))
-    return taken.select(names)
-
-
-def _pick(rows: Any, local: np.ndarray) -> Any:
-    """Some rows of a table or a batch, by sorted positions; a run of rows is not copied."""
-    first, last = int(local[0]), int(local[-1])
-    if last - first + 1 == len(local):
-        return rows.slice(first, len(local))
-    return rows.take(pa.array(local))
-
-
-def _joined(union: pa.Schema, other: pa.Schema, origin: dict[str, str], where: str) -> pa.Schema:
-    for field in other:
-        at = union.get_field_index(field.name)
-        if at < 0:
-            union = union.append(field)
-            continue
-        pair = [pa.schema([union.field(at)]), pa.schema([field])]
-        try:
-            joined = pa.unify_schemas(pair, promote_options="permissive").field(0)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(
-                f"column {field.name!r} is {union.field(at).type} in {origin[field.name]}"
-                f" and {field.type} in {where}",
-                fix="convert one of them, so that both can stand in one table",
-            ) from error
-        union = union.set(at, joined)
-    return union
-
-
-def _common_metadata(metadata: list[dict[bytes, bytes]]) -> dict[bytes, bytes] | None:
-    """Entries that all files share, and the union of what `datasets` wrote about the columns."""
-    shared = {
-        key: value
-        for key, value in metadata[0].items()
-        if all(entry.get(key) == value for entry in metadata)
-    }
-    features: dict[str, Any] = {}
-    for entry in metadata:
-        if b"huggingface" in entry:
-            found = json.loads(entry[b"huggingface"]).get("info", {}).get("features", {})
-            features = {**found, **features}
-    if features and b"huggingface" not in shared:
-        shared[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()
-    return shared or None
-
-
-def _changed(address: str) -> InputError:
-    return InputError(
-        f"{address} has changed since it was indexed",
-        fix="run `curate index` again; only what depends on this file is redone",
-    )

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from curate.data.columns import PROBLEM
 from curate.data.example import Source
 from curate.data.formats import READERS
 from curate.data.formats.text import passages
-from curate.data.sources import find_files
+from curate.data.sources import InputFile, find_files
 from curate.errors import InputError
 
 
@@ -251,6 +252,26 @@ def test_arrow_files_and_streams_keep_types_and_metadata(tmp_path: Path, kind: s
     got = read_all(path)
     assert got.equals(table)
     assert got.schema.equals(table.schema, check_metadata=True)
+
+
+# -- data sets of the hub -----------------------------------------------------------------------
+
+
+def test_a_hub_data_set_is_streamed_with_its_types(tmp_path: Path) -> None:
+    """A folder stands in for the hub: `datasets` reads both by the same call."""
+    lines = [f'{{"text": "t{i}", "meta": {{"n": {i}}}}}' for i in range(2500)]
+    write_lines(tmp_path / "train.jsonl", *lines)
+    file = InputFile(
+        source="s", file="train", address=str(tmp_path), size_bytes=0, stamp="", format="hub"
+    )
+    source = Source(path=str(tmp_path), format="datasets", split="train")
+    batches = list(resolve(READERS, "hub", what="format")(file, source))
+    assert len(batches) > 1
+    table = pa.Table.from_batches(batches)
+    assert table.column("text").to_pylist() == [f"t{i}" for i in range(2500)]
+    assert table.column("meta").to_pylist()[7] == {"n": 7}
+    with pytest.raises(InputError, match="cannot be had from the hub"):
+        list(resolve(READERS, "hub", what="format")(replace(file, file="dev"), source))
 
 
 # -- text -----------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Finding the files of a source: places, keys, formats, stamps and messages."""
 
+import functools
+import http.server
 import io
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from curate.data.example import Source
-from curate.data.sources import InputFile, find_files, glob_pattern
+from curate.data.file_names import glob_pattern
+from curate.data.sources import InputFile, find_files
 from curate.errors import ConfigError, InputError, MissingDependencyError
 
 
@@ -250,6 +254,30 @@ def parquet_bytes(seed: int) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.table({"text": [f"{seed} {i}" for i in range(20)]}), sink)
     return sink.getvalue()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+def test_one_file_on_the_web_is_an_input(tmp_path: Path) -> None:
+    from curate.data.storage import open_stream
+
+    touch(tmp_path / "rows.jsonl", '{"text": "from afar"}\n')
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}/rows.jsonl"
+            (file,) = find_files("s", Source(path=address))
+            assert (file.file, file.format) == ("rows.jsonl", "jsonl")
+            with open_stream(file.address) as stream:
+                assert stream.read() == b'{"text": "from afar"}\n'
+            with pytest.raises(InputError, match=r"there is no .*nothing\.jsonl"):
+                keys(address.replace("rows", "nothing"))
+        finally:
+            server.shutdown()
 
 
 # -- saved data sets ----------------------------------------------------------------------------

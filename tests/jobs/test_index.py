@@ -6,16 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from sklearn.datasets import load_digits
 
 from curate.data.files import digest_file
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
-from curate.data.reading import payload_schema, read_rows
+from curate.data.reading import payload_schema, read_fields, read_rows
 from curate.data.tables import scan
 from curate.errors import InputError, TooManyBadError
 from jobs.cluster import Cluster, open_pool
@@ -120,6 +122,22 @@ def test_the_standard_library_can_be_indexed(tmp_path: Path) -> None:
     first = read_rows(run, part, ["text", "line"]).to_pylist()[0]
     assert first["line"] == 1
     assert first["text"].startswith('"""Implementation of JSONDecoder')
+
+
+def test_the_digits_of_scikit_learn_are_a_table_of_features(tmp_path: Path) -> None:
+    source = {"path": "pkg://sklearn/datasets/data/digits.csv.gz", "features": "column_*",
+              "label": "column_64"}  # fmt: skip
+    task = {"kind": "tabular-classification", "num_classes": 10}
+    settings = settings_for(tmp_path, task=task, digits=source)
+    summary = run_index(settings)
+    assert (summary["rows"], summary["bad"]) == (1797, {})
+    run = RunFolder(tmp_path / "run")
+    (part,) = run.partitions()
+    fields = read_fields(run, part, settings.sources["digits"])
+    assert fields["features"].dtype == pl.Array(pl.Float32, 64)
+    pixels, digits = load_digits(return_X_y=True)
+    np.testing.assert_array_equal(fields["features"].to_numpy(), pixels)
+    np.testing.assert_array_equal(fields["label"].to_numpy(), digits)
 
 
 # -- what is redone ---------------------------------------------------------------------------

@@ -1,0 +1,118 @@
+"""What came out of the index: counts, and whether more was set aside than the settings allow."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from curate.data.layout import RunFolder
+from curate.data.tables import scan
+from curate.errors import InputError, TooManyBadError
+from jobs.inventory import Inventory, quarantine_output
+from jobs.run import Outcome
+from jobs.settings import Settings
+
+_SHOWN_DOMAINS = 200
+
+
+def index_summary(run: RunFolder, inventory: Inventory, outcome: Outcome) -> dict[str, Any]:
+    """Counts over all partitions, those of earlier runs included."""
+    bad = Counter[str]()
+    rows = 0
+    for part in inventory.partitions:
+        mark = run.examples(part).mark() or {"rows": 0, "bad": {}}
+        rows += mark["rows"]
+        bad.update(mark["bad"])
+    bad["unreadable_file"] += len(inventory.unreadable)
+    summary: dict[str, Any] = {
+        "files": len(inventory.files),
+        "rows": rows,
+        "held_out": 0,
+        "bad": {reason: count for reason, count in sorted(bad.items()) if count},
+        "num_domains": 0,
+        "domains": {},
+        "partitions": len(inventory.partitions),
+        "done": len(outcome.done),
+        "skipped": len(outcome.skipped),
+    }
+    if rows and not outcome.failures:
+        examples = scan(run, "examples")
+        counts = examples.group_by("domain").len().sort("domain").collect()
+        summary["num_domains"] = counts.height
+        largest = counts.sort("len", "domain", descending=[True, False]).head(_SHOWN_DOMAINS)
+        summary["domains"] = dict(largest.sort("domain").iter_rows())
+        held_out = examples.select((pl.col("split") == "held_out").sum()).collect().item()
+        summary["held_out"] = int(held_out)
+    return summary
+
+
+def check_features(run: RunFolder, inventory: Inventory) -> None:
+    """All partitions of a source must have feature vectors of one length."""
+    lengths: dict[str, dict[int, str]] = defaultdict(dict)
+    for part in inventory.partitions:
+        mark = run.examples(part).mark() or {}
+        if mark.get("num_features") and mark["rows"]:
+            lengths[part.source].setdefault(mark["num_features"], part.file)
+    for source, found in lengths.items():
+        if len(found) > 1:
+            places = ", ".join(f"{length} in {file}" for length, file in found.items())
+            raise InputError(
+                f"sources.{source}: the feature vectors differ in length: {places}",
+                fix="make them equal, or make two sources of the files",
+            )
+
+
+def check_quarantine(
+    settings: Settings, run: RunFolder, inventory: Inventory, summary: Mapping[str, Any]
+) -> None:
+    """Hold what was set aside against what `index` allows.
+
+    Raises:
+        TooManyBadError: it is more.
+        InputError: nothing is left.
+    """
+    allowed = settings.index
+    broken = _broken_files(run, inventory)
+    bad = sum(count for reason, count in summary["bad"].items() if reason != "unreadable_file")
+    total = summary["rows"] + bad
+    if len(broken) > allowed.max_bad_files:
+        (source, file), detail = next(iter(broken.items()))
+        raise TooManyBadError(
+            f"{len(broken)} of {summary['files']} files cannot be read; {source}/{file}: {detail}",
+            fix="repair or remove them and run again (the others are done),"
+            " or raise index.max_bad_files",
+        )
+    if bad > allowed.max_bad_rows * total:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary["bad"].items())
+        raise TooManyBadError(
+            f"{bad} of {total} rows were set aside ({reasons}), more than the share of"
+            f" {allowed.max_bad_rows:g} that is allowed; the first is {_first_bad(run)}",
+            fix=f"look at {run.quarantine}, correct the data, or raise index.max_bad_rows",
+        )
+    if summary["rows"] == 0:
+        raise InputError(
+            f"there are no examples in {', '.join(settings.sources)}:"
+            f" {summary['files']} files, {total} rows",
+            fix="check the paths, and sources.*.include",
+        )
+
+
+def _broken_files(run: RunFolder, inventory: Inventory) -> dict[tuple[str, str], str]:
+    broken = dict(inventory.unreadable)
+    for part in inventory.partitions:
+        mark = run.examples(part).mark() or {}
+        if mark.get("bad", {}).get("unreadable_file"):
+            table = pl.read_parquet(quarantine_output(run, part.name).path)
+            broken.setdefault((part.source, part.file), str(table["detail"][0]))
+    return broken
+
+
+def _first_bad(run: RunFolder) -> str:
+    table = pl.read_parquet(sorted(run.quarantine.glob("part-*.parquet")), glob=False)
+    rows = table.filter(pl.col("row").is_not_null()).sort("source", "file", "row")
+    first = rows.row(0, named=True)
+    return (
+        f"row {first['row']} of {first['source']}/{first['file']}:"
+        f" {first['reason']}, {first['detail']}"
+    )
