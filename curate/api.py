@@ -154,8 +154,8 @@ class Run:
         return RunFolder(self.root)
 
     def _names(self, folder: str) -> tuple[str, ...]:
-        found = (self.root / folder).glob("*/")
-        return tuple(sorted(path.name for path in found if any(path.glob("part-*.parquet"))))
+        found = list((self.root / folder).glob("*/"))
+        return tuple(sorted(path.name for path in found if list(path.glob("part-*.parquet"))))
 
     def _table(self, folder: str) -> pl.LazyFrame:
         """A table of the same examples as the index; they meet by position."""

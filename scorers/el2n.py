@@ -28,8 +28,8 @@ class EL2N:
 
     __pydantic_config__: ClassVar = STRICT
 
-    needs: ClassVar = frozenset({"error_norms", "error_frob"})
-    columns: ClassVar = {
+    needs: ClassVar[frozenset[str]] = frozenset({"error_norms", "error_frob"})
+    columns: ClassVar[Mapping[str, str]] = {
         "el2n": "mean softmax error norm, 0 to sqrt(2); higher is harder",
         "el2n_frob": "norm of all error vectors together; grows with the number of tokens",
     }

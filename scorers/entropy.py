@@ -26,8 +26,8 @@ class Entropy:
 
     __pydantic_config__: ClassVar = STRICT
 
-    needs: ClassVar = frozenset({"entropy"})
-    columns: ClassVar = {
+    needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
+    columns: ClassVar[Mapping[str, str]] = {
         "entropy": "entropy of the prediction, nats, 0 to ln(classes); higher is less certain"
     }
 

@@ -25,8 +25,8 @@ class Length:
 
     __pydantic_config__: ClassVar = STRICT
 
-    needs: ClassVar = frozenset({"num_tokens", "num_chars"})
-    columns: ClassVar = {
+    needs: ClassVar[frozenset[str]] = frozenset({"num_tokens", "num_chars"})
+    columns: ClassVar[Mapping[str, str]] = {
         "num_tokens": "tokens of the whole example; null where no tokenizer is set",
         "num_chars": "characters of the whole example",
     }

@@ -28,8 +28,8 @@ class Loss:
 
     __pydantic_config__: ClassVar = STRICT
 
-    needs: ClassVar = frozenset({"loss"})
-    columns: ClassVar = {
+    needs: ClassVar[frozenset[str]] = frozenset({"loss"})
+    columns: ClassVar[Mapping[str, str]] = {
         "loss": "mean cross-entropy, nats per counted token, 0 and up; higher is more surprising",
         "perplexity": "exp(loss), 1 and up; higher is more surprising",
     }

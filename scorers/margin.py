@@ -27,8 +27,8 @@ class Margin:
 
     __pydantic_config__: ClassVar = STRICT
 
-    needs: ClassVar = frozenset({"margin"})
-    columns: ClassVar = {
+    needs: ClassVar[frozenset[str]] = frozenset({"margin"})
+    columns: ClassVar[Mapping[str, str]] = {
         "margin": "target logit minus largest other, in logits; lower is harder, below 0 wrong"
     }
 

@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 class Scorer(Protocol):
-    """A score that needs one pass over the examples per checkpoint.
+    """A score made of per-example quantities.
+
+    Quantities of `curate.models.quantities.FORWARD` come from one pass of each checkpoint, which
+    all scorers share; those of `TABLE` need no model. A class may have a `version`: raise it when
+    the same quantities give other columns.
 
     Shapes: N examples of a partition.
     """

@@ -43,8 +43,10 @@ class Random:
 
     __pydantic_config__: ClassVar = STRICT
 
-    needs: ClassVar = frozenset({"uniform"})
-    columns: ClassVar = {"random": "uniform in [0, 1), from the run's seed and the example's key"}
+    needs: ClassVar[frozenset[str]] = frozenset({"uniform"})
+    columns: ClassVar[Mapping[str, str]] = {
+        "random": "uniform in [0, 1), from the run's seed and the example's key"
+    }
 
     def score(self, quantities: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"random": quantities["uniform"]}

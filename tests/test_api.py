@@ -228,7 +228,7 @@ def test_what_is_not_there_yet_names_the_command(run: Path, tmp_path: Path):
 
 def test_scores_of_an_older_index_are_not_handed_out(run: Path):
     opened = curate.open(run)
-    mark = next((run / "scores" / "loss" / ".done").glob("*.json"))
+    mark = sorted((run / "scores" / "loss" / ".done").glob("*.json"))[0]
     import json
 
     facts = json.loads(mark.read_text())

@@ -99,7 +99,7 @@ def weights_files(folder: Path) -> list[Path]:
     missing = [path for path in files if not path.exists()]
     if not missing:
         return files
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+    if list(folder.glob("*.bin")) + list(folder.glob("*.pt")):
         raise InputError(
             f"{folder} holds its weights as pickles, which can run code when they are read",
             fix="load it where you trust it and save it with save_pretrained (safetensors)",
