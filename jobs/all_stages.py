@@ -45,7 +45,7 @@ STAGES = (
         run="jobs.index:index_run",
         state="jobs.index:plan_index",
         needs=(),
-        reads=("sources", "index", "task", "seed"),
+        reads=("sources", "index", "task.num_classes", "seed"),
     ),
     Stage(
         name="tokenizer",
@@ -76,7 +76,7 @@ STAGES = (
         run="jobs.lengths:lengths_run",
         state="jobs.lengths:plan_lengths",
         needs=("index", "tokenizer"),
-        reads=("plan.tokenizer", "model.name", "model.tokenizer", "task"),
+        reads=("plan.tokenizer", "model.name", "model.tokenizer", "task.kind"),
     ),
     Stage(
         name="mix",
@@ -99,6 +99,13 @@ STAGES = (
         measure="jobs.write:measure_write",
         needs=("plan",),
         reads=("shards",),
+    ),
+    Stage(
+        name="compare",
+        run="jobs.compare:compare_run",
+        state="jobs.compare:plan_compare",
+        needs=("plan",),
+        reads=("compare", "model", "checkpoints.train", "task", "target", "cluster.threads"),
     ),
 )
 
@@ -220,6 +227,8 @@ def _is_asked_for(stage: Stage, settings: Settings, command: str) -> bool:
             return bool(settings.score.scorers) and (command == "run" or bool(read))
         case "mix":
             return bool(settings.mix)
+        case "compare":
+            return command == "compare"
         case _:
             return True
 

@@ -79,7 +79,8 @@ def _run(command: str, given: Mapping[str, Any]) -> None:
     run_command(command, Common(**shared, more=more))
 
 
-_OWN = ("scorer", "model", "task", "text", "label", "domain", "target", "mixer")
+_OWN = ("scorer", "model", "task", "text", "label", "domain", "target", "mixer", "metric",
+        "better", "redrawn")  # fmt: skip
 """Options of single commands."""
 
 
@@ -149,6 +150,47 @@ def mix(
 
 _stage("plan", "Decide for every example: kept, weight, copies, and why.")
 _stage("write", "Write the kept examples as shards for a trainer.")
+
+
+@app.command()
+def compare(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG_OR_RUN",
+            help="Settings (YAML), a run folder, or a CSV of arm, seed, metric, value.",
+        ),
+    ],
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="What the verdict stands on.")
+    ] = None,
+    better: Annotated[
+        str | None, typer.Option("--better", help="higher or lower, for a metric of your own.")
+    ] = None,
+    redrawn: Annotated[
+        list[str] | None,
+        typer.Option("--redrawn", help="Arm of a CSV whose data each seed drew anew. Repeatable."),
+    ] = None,
+    files: o.Files = None,
+    overrides: o.Overrides = None,
+    out: o.Out = None,
+    json: o.Json = False,
+    events: o.Events = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    dry_run: o.DryRun = False,
+    measure: o.Measure = False,
+    workers: o.Workers = None,
+    device: o.Device = None,
+) -> None:
+    """Train on the plan, on random and others at equal tokens: does it help?"""
+    if config.endswith(".csv"):
+        from curate.cli.compare import print_file
+
+        arms = tuple(redrawn or ())
+        print_file(Path(config), metric=metric, better=better, redrawn=arms, as_json=json)
+        return
+    _run("compare", locals())
 
 
 @app.command()

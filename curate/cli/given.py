@@ -70,6 +70,9 @@ def _options(common: Common, values: Mapping[str, Any]) -> dict[str, Any]:
         found["mix"] = {"mixer": more["mixer"]}  # options of another mixer would not fit
     if "task" in more and _at(values, "task").get("kind") != more["task"]:
         found["task"] = {"kind": more["task"]}
+    for key in ("metric", "better", "redrawn"):  # of compare
+        if key in more:
+            found[f"compare.{key}"] = more[key]
     sources = _at(values, "sources")
     for name in sources:
         found |= {f"sources.{name}.{key}": more[key] for key in _COLUMNS if key in more}

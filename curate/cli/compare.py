@@ -1,0 +1,133 @@
+"""What `curate compare` prints, and comparisons of numbers that stand in a CSV file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from curate.cli.text import number_text, table
+
+
+def comparison_lines(summary: Mapping[str, Any], run: str | None) -> list[str]:
+    """Table, verdicts, notes, scale and cost.
+
+    Args:
+        summary: what `jobs.compare.compare_run` or `judge_file` returned.
+        run: the run folder; None where there is none.
+    """
+    question = summary["question"]
+    lines = [f"{question['told']}, {question['better']} is better", "", *_table(summary), ""]
+    lines += [verdict["sentence"] for verdict in summary["verdicts"]]
+    if any(verdict["test"] is not None for verdict in summary["verdicts"]):
+        lines += ["", "A verdict has at most 5 % risk over all arms; docs/compare.md has the rule."]
+    lines += [f"note: {note}" for note in summary["notes"]]
+    if not summary["arms"]:
+        return lines
+    cost = summary["cost"]
+    lines += [
+        "",
+        f"scale: {summary['scale']}. Nothing is said about another scale.",
+        f"cost: {cost['runs']} training runs, {cost['steps']:,} steps,"
+        f" {number_text(float(cost['tokens']))} tokens, {number_text(cost['seconds'])} seconds",
+    ]
+    return [*lines, f"in {run}/compare: table.parquet, comparison.json, plot"]
+
+
+def judge_file(
+    path: Path,
+    *,
+    metric: str | None,
+    better: Literal["higher", "lower"] | None,
+    redrawn: tuple[str, ...],
+) -> dict[str, Any]:
+    """The verdicts on numbers from elsewhere; see `jobs.compare.judge_results`."""
+    from jobs.compare import judge_results
+
+    return judge_results(path, metric=metric, better=better, redrawn=redrawn)
+
+
+def print_file(
+    path: Path,
+    *,
+    metric: str | None,
+    better: str | None,
+    redrawn: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Judge a CSV file and print the result."""
+    from curate.cli.reporter import print_json
+    from curate.errors import ConfigError
+
+    if better not in (None, "higher", "lower"):
+        raise ConfigError(f"--better is {better}", fix="write --better higher or --better lower")
+    result = judge_file(path, metric=metric, better=better, redrawn=redrawn)
+    if as_json:
+        print_json("compare", {"planned": False, **result})
+    else:
+        print("\n".join(comparison_lines(result, None)))
+
+
+def _table(summary: Mapping[str, Any]) -> list[str]:
+    question, arms = summary["question"], summary["arms"]
+    tests = {verdict["arm"]: verdict for verdict in summary["verdicts"]}
+    own = [
+        entry
+        for entry in summary["parts"]
+        if entry["metric"] == question["metric"] and entry["part"] in (question["part"], "reported")
+    ]
+    worst = {
+        entry["arm"]: entry
+        for entry in summary["parts"]
+        if entry["metric"] == question["metric"] and entry["part"] == "worst_domain"
+    }
+    has_worst = bool(worst) and question["part"] != "worst_domain"
+    head = [
+        "arm",
+        "tokens",
+        "passes",
+        "mean",
+        "spread",
+        "to random",
+        "95 % interval",
+        "p",
+        "verdict",
+    ]
+    rows = [[*head[:5], *(["worst domain"] if has_worst else []), *head[5:]]]
+    for entry in sorted(own, key=lambda e: -1 if e["arm"] == "random" else 0):
+        arm = entry["arm"]
+        facts, verdict = arms.get(arm, {}), tests.get(arm, {})
+        test = verdict.get("test")
+        rows.append(
+            [
+                arm,
+                _count(facts.get("tokens")),
+                _short(facts.get("epochs")),
+                _short(entry["mean"]),
+                _short(entry["spread"]),
+                *([_short(worst.get(arm, {}).get("mean"))] if has_worst else []),
+                _signed(entry.get("difference")),
+                _interval(entry.get("interval")),
+                "" if test is None else f"{verdict['corrected_p']:.3f}",
+                verdict.get("word", "") + _same(facts),
+            ]
+        )
+    return table(rows, right=frozenset(range(1, len(rows[0]) - 1)))
+
+
+def _same(facts: Mapping[str, Any]) -> str:
+    return f" (the same data as {facts['same_as']})" if facts.get("same_as") else ""
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.3g}"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:+.3g} to {ends[1]:+.3g}"

@@ -1,0 +1,145 @@
+"""How long every arm trains: the same steps, and the same tokens as nearly as examples allow.
+
+How many tokens a step holds depends on which lengths meet, so each arm gets its own `batch_tokens`,
+chosen such that its steps come to the token budget.
+
+Shapes: M rows trained on in a partition, copies counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from curate.data.layout import RunFolder
+from curate.data.partitions import Output, Partition
+from curate.data.tables import meet
+from curate.errors import InputError
+from curate.models.epochs import Lengths, epoch_windows, plan_epochs, random_seed
+from curate.models.settings import Checkpoints, Train
+from jobs.compare_arms import folder_of
+from jobs.settings import Settings
+
+_TRIES = 8
+_CLOSE = 0.002
+"""Relative distance from the token budget at which the search for a batch size ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What every arm trains for."""
+
+    steps: int
+    tokens: int
+    """Padding left out; examples, for tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a set trains on in one partition."""
+
+    positions: npt.NDArray[np.int64]
+    """(M,) rows of the partition's table, each as often as it is used."""
+    lengths: Lengths
+    """(M,) tokens of each."""
+    weights: npt.NDArray[np.float32]
+    """(M,) loss weights."""
+
+
+def comparison_settings(settings: Settings) -> Settings:
+    """The settings with `compare.train` in the place where training looks."""
+    chosen = settings.compare.train or settings.checkpoints.train or Train()
+    return replace(settings, checkpoints=Checkpoints(train=chosen))
+
+
+def measured_output(run: RunFolder, part: Partition) -> Output:
+    return Output(run.root / "compare" / "lengths" / f"{part.name}.parquet")
+
+
+def rows_of(run: RunFolder, name: str) -> list[Rows]:
+    """What a set trains on, partition by partition."""
+    found: list[Rows] = []
+    for part in run.partitions():
+        counted = pl.read_parquet(measured_output(run, part).path)
+        planned = pl.read_parquet(folder_of(run, name).planned(part).path)
+        meet(counted, planned)
+        lengths = counted["num_tokens"].to_numpy().astype(np.int32)
+        copies = np.where(lengths > 0, planned["copies"].to_numpy(), 0).astype(np.int64)
+        positions = np.repeat(np.arange(len(copies), dtype=np.int64), copies)
+        weights = planned["weight"].to_numpy().astype(np.float32)
+        found.append(Rows(positions, lengths[positions], weights[positions]))
+    return found
+
+
+def training_draws(settings: Settings, seed: int) -> int:
+    """Seed of weights and shuffles: the same for all arms of one seed."""
+    return random_seed(settings.seed, "compare", seed)
+
+
+def budget_of(settings: Settings, rows: Sequence[Rows]) -> Budget:
+    """Steps and tokens for all arms, from what training makes of the plan.
+
+    Args:
+        settings: with `checkpoints.train` set.
+        rows: of the plan.
+
+    Raises:
+        InputError: the plan has nothing to train on.
+    """
+    chosen, compare = settings.checkpoints.train, settings.compare
+    assert chosen is not None
+    lengths = [each.lengths for each in rows]
+    draws = training_draws(settings, compare.seeds[0])
+    if not any(len(each) for each in lengths):
+        raise InputError("the plan has nothing to train on", fix="check plan.keep and the columns")
+    steps = compare.steps
+    if steps is None:
+        schedule = plan_epochs(
+            lengths,
+            seed=draws,
+            batch_tokens=chosen.batch_tokens,
+            epochs=chosen.epochs,
+            save_every_epochs=chosen.epochs,
+            max_steps=chosen.max_steps,
+        )
+        steps = schedule.total_steps
+    tokens = sum(_tokens_by_step(lengths, draws, steps, chosen.batch_tokens))
+    if compare.tokens is not None:
+        steps = max(1, round(steps * compare.tokens / tokens))
+        return Budget(steps, round(compare.tokens))
+    return Budget(steps, tokens)
+
+
+def fitting_batch(lengths: Sequence[Lengths], draws: int, budget: Budget, start: int) -> int:
+    """The `batch_tokens` with which a set's steps come nearest to the token budget."""
+    best, best_gap = start, np.inf
+    size = start
+    for _ in range(_TRIES):
+        tokens = sum(_tokens_by_step(lengths, draws, budget.steps, size))
+        gap = abs(tokens / budget.tokens - 1)
+        if gap < best_gap:
+            best, best_gap = size, gap
+        following = max(1, round(size * budget.tokens / max(1, tokens)))
+        if gap <= _CLOSE or following == size:
+            break
+        size = following
+    return best
+
+
+def _tokens_by_step(lengths: Sequence[Lengths], draws: int, steps: int, size: int) -> list[int]:
+    """Tokens of each step, padding left out."""
+    found: list[int] = []
+    epoch = 0
+    while len(found) < steps:
+        before = len(found)
+        for window in epoch_windows(lengths, seed=draws, epoch=epoch, batch_tokens=size):
+            joined = np.concatenate([lengths[part] for part in window.parts])
+            found += [int(joined[batch].sum()) for batch in window.batches]
+            if len(found) >= steps:
+                break
+        if len(found) == before:
+            break
+        epoch += 1
+    return found[:steps]
