@@ -20,5 +20,5 @@ def verify_shards(folder: Path) -> dict[str, Any]:
         InputError: there is no such folder.
         CurateError: it is incomplete, or files are missing, changed or too many; all are named.
     """
-    is_run = (folder / "config.yaml").is_file() and (folder / "shards").is_dir()
+    is_run = (folder / "shards").is_dir() and not (folder / "data").is_dir()
     return check_shards(folder / "shards" if is_run else folder)

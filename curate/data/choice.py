@@ -70,6 +70,18 @@ class Choice:
         return np.where(self.domains == place, self.copies[component.phase], 0)
 
 
+def everything(rows: IntArray) -> Choice:
+    """The choice that takes every row of (N,) once."""
+    return Choice(
+        rows=rows,
+        weights=np.ones(len(rows), dtype=np.float32),
+        domains=np.zeros(len(rows), dtype=np.int64),
+        names=("",),
+        copies={0: np.ones(len(rows), dtype=np.int64)},
+        tokens=None,
+    )
+
+
 def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Choice:
     """The plan of one partition.
 
@@ -86,7 +98,6 @@ def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Ch
     meet(plan, examples)
     keep = plan["keep"].fill_null(value=False).to_numpy()
     names = tuple(sorted(examples["domain"].unique().to_list()))
-    places = {name: place for place, name in enumerate(names)}
     tokens = None
     if tokenizer is not None:
         lengths = _read(run.lengths(part, tokenizer), [*KEY, "num_tokens"])
@@ -95,7 +106,7 @@ def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Ch
     return Choice(
         rows=plan["row"].to_numpy().astype(np.int64),
         weights=plan["weight"].fill_null(0.0).to_numpy().astype(np.float32),
-        domains=np.array([places[name] for name in examples["domain"].to_list()], dtype=np.int64),
+        domains=examples["domain"].cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64),
         names=names,
         copies=_copies(plan, keep),
         tokens=tokens,

@@ -62,10 +62,16 @@ def check_shards(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}", fix="give the folder of the shards")
-    manifest = read_json(folder / "manifest.json")
-    if manifest is None:
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except ValueError as error:
         raise CurateError(
-            f"{folder} has no manifest.json: the shards are incomplete, or these are no shards",
+            f"{folder / 'manifest.json'} is damaged: {error}",
+            fix="run `curate write` again, or copy the whole folder",
+        ) from error
+    if not isinstance(manifest, dict) or "shards" not in manifest:
+        raise CurateError(
+            f"{folder} has no manifest.json of shards: they are incomplete, or these are no shards",
             fix="run `curate write` again, or copy the whole folder",
         )
     if manifest.get("schema_version") != SCHEMA_VERSION:

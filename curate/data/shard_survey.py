@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.data.choice import read_choice
+from curate.data.choice import Choice, everything, read_choice
 from curate.data.cutting import Footer, read_footer
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
@@ -96,16 +97,17 @@ def survey(run: RunFolder, partitions: Sequence[Partition], settings: Shards) ->
             examples[component] = examples.get(component, 0) + number
     names = slugs([*sources, *(domain for domains in sources.values() for domain in domains)])
     samples: dict[str, _Sample] = {}
-    footers: dict[str, Footer] = {}
+    sizes = _Sizes(run)
     kept: list[Kept] = []
     seconds = 0.0
     for entry in counted:
         part = entry.partition
-        if part.address not in footers:
-            footers[part.address] = read_footer(resolve_address(run, part.address), part.stamp)
-        raw = _bytes_per_row(footers[part.address], part)
+        raw = sizes.of(part)
         if part.source not in samples:
-            samples[part.source] = _sample(run, part, raw, schemas[part.source], settings)
+            choice = read_choice(run, part, tokenizer=None)
+            samples[part.source] = _sample(
+                run, part, choice, raw, schema=schemas[part.source], settings=settings
+            )
         sample = samples[part.source]
         kept.append(Kept(part, entry.rows, raw * sample.disk, raw * sample.memory))
         seconds += sum(entry.rows.values()) * raw * sample.seconds
@@ -121,15 +123,46 @@ def survey(run: RunFolder, partitions: Sequence[Partition], settings: Shards) ->
     )
 
 
-def _bytes_per_row(footer: Footer, part: Partition) -> float:
-    """Size of a row after decompression, averaged over the row groups of a partition."""
-    rows = size = first = 0
-    for group in footer.groups:
-        if first < part.first_row + part.num_rows and first + group.num_rows > part.first_row:
-            rows += group.num_rows
-            size += group.size_bytes
-        first += group.num_rows
-    return max(1.0, size / max(1, rows))
+def forecast(
+    run: RunFolder, partitions: Sequence[Partition], settings: Shards
+) -> tuple[float, float]:
+    """Bytes and seconds if every indexed example were written once; for a run without a plan."""
+    schemas, _ = _schemas(run, partitions)
+    samples: dict[str, _Sample] = {}
+    sizes = _Sizes(run)
+    size = seconds = 0.0
+    for part in partitions:
+        raw, num_rows = sizes.of(part), pl.read_parquet(run.examples(part).path, columns=["row"])
+        if part.source not in samples and num_rows.height:
+            choice = everything(num_rows["row"].to_numpy())
+            samples[part.source] = _sample(
+                run, part, choice, raw, schema=schemas[part.source], settings=settings
+            )
+        if sample := samples.get(part.source):
+            size += num_rows.height * raw * sample.disk
+            seconds += num_rows.height * raw * sample.seconds
+    return size, seconds
+
+
+class _Sizes:
+    """How large a row of each partition is."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._footers: dict[str, Footer] = {}
+
+    def of(self, part: Partition) -> float:
+        """Bytes of a row after decompression, averaged over the row groups of a partition."""
+        if part.address not in self._footers:
+            address = resolve_address(self._run, part.address)
+            self._footers[part.address] = read_footer(address, part.stamp)
+        rows = size = first = 0
+        for group in self._footers[part.address].groups:
+            if first < part.first_row + part.num_rows and first + group.num_rows > part.first_row:
+                rows += group.num_rows
+                size += group.size_bytes
+            first += group.num_rows
+        return max(1.0, size / max(1, rows))
 
 
 def _schemas(run: RunFolder, partitions: Sequence[Partition]) -> tuple[dict[str, pa.Schema], bool]:
@@ -149,14 +182,19 @@ def _schemas(run: RunFolder, partitions: Sequence[Partition]) -> tuple[dict[str,
 
 
 def _sample(
-    run: RunFolder, part: Partition, raw: float, schema: pa.Schema, settings: Shards
+    run: RunFolder,
+    part: Partition,
+    choice: Choice,
+    raw: float,
+    *,
+    schema: pa.Schema,
+    settings: Shards,
 ) -> _Sample:
     """Write the first kept rows of a source to memory, and see what they need.
 
     The codec of the input may be another, and columns that repeat a few values take far more
     memory than their footer says.
     """
-    choice = read_choice(run, part, tokenizer=None)
     kept = np.flatnonzero(sum(copies > 0 for copies in choice.copies.values()))
     index = kept[: max(1, int(_SAMPLE_BYTES / raw))]
     started = time.perf_counter()

@@ -94,7 +94,6 @@ def test_the_card_may_be_edited_and_notes_added(shards: Path):
 
 
 def test_the_run_folder_stands_for_its_shards(shards: Path):
-    (shards.parent / "config.yaml").write_text("run: x\n")
     assert verify_shards(shards.parent) == verify_shards(shards)
 
 
@@ -103,6 +102,13 @@ def test_a_missing_folder_and_a_missing_manifest_are_told_apart(shards: Path):
         verify_shards(shards / "nowhere")
     (shards / "manifest.json").unlink()
     with pytest.raises(CurateError, match="incomplete"):
+        verify_shards(shards)
+
+
+@pytest.mark.parametrize("text", ["", '{"shards": [', "[]", '{"stages": {}}'])
+def test_a_damaged_or_foreign_manifest_is_one_clear_message(shards: Path, text: str):
+    (shards / "manifest.json").write_text(text)
+    with pytest.raises(CurateError, match=r"manifest\.json"):
         verify_shards(shards)
 
 

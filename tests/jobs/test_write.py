@@ -342,6 +342,7 @@ def test_a_plan_that_keeps_nothing_is_an_error_with_a_way_out(tmp_path: Path):
     with pytest.raises(CurateError, match="keeps no example") as caught:
         run_write(settings)
     assert "plan.keep" in caught.value.fix
+    assert "keeps no example" in plan_write(settings).why[0]
     assert not shards_of(settings).exists()
 
 
@@ -454,6 +455,17 @@ def test_the_estimate_of_the_size_is_near_the_truth(tmp_path: Path):
     sizes = [p.stat().st_size for p in (shards_of(settings) / "data").rglob("*.parquet")]
     assert all(0.05e6 < size < 0.2e6 for size in sizes)
     assert measure_write(settings)["size_bytes"] == 0
+    (Path(settings.run) / "plan" / "summary.json").unlink()
+    half = planned_run(
+        tmp_path,
+        tables,
+        lambda _s, _f, _r: Row("a"),
+        partition_rows=5000,
+        row_group_rows=2000,
+        plan={"keep": 0.5},
+    )
+    (Path(half.run) / "plan" / "summary.json").unlink()
+    assert measure_write(half)["size_bytes"] == pytest.approx(summary["bytes"], rel=0.2)
 
 
 # -- failure --------------------------------------------------------------------------------------
@@ -626,7 +638,7 @@ def test_a_manifest_does_not_outlive_the_shards_it_described(
     monkeypatch.setattr("jobs.write.run_tasks", stop)
     with pytest.raises(KeyboardInterrupt):
         run_write(settings)
-    with pytest.raises(CurateError, match=r"no manifest\.json"):
+    with pytest.raises(CurateError, match="incomplete"):
         verify_shards(shards_of(settings))
 
 

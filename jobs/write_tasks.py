@@ -1,0 +1,142 @@
+"""The tasks of `curate write`: which groups of shards there are, and which of them are done."""
+
+import base64
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from curate.config import plain
+from curate.data.files import fingerprint, read_json
+from curate.data.layout import RunFolder
+from curate.data.partitions import Output, Partition
+from curate.data.shard_folder import list_files
+from curate.data.shard_layout import Component, Group, Shard
+from curate.data.shard_survey import Survey, survey
+from curate.errors import InputError
+from jobs.run import Task
+from jobs.settings import Settings
+
+VERSION = 1
+"""Of what is written: raised when the same plan would give other bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The tasks, and what they were made from."""
+
+    survey: Survey
+    tasks: list[Task]
+    tokenizer: str | None
+    """Digest of the one that counted for the plan."""
+    mixer: str | None
+    """Of the plan."""
+
+
+def is_planned(run: RunFolder) -> bool:
+    """Whether there is a plan of every partition."""
+    partitions = run.partitions()
+    is_complete = bool(partitions) and (run.plan / "summary.json").is_file()
+    return is_complete and all(run.planned(part).mark() for part in partitions)
+
+
+def require_plan(run: RunFolder) -> None:
+    """Refuse to go on without a plan.
+
+    Raises:
+        InputError: names the command to run first.
+    """
+    if not is_planned(run):
+        raise InputError(
+            f"there is no complete plan in {run.root}",
+            fix=f"run `curate plan {run.root}` first",
+        )
+
+
+def find_work(run: RunFolder, settings: Settings) -> Work:
+    """What there is to write, from the plan; nothing is written.
+
+    Raises:
+        CurateError: the plan keeps nothing.
+        InputError: an input file is gone, or its columns have no common type.
+    """
+    found = survey(run, run.partitions(), settings.shards)
+    summary = read_json(run.plan / "summary.json")
+    tokenizer, mixer = summary["tokenizer"], summary["mixer"]
+    tasks = [_task(run, settings, group, found, tokenizer) for group in found.groups]
+    return Work(found, tasks, tokenizer, mixer)
+
+
+def _task(
+    run: RunFolder, settings: Settings, group: Group, found: Survey, tokenizer: str | None
+) -> Task:
+    schema = found.schemas[group.partitions[0].source].serialize().to_pybytes()
+    inputs: list[Any] = []
+    for part in group.partitions:
+        tables = [run.planned(part), run.examples(part)]
+        if tokenizer is not None:
+            tables.append(run.lengths(part, tokenizer))
+        marks = [table.mark() or {} for table in tables]
+        inputs.append([part.stamp, *(mark.get("digest") for mark in marks)])
+    # Where the files lie is no part of what the shards are.
+    portable = asdict(group)
+    for part in portable["partitions"]:
+        del part["address"]
+    made_from = fingerprint(
+        stage="write",
+        version=VERSION,
+        settings=plain(settings.shards),
+        group=portable,
+        schema=xxhash.xxh3_128_hexdigest(schema),
+        tokenizer=tokenizer,
+        inputs=inputs,
+    )
+    payload = {
+        "run": str(run.root),
+        "shards": plain(settings.shards),
+        "group": asdict(group),
+        "schema": base64.b64encode(schema).decode(),
+        "tokenizer": tokenizer,
+        "fingerprint": made_from,
+    }
+    return Task(group.name, payload, receipt(run, group.name), made_from)
+
+
+def group_from(values: dict[str, Any]) -> Group:
+    """The group that `asdict` took apart."""
+    shards = [
+        Shard(shard["file"], Component(**shard["component"]), tuple(shard["row_groups"]))
+        for shard in values["shards"]
+    ]
+    partitions = tuple(Partition(**part) for part in values["partitions"])
+    return Group(values["name"], partitions, tuple(values["piece_rows"]), tuple(shards))
+
+
+def receipt(run: RunFolder, name: str) -> Output:
+    """What is known of the shards of a group, once they are all there."""
+    return Output(run.root / "shards.done" / f"{name}.json")
+
+
+def is_whole(run: RunFolder, task: Task) -> bool:
+    """Whether a group is done and all its shards are still there."""
+    if not task.is_done():
+        return False
+    for shard in read_json(task.output.path)["shards"]:
+        path = run.shards / shard["file"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            return False
+    return True
+
+
+def stale_files(run: RunFolder, work: Work) -> list[Path]:
+    """Shards and receipts of an older plan, and what killed writers left behind."""
+    files = {shard.file for group in work.survey.groups for shard in group.shards}
+    stale = [
+        run.shards / file
+        for file in list_files(run.shards)
+        if (file not in files and file.startswith("data/")) or file.endswith(".tmp")
+    ]
+    receipts = {task.output.path.name for task in work.tasks}
+    done = sorted((run.root / "shards.done").glob("group-*.json"))
+    return stale + [path for path in done if path.name not in receipts]
