@@ -42,6 +42,13 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
     plan = settings.plan
     if plan.tokenizer is not None:
         plan = replace(plan, tokenizer=_local(plan.tokenizer))
+    compare = settings.compare
+    if compare.results is not None:
+        compare = replace(compare, results=_local(compare.results))
+    arms = tuple(
+        arm if isinstance(arm, str) or arm.run is None else replace(arm, run=_local(arm.run))
+        for arm in compare.arms
+    )
     return replace(
         settings,
         run=str(Path(settings.run).expanduser().absolute()),
@@ -51,6 +58,7 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         checkpoints=checkpoints,
         score=replace(settings.score, scorers=scorers),
         plan=plan,
+        compare=replace(compare, arms=arms),
     )
 
 

@@ -96,7 +96,7 @@ def train_seed(payload: dict[str, Any]) -> dict[str, Any]:
         root=shop.run.checkpoints,
         seed=seed,
         fingerprint=mark,
-        write_model=lambda target: _write_model(optimiser.model, shop.tokenizer, target),
+        write_model=lambda target: write_model(optimiser.model, shop.tokenizer, target),
     )
     data = Data(
         lengths=trained,
@@ -277,7 +277,8 @@ def _held_out(shop: Workshop) -> Encoded | None:
     return join([encoded for encoded, _ in found])
 
 
-def _write_model(model: nn.Module, tokenizer: Any | None, folder: Path) -> None:
+def write_model(model: nn.Module, tokenizer: Any | None, folder: Path) -> None:
+    """Save a model, and its tokenizer where it has one, so that it loads like any other."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

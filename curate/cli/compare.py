@@ -16,7 +16,11 @@ def comparison_lines(summary: Mapping[str, Any], run: str | None) -> list[str]:
     """
     question = summary["question"]
     lines = [f"{question['told']}, {question['better']} is better", "", *_table(summary), ""]
-    lines += [verdict["sentence"] for verdict in summary["verdicts"]]
+    lines += [
+        verdict["sentence"]
+        for verdict in summary["verdicts"]
+        if not _same(summary["arms"].get(verdict["arm"], {}))
+    ]
     if any(verdict["test"] is not None for verdict in summary["verdicts"]):
         lines += ["", "A verdict has at most 5 % risk over all arms; docs/compare.md has the rule."]
     lines += [f"note: {note}" for note in summary["notes"]]
@@ -27,7 +31,8 @@ def comparison_lines(summary: Mapping[str, Any], run: str | None) -> list[str]:
         "",
         f"scale: {summary['scale']}. Nothing is said about another scale.",
         f"cost: {cost['runs']} training runs, {cost['steps']:,} steps,"
-        f" {number_text(float(cost['tokens']))} tokens, {number_text(cost['seconds'])} seconds",
+        f" {number_text(float(cost['tokens']))} {summary['unit']},"
+        f" {number_text(cost['seconds'])} seconds",
     ]
     return [*lines, f"in {run}/compare: table.parquet, comparison.json, plot"]
 
@@ -79,19 +84,11 @@ def _table(summary: Mapping[str, Any]) -> list[str]:
         for entry in summary["parts"]
         if entry["metric"] == question["metric"] and entry["part"] == "worst_domain"
     }
-    has_worst = bool(worst) and question["part"] != "worst_domain"
-    head = [
-        "arm",
-        "tokens",
-        "passes",
-        "mean",
-        "spread",
-        "to random",
-        "95 % interval",
-        "p",
-        "verdict",
-    ]
-    rows = [[*head[:5], *(["worst domain"] if has_worst else []), *head[5:]]]
+    domains = {entry["part"] for entry in summary["parts"] if entry["part"].startswith("domain: ")}
+    has_worst = len(domains) > 1 and question["part"] != "worst_domain"
+    head = ["arm", summary["unit"], "passes", "mean", "spread"]
+    head += ["worst domain"] if has_worst else []
+    rows = [[*head, "to random", "95 % interval", "p", "sign flip", "verdict"]]
     for entry in sorted(own, key=lambda e: -1 if e["arm"] == "random" else 0):
         arm = entry["arm"]
         facts, verdict = arms.get(arm, {}), tests.get(arm, {})
@@ -107,6 +104,7 @@ def _table(summary: Mapping[str, Any]) -> list[str]:
                 _signed(entry.get("difference")),
                 _interval(entry.get("interval")),
                 "" if test is None else f"{verdict['corrected_p']:.3f}",
+                "" if test is None else f"{test['sign_flip_p']:.3f}",
                 verdict.get("word", "") + _same(facts),
             ]
         )
