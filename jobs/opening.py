@@ -43,6 +43,7 @@ def open_run(settings: Settings) -> Generator[Settings]:
             fix="choose another one with --out",
         ) from error
     with _locked(run.root):
+        files.remove_temporaries(run.root)
         old = saved_values(run.root)
         full = resolved(settings, old=old)
         values = plain(full)
@@ -65,7 +66,7 @@ def check_folder(root: Path) -> None:
         return
     if not root.is_dir():
         raise RunFolderError(f"{root} is a file, not a run folder", fix="choose another --out")
-    names = {path.name for path in root.iterdir()} - {_LOCK}
+    names = {path.name for path in root.iterdir() if not files.is_temporary(path)} - {_LOCK}
     if names and saved_values(root) is None:
         raise RunFolderError(
             f"{root} is not empty and holds no run of curate (it has {sorted(names)[0]})",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,14 +13,16 @@ import xxhash
 from curate.errors import OutputError
 
 _CHUNK_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
-def replace(target: Path, write: Callable[[Path], object]) -> None:
+def replace(target: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
     """Write beside `target`, flush to disk, then rename: a kill leaves the old file or the new.
 
     Args:
         target: where the file goes; parent folders are made.
         write: called with a temporary path in the same folder.
+        flush: False for files that may be lost, or torn, when the machine itself goes down.
 
     Raises:
         OutputError: the disk is full or refuses the write; the message names `target`.
@@ -28,7 +31,7 @@ def replace(target: Path, write: Callable[[Path], object]) -> None:
     temporary = temporary_for(target)
     try:
         write(temporary)
-        publish(temporary, target)
+        publish(temporary, target, flush=flush)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputError(
@@ -82,17 +85,46 @@ def temporary_for(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
-def publish(temporary: Path, target: Path) -> None:
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder is one that a writer which was killed has left behind."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def remove_temporaries(root: Path) -> int:
+    """Remove what killed writers left below `root`; call it while nobody writes there.
+
+    Returns:
+        How many files and folders were removed.
+    """
+    found = [path for path in root.rglob(".*.tmp") if is_temporary(path)]
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(found)
+
+
+def publish(temporary: Path, target: Path, *, flush: bool = True) -> None:
     """Flush a finished file to disk, then give it its name."""
-    _flush(temporary)
+    if flush:
+        _flush(temporary)
     temporary.replace(target)
-    _flush(target.parent)
+    if flush:
+        _flush(target.parent)
 
 
-def write_json(target: Path, value: Mapping[str, Any] | list[Any]) -> None:
+def discard(path: Path) -> None:
+    """Remove a file, where there is one, so that it does not come back after a power cut."""
+    if path.exists():
+        path.unlink()
+        _flush(path.parent)
+
+
+def write_json(target: Path, value: Mapping[str, Any] | list[Any], *, flush: bool = True) -> None:
     """`value` as JSON at `target`, written whole or not at all; keys keep their order."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    replace(target, lambda path: path.write_text(text, encoding="utf-8"))
+    replace(target, lambda path: path.write_text(text, encoding="utf-8"), flush=flush)
 
 
 def read_json(path: Path) -> Any:

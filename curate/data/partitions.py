@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from curate.data.files import digest_file, read_json, replace, write_json
+from curate.data.files import digest_file, discard, read_json, replace, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,10 @@ class Output:
 
     def mark(self) -> dict[str, Any] | None:
         """What the mark says, or None where the file is not done."""
-        mark = read_json(self.mark_path)
+        try:
+            mark = read_json(self.mark_path)
+        except ValueError:  # torn by a power cut: marks are not flushed, since tables are
+            return None
         return mark if mark is not None and self.path.exists() else None
 
     def is_done(self, fingerprint: str) -> bool:
@@ -88,7 +91,7 @@ class Output:
             fingerprint: of everything the content depends on.
             **facts: small JSON values to keep in the mark (`rows`, counts, ...).
         """
-        self.mark_path.unlink(missing_ok=True)
+        discard(self.mark_path)
         replace(self.path, write)
         return self.adopt(fingerprint, **facts)
 
@@ -100,12 +103,12 @@ class Output:
             "size_bytes": self.path.stat().st_size,
             **facts,
         }
-        write_json(self.mark_path, mark)
+        write_json(self.mark_path, mark, flush=False)
         return mark
 
     def remove(self) -> None:
         """Take the file and its mark away, the mark first."""
-        self.mark_path.unlink(missing_ok=True)
+        discard(self.mark_path)
         self.path.unlink(missing_ok=True)
 
 

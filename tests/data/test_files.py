@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from curate.data.files import digest_file, fingerprint, read_json, replace, write_json
+from curate.data.files import (
+    digest_file,
+    fingerprint,
+    read_json,
+    remove_temporaries,
+    replace,
+    temporary_for,
+    write_json,
+)
 from curate.errors import OutputError
 
 
@@ -46,3 +54,15 @@ def test_fingerprints_depend_on_values_and_not_on_order() -> None:
 
 def test_json_that_is_not_there_is_none(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json") is None
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    inner = tmp_path / "scores"
+    inner.mkdir()
+    temporary_for(inner / "part-1.parquet").write_bytes(b"half")
+    temporary_for(inner / "seed-0").mkdir()
+    (temporary_for(inner / "seed-0") / "model").write_bytes(b"half")
+    for name in ("part-1.parquet", ".notes.tmp", "a.123.tmp"):
+        (inner / name).write_bytes(b"whole")
+    assert remove_temporaries(tmp_path) == 2
+    assert {path.name for path in inner.iterdir()} == {"part-1.parquet", ".notes.tmp", "a.123.tmp"}

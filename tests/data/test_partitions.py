@@ -97,3 +97,14 @@ def test_tables_of_partitions_that_are_gone_are_removed_with_their_marks(tmp_pat
     assert remove_strays(tmp_path, {"part-a"}) == 1
     left = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
     assert left == ["part-a.parquet", "part-a.parquet.json", "summary.json"]
+
+
+def test_a_torn_mark_reads_as_not_done(tmp_path: Path) -> None:
+    output = Output(tmp_path / "part.parquet")
+    output.write(lambda path: path.write_bytes(b"table"), "f")
+    assert output.is_done("f")
+    text = output.mark_path.read_text()
+    for torn in ("", text[:40]):
+        output.mark_path.write_text(torn)
+        assert output.mark() is None
+        assert not output.is_done("f")
