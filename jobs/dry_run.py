@@ -20,7 +20,8 @@ class Forecast:
 
     run: str
     stages: dict[str, dict[str, Any]]
-    """Stage -> total, done, due, why and, where asked for and known, seconds and size_bytes."""
+    """Stage -> total, done, due, why, `after` (stages that come first and will change what is due
+    here) and, where asked for and known, seconds and size_bytes."""
     changes: list[str]
     """One line for each setting that differs from the last run."""
     settings: dict[str, dict[str, Any]]
@@ -50,7 +51,8 @@ def describe(
     stages: dict[str, dict[str, Any]] = {}
     for stage in stages_for(full, command):
         state = state_of(stage, full)
-        entry = {**asdict(state), "due": max(0, state.total - state.done)}
+        after = [name for name in stage.needs if name in stages and _is_due(stages[name])]
+        entry = {**asdict(state), "due": max(0, state.total - state.done), "after": after}
         if measure and entry["due"]:
             entry |= _measured(stage, full)
         stages[stage.name] = entry
@@ -65,6 +67,10 @@ def describe(
         measured=measure,
         free_bytes=shutil.disk_usage(_existing(root)).free,
     )
+
+
+def _is_due(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["due"] or entry["after"] or (entry["why"] and not entry["total"]))
 
 
 def _measured(stage: Stage, settings: Settings) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
+from typing import cast
 
 from curate.errors import CurateError, Interrupted
 
@@ -48,12 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    import typer
+
     from curate.cli.app import app
 
+    # Not through `app()`: it would end a broken pipe and Ctrl-C with exit codes of its own.
+    command = typer.main.get_command(app)
     try:
-        app(args=arguments, prog_name="curate")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        with command.make_context("curate", given) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.BadParameter.__mro__[2] as error:  # click's own errors, wherever click lives
+        usage = cast(typer.BadParameter, error)
+        usage.show()
+        return usage.exit_code
     return 0
 
 

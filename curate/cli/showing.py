@@ -103,7 +103,8 @@ def _yardsticks(view: "View") -> list[str]:
 
 def _example(example: "Shown") -> str:
     place = preview(f"{example.source}/{example.file}:{example.row}", width=40)
-    return f"  {example.score:<8.4g} {example.reason or '':<15} {place:<40} {preview(example.text, width=80)}"
+    text = preview(example.text, width=80)
+    return f"  {example.score:<8.4g} {example.reason or '':<15} {place:<40} {text}"
 
 
 def _share(value: float | None) -> str:

@@ -32,8 +32,12 @@ def run_command(command: str, common: Common) -> None:
         reporter.event("result", command=command, **result)
     elif common.json:
         print_json(command, result)
+    elif command == "compare":
+        from curate.cli.compare import comparison_lines
+
+        print("\n".join(comparison_lines(result["stages"]["compare"], result["run"])))
     else:
-        from curate.cli.text import summary_lines
+        from curate.cli.summaries import summary_lines
 
         print("\n".join(summary_lines(result)))
 

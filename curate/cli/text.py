@@ -1,8 +1,8 @@
 """Results as text for people; plain, so that they can be piped and pasted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jobs.dry_run import Forecast
@@ -25,15 +25,6 @@ def table(rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset())
     ]
 
 
-def summary_lines(result: Mapping[str, Any]) -> list[str]:
-    """One line per stage, from the summaries that stages return."""
-    lines = [
-        f"{stage}: {_facts(summary)}" if summary else stage
-        for stage, summary in result["stages"].items()
-    ]
-    return [*lines, f"in {result['run']}"]
-
-
 def dry_run_lines(forecast: "Forecast", *, details: bool) -> list[str]:
     """What `--dry-run` prints.
 
@@ -46,13 +37,15 @@ def dry_run_lines(forecast: "Forecast", *, details: bool) -> list[str]:
     finish = datetime.now().astimezone()
     rows = [["stage", "outputs", "done", "due", *(("hours", "disk", "finish") if measured else ())]]
     for name, entry in forecast.stages.items():
-        row = [name, *(str(entry[key]) for key in ("total", "done", "due"))]
+        # Before an earlier stage has run nobody knows what it will change here.
+        due = f"after {', '.join(entry['after'])}" if entry["after"] else str(entry["due"])
+        row = [name, str(entry["total"]), str(entry["done"]), due]
         if "seconds" in entry:
             finish += timedelta(seconds=entry["seconds"])
             row += [f"{entry['seconds'] / 3600:.3f}", size_text(entry.get("size_bytes")),
                     finish.strftime("%Y-%m-%d %H:%M")]  # fmt: skip
         elif measured:
-            row += ["not measured" if entry["due"] or entry["why"] else "0", "", ""]
+            row += ["not measured" if entry["due"] or entry["after"] else "0", "", ""]
         rows.append(row)
     lines += table(rows, right=frozenset({1, 2, 3, 4, 5}))
     if measured:
@@ -87,14 +80,3 @@ def size_text(size_bytes: float | None) -> str:
 def number_text(value: float) -> str:
     """A number for people: thousands set off, few digits."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
-
-
-def _facts(summary: Mapping[str, Any]) -> str:
-    """The plain values of a summary, in their order."""
-    parts: list[str] = []
-    for key, value in summary.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            continue
-        shown = value if isinstance(value, str) else number_text(value)
-        parts.append(f"{key.removeprefix('num_').replace('_', ' ')} {shown}")
-    return ", ".join(parts)

@@ -6,10 +6,15 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from curate import __version__
+
+Curate = Callable[..., Any]
+"""Runs a command: code, out, err."""
 
 STAGES = ("index", "train", "score", "mix", "plan", "write", "run")
 COMMANDS = (*STAGES, "init", "status", "show", "verify", "methods", "doctor", "schema")
@@ -17,7 +22,7 @@ HEAVY = ("torch", "polars", "pyarrow", "transformers", "datasets", "distributed"
          "pydantic", "yaml", "numpy", "rich")  # fmt: skip
 
 
-def test_help_lists_every_command(curate):
+def test_help_lists_every_command(curate: Curate):
     result = curate("--help")
     assert result.code == 0
     for command in COMMANDS:
@@ -25,7 +30,7 @@ def test_help_lists_every_command(curate):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(curate, command: str):
+def test_every_command_explains_itself(curate: Curate, command: str):
     result = curate(command, "--help")
     assert result.code == 0
     assert result.out.startswith(f"Usage: curate {command}")
@@ -33,7 +38,7 @@ def test_every_command_explains_itself(curate, command: str):
 
 
 @pytest.mark.parametrize("command", STAGES)
-def test_every_stage_has_the_common_options(curate, command: str):
+def test_every_stage_has_the_common_options(curate: Curate, command: str):
     out = curate(command, "--help").out
     for option in ("--config", "--set", "--out", "--json", "--events", "--quiet", "--verbose",
                    "--dry-run", "--measure", "--workers", "--device"):  # fmt: skip
@@ -72,18 +77,18 @@ def _children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def test_version_is_printed(curate):
+def test_version_is_printed(curate: Curate):
     assert curate("--version").out == f"curate {__version__}\n"
 
 
-def test_an_unknown_option_is_a_usage_error(curate):
+def test_an_unknown_option_is_a_usage_error(curate: Curate):
     result = curate("index", "x.yaml", "--nonsense")
     assert result.code == 2
     assert "--nonsense" in result.err
     assert result.out == ""
 
 
-def test_no_command_is_a_usage_error_with_the_help(curate):
+def test_no_command_is_a_usage_error_with_the_help(curate: Curate):
     result = curate()
     assert (result.code, result.out) == (2, "")
     assert "Commands:" in result.err

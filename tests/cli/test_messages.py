@@ -2,13 +2,20 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
+Curate = Callable[..., Any]
+"""Runs a command: code, out, err."""
+Config = Callable[..., Path]
+"""Writes settings."""
 
-def message(result, code: int) -> str:
+
+def message(result: Any, code: int) -> str:
     """The error's two lines; nothing on stdout, no traceback."""
     assert result.code == code, result.err
     assert result.out == ""
@@ -18,56 +25,58 @@ def message(result, code: int) -> str:
     return f"{found[1]} | {found[2]}"
 
 
-def test_a_wrong_key_is_named_with_its_file_and_the_nearest_key(curate, config):
+def test_a_wrong_key_is_named_with_its_file_and_the_nearest_key(curate: Curate, config: Config):
     path = config(plan={"keeep": 0.5})
     assert message(curate("index", path), 2) == (
         f"unknown key plan.keeep, set by {path} | did you mean keep?"
     )
 
 
-def test_a_wrong_key_deep_below_is_named(curate, config):
+def test_a_wrong_key_deep_below_is_named(curate: Curate, config: Config):
     path = config(checkpoints={"train": {"epoch": 1}})
     assert "unknown key checkpoints.train.epoch" in message(curate("index", path), 2)
 
 
-def test_a_wrong_override_is_told_to_come_from_the_command_line(curate, config):
+def test_a_wrong_override_is_told_to_come_from_the_command_line(curate: Curate, config: Config):
     assert message(curate("index", config(), "--set", "plan.keep=5"), 2) == (
         "plan: keep is 5.0, outside (0, 1], set by --set"
         " | write a share, or {examples: N} or {tokens: N}"
     )
 
 
-def test_a_wrong_environment_variable_is_named(curate, config, monkeypatch):
+def test_a_wrong_environment_variable_is_named(
+    curate: Curate, config: Config, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("CURATE__INDEX__PARTITION_ROWS", "many")
     assert "set by environment CURATE__INDEX__PARTITION_ROWS" in message(
         curate("index", config()), 2
     )
 
 
-def test_a_key_that_stands_twice_is_named_with_its_line(curate, tmp_path: Path):
+def test_a_key_that_stands_twice_is_named_with_its_line(curate: Curate, tmp_path: Path):
     path = tmp_path / "twice.yaml"
     path.write_text("run: a\nrun: b\n")
     assert f"{path}, line 2: run is set twice" in message(curate("index", path), 2)
 
 
-def test_a_missing_settings_file_is_missing_input(curate, tmp_path: Path):
+def test_a_missing_settings_file_is_missing_input(curate: Curate, tmp_path: Path):
     assert message(curate("run", tmp_path / "absent.yaml"), 3) == (
         f"there is no settings file {tmp_path / 'absent.yaml'} | check the path"
     )
 
 
-def test_data_in_place_of_settings_is_told_what_to_do(curate, data):
+def test_data_in_place_of_settings_is_told_what_to_do(curate: Curate, data: Path):
     assert f"curate init {data}" in message(curate("plan", data), 2)
 
 
-def test_a_missing_file_is_named(curate, config, tmp_path: Path):
+def test_a_missing_file_is_named(curate: Curate, config: Config, tmp_path: Path):
     path = config(sources={"a": {"path": str(tmp_path / "absent.parquet")}})
     told = message(curate("index", path), 3)
     assert "absent.parquet" in told
     assert "sources.a" in told
 
 
-def test_a_missing_column_is_named_with_the_nearest(curate, config, data):
+def test_a_missing_column_is_named_with_the_nearest(curate: Curate, config: Config, data: Path):
     path = config(sources={"a": {"path": str(data), "text": "txet"}})
     told = message(curate("index", path), 3)
     assert "a/data.parquet" in told
@@ -75,12 +84,14 @@ def test_a_missing_column_is_named_with_the_nearest(curate, config, data):
     assert "did you mean text?" in told
 
 
-def test_an_empty_data_set_is_told(curate, config, data):
+def test_an_empty_data_set_is_told(curate: Curate, config: Config, data: Path):
     pl.DataFrame(schema={"text": pl.String}).write_parquet(data)
     assert "there are no examples in a: 1 files, 0 rows" in message(curate("index", config()), 3)
 
 
-def test_a_label_outside_the_classes_is_set_aside_and_too_many_stop_the_run(curate, config, data):
+def test_a_label_outside_the_classes_is_set_aside_and_too_many_stop_the_run(
+    curate: Curate, config: Config, data: Path
+):
     path = config(
         sources={"a": {"path": str(data), "text": "text", "label": "label"}},
         task={"kind": "text-classification", "num_classes": 1},
@@ -90,7 +101,7 @@ def test_a_label_outside_the_classes_is_set_aside_and_too_many_stop_the_run(cura
     assert "20" in told
 
 
-def test_a_folder_of_somebody_else_is_left_alone(curate, config, tmp_path: Path):
+def test_a_folder_of_somebody_else_is_left_alone(curate: Curate, config: Config, tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
     told = message(curate("index", config()), 5)
@@ -111,52 +122,56 @@ def test_a_folder_of_somebody_else_is_left_alone(curate, config, tmp_path: Path)
         ({"task": {"max_tokens": 1}}, "task.kind is missing"),
     ],
 )
-def test_an_unknown_method_is_refused_before_any_work(curate, config, tmp_path, sections, told):
+def test_an_unknown_method_is_refused_before_any_work(
+    curate: Curate, config: Config, tmp_path: Path, sections: dict[str, Any], told: str
+):
     assert told in message(curate("run", config(**sections)), 2)
     assert not (tmp_path / "run").exists()
 
 
-def test_measure_alone_is_refused(curate, config):
+def test_measure_alone_is_refused(curate: Curate, config: Config):
     assert "--measure belongs to --dry-run" in message(curate("index", config(), "--measure"), 2)
 
 
-def test_a_scorer_without_a_model_is_told(curate, data):
+def test_a_scorer_without_a_model_is_told(curate: Curate, data: Path):
     told = message(curate("score", data, "--scorer", "el2n"), 2)
     assert "el2n need a model" in told
     assert "--model" in told
 
 
-def test_a_missing_model_folder_is_named(curate, data, tmp_path: Path):
+def test_a_missing_model_folder_is_named(curate: Curate, data: Path, tmp_path: Path):
     told = message(curate("score", data, "--model", tmp_path / "absent"), 3)
     assert str(tmp_path / "absent") in told
 
 
-def test_status_and_show_of_no_run_are_told(curate, tmp_path: Path):
+def test_status_and_show_of_no_run_are_told(curate: Curate, tmp_path: Path):
     for command in ("status", "show"):
         assert "is no run folder" in message(curate(command, tmp_path), 5)
 
 
-def test_verify_of_no_shards_is_told(curate, tmp_path: Path):
+def test_verify_of_no_shards_is_told(curate: Curate, tmp_path: Path):
     assert str(tmp_path) in message(curate("verify", tmp_path / "absent"), 3)
 
 
-def test_an_unknown_method_name_is_told(curate):
+def test_an_unknown_method_name_is_told(curate: Curate):
     assert "there is no method 'el3n' | did you mean el2n?" in message(curate("methods", "el3n"), 2)
 
 
-def test_init_does_not_overwrite(curate, data, tmp_path: Path):
+def test_init_does_not_overwrite(curate: Curate, data: Path, tmp_path: Path):
     target = tmp_path / "mine.yaml"
     target.write_text("precious")
     assert f"{target} exists" in message(curate("init", data, "--out", target), 1)
     assert target.read_text() == "precious"
 
 
-def test_events_that_cannot_be_written_are_told(curate, config, tmp_path: Path):
+def test_events_that_cannot_be_written_are_told(curate: Curate, config: Config, tmp_path: Path):
     told = message(curate("index", config(), "--events", tmp_path / "no" / "events.jsonl"), 1)
     assert "events.jsonl cannot be written" in told
 
 
-def test_a_bug_keeps_its_traceback_and_says_what_it_is(curate, config, monkeypatch):
+def test_a_bug_keeps_its_traceback_and_says_what_it_is(
+    curate: Curate, config: Config, monkeypatch: pytest.MonkeyPatch
+):
     import jobs.index
 
     def broken(*_: object, **__: object) -> None:
@@ -170,12 +185,12 @@ def test_a_bug_keeps_its_traceback_and_says_what_it_is(curate, config, monkeypat
     assert "error: this is a bug" in result.err
 
 
-def test_json_leaves_stdout_empty_on_an_error(curate, config):
+def test_json_leaves_stdout_empty_on_an_error(curate: Curate, config: Config):
     result = curate("index", config(plan={"keeep": 1}), "--json")
     assert (result.code, result.out) == (2, "")
 
 
-def test_quiet_leaves_stderr_empty_on_success(curate, config):
+def test_quiet_leaves_stderr_empty_on_success(curate: Curate, config: Config):
     result = curate("index", config(), "--quiet", "--json")
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out)["command"] == "index"

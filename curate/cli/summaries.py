@@ -1,0 +1,98 @@
+"""What a stage came to, in one line each; the full summaries are in `--json`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from curate.cli.text import number_text, size_text
+
+
+def summary_lines(result: Mapping[str, Any]) -> list[str]:
+    """One line per stage that ran, then the run folder."""
+    lines = [
+        f"{stage:<10} {_LINES.get(stage, _any)(summary)}"
+        for stage, summary in result["stages"].items()
+        if summary
+    ]
+    return [*lines, f"{'run':<10} {result['run']}"]
+
+
+def _index(summary: Mapping[str, Any]) -> str:
+    bad = summary["bad"]
+    aside = ", ".join(f"{count:,} {reason}" for reason, count in bad.items()) or "nothing"
+    return (
+        f"{summary['rows']:,} examples ({summary['held_out']:,} held out) in"
+        f" {summary['num_domains']:,} domains, {summary['files']:,} files; set aside: {aside}"
+    )
+
+
+def _tokenizer(summary: Mapping[str, Any]) -> str:
+    return f"vocabulary of {summary['vocab_size']:,}"
+
+
+def _train(summary: Mapping[str, Any]) -> str:
+    losses = summary["held_out_loss"] or summary["loss"]
+    shown = ", ".join(f"{loss:.3f}" for loss in losses.values() if loss is not None)
+    kind = "held-out loss" if summary["held_out_loss"] else "loss"
+    return f"{summary['seeds']} seeds, {len(summary['checkpoints'])} checkpoints, {kind} {shown}"
+
+
+def _score(summary: Mapping[str, Any]) -> str:
+    shown = [
+        f"{scorer} {next(iter(columns.values()))['mean']:.4g}"
+        for scorer, columns in summary["scorers"].items()
+        if columns and next(iter(columns.values()))["mean"] is not None
+    ]
+    extra = f"; {summary['reused']:,} passes reused" if summary["reused"] else ""
+    return f"{summary['rows']:,} examples, means: {', '.join(shown)}{extra}"
+
+
+def _lengths(summary: Mapping[str, Any]) -> str:
+    return f"{summary['tokens']:,} in {summary['rows']:,} examples; {summary['tokenizer']}"
+
+
+def _mix(summary: Mapping[str, Any]) -> str:
+    if summary["mixer"] is None:
+        return "as it falls"
+    weights = [entry["weight"] for entry in summary["domains"]]
+    low, high = min(weights), max(weights)
+    return (
+        f"{summary['mixer']} over {number_text(summary['budget_tokens'])} tokens: {len(weights)}"
+        f" domains between {100 * low:.1f} and {100 * high:.1f} %"
+    )
+
+
+def _plan(summary: Mapping[str, Any]) -> str:
+    kept, there = summary["kept"], summary["training"]
+    line = f"keeps {kept['rows']:,} of {there['rows']:,} examples"
+    if summary["tokenizer"] is not None:
+        line += f", {kept['tokens']:,} of {there['tokens']:,} tokens"
+        line += f" ({100 * (kept['token_share'] or 0):.1f} %)"
+    copies = kept["copies"] - kept["rows"]
+    return line + (f", {copies:,} copies more" if copies else "")
+
+
+def _write(summary: Mapping[str, Any]) -> str:
+    return (
+        f"{summary['rows']:,} rows in {summary['shards']:,} shards,"
+        f" {size_text(summary['bytes'])}, in {summary['folder']}"
+    )
+
+
+def _any(summary: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {number_text(value) if isinstance(value, int | float) else value}"
+        for key, value in summary.items()
+        if isinstance(value, int | float | str)
+    )
+
+
+_LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "index": _index,
+    "tokenizer": _tokenizer,
+    "train": _train,
+    "score": _score,
+    "lengths": _lengths,
+    "mix": _mix,
+    "plan": _plan,
+    "write": _write,
+}

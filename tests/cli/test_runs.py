@@ -1,0 +1,303 @@
+"""Whole commands on a small table: results, JSON, events, dry runs, status, show."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+import curate as package
+
+Curate = Callable[..., Any]
+"""Runs a command: code, out, err."""
+Config = Callable[..., Path]
+"""Writes settings."""
+
+STAGES = ["index", "score", "lengths", "plan", "write"]
+
+
+@pytest.fixture
+def done(curate: Curate, config: Config, tmp_path: Path) -> Path:
+    """A finished run without a model."""
+    assert curate("run", config(), "-q").code == 0
+    return tmp_path / "run"
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every path below a folder with its size and time of change."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+    }
+
+
+def test_results_go_to_stdout_and_the_rest_to_stderr(
+    curate: Curate, config: Config, tmp_path: Path
+):
+    result = curate("run", config())
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert [line.split()[0] for line in lines] == [*STAGES, "run"]
+    assert lines[-1].endswith(str(tmp_path / "run"))
+    assert "index: 1 of 1" in result.err
+    assert "\x1b" not in result.out + result.err
+
+
+def test_json_is_one_document_with_a_summary_per_stage(
+    curate: Curate, config: Config, tmp_path: Path
+):
+    result = curate("run", config(), "--json")
+    document = json.loads(result.out)
+    assert document["schema_version"] == 1
+    assert document["command"] == "run"
+    assert document["planned"] is False
+    assert document["run"] == str(tmp_path / "run")
+    assert list(document["stages"]) == STAGES
+    assert document["stages"]["plan"]["kept"]["rows"] > 0
+
+
+def test_a_dry_run_has_the_same_shape_and_touches_nothing(
+    curate: Curate, config: Config, tmp_path: Path
+):
+    path = config()
+    before = listing(tmp_path)
+    result = curate("run", path, "--dry-run", "--json")
+    assert listing(tmp_path) == before
+    document = json.loads(result.out)
+    assert (result.code, document["planned"]) == (0, True)
+    assert list(document["stages"]) == STAGES
+    assert document["stages"]["index"]["due"] == 1
+    assert document["stages"]["write"]["after"] == ["plan"]
+
+
+def test_a_dry_run_of_a_finished_run_touches_nothing_and_finds_nothing_due(
+    curate: Curate, done: Path
+):
+    before = listing(done)
+    document = json.loads(curate("run", done, "--dry-run", "--json").out)
+    assert listing(done) == before
+    assert {name: entry["due"] for name, entry in document["stages"].items()} == dict.fromkeys(
+        STAGES, 0
+    )
+    assert all(entry["done"] == entry["total"] > 0 for entry in document["stages"].values())
+
+
+def test_a_dry_run_says_what_a_changed_setting_redoes(curate: Curate, done: Path):
+    before = listing(done)
+    result = curate("run", done, "--dry-run", "--set", "plan.keep=0.25")
+    assert listing(done) == before
+    assert "changed: plan.keep: 0.5 -> 0.25; plan and write are redone" in result.out
+    assert "plan: the settings of the plan" in result.out
+    rows = {line.split()[0]: line.split()[1:] for line in result.out.splitlines() if line.strip()}
+    assert rows["index"] == ["1", "1", "0"]
+    assert rows["plan"] == ["1", "0", "1"]
+    assert rows["write"][2:] == ["after", "plan"]
+
+
+def test_a_dry_run_tells_the_origin_of_every_value(
+    curate: Curate, config: Config, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CURATE__SEED", "7")
+    path = config()
+    lines = curate("index", path, "--dry-run", "--set", "plan.keep=0.25", "--workers", "2").out
+    rows = {line.split()[0]: line.split()[1:] for line in lines.splitlines() if line.strip()}
+    assert rows["seed"] == ["7", "environment", "CURATE__SEED"]
+    assert rows["plan.keep"] == ["0.25", "--set"]
+    assert rows["cluster.workers"] == ["2", "option"]
+    assert rows["plan.score"] == ["random", str(path)]
+    assert "index.held_out" not in rows
+    lines = curate("index", path, "--dry-run", "-v").out
+    rows = {line.split()[0]: line.split()[1:] for line in lines.splitlines() if line.strip()}
+    assert rows["index.held_out"] == ["0.05", "default"]
+
+
+def test_measuring_says_which_stages_cannot_tell(curate: Curate, config: Config):
+    out = curate("run", config(), "--dry-run", "--measure").out
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "hours" in rows["stage"]
+    assert "not measured" in rows["index"]
+    assert "free on this disk" in out
+
+
+def test_a_changed_setting_is_said_and_redoes_what_depends_on_it(curate: Curate, done: Path):
+    def kept() -> int:
+        return int(pl.read_parquet(done / "plan" / "part-*.parquet")["keep"].sum())
+
+    before = kept()
+    index = listing(done / "examples")
+    result = curate("write", done, "--set", "plan.keep=0.25")
+    assert "plan.keep: 0.5 -> 0.25; plan and write are redone" in result.err
+    assert kept() == pytest.approx(before / 2, abs=1)
+    assert listing(done / "examples").keys() == index.keys()
+    shards = pl.read_parquet(done / "shards" / "data" / "**" / "*.parquet")
+    assert shards.height == kept()
+
+
+def test_a_second_run_does_nothing_again(curate: Curate, done: Path):
+    before = listing(done)
+    document = json.loads(curate("run", done, "--json", "-q").out)
+    for stage in ("index", "score", "lengths", "plan"):
+        assert document["stages"][stage]["done"] == 0
+    changed = {name for name, entry in listing(done).items() if before.get(name) != entry}
+    assert not {name for name in changed if name.endswith((".parquet", ".yaml"))}
+
+
+def test_a_run_folder_that_moved_goes_on_where_it_is(curate: Curate, done: Path):
+    moved = done.with_name("moved")
+    done.rename(moved)
+    document = json.loads(curate("run", moved, "--json", "-q").out)
+    assert document["run"] == str(moved)
+    assert document["stages"]["plan"]["done"] == 0
+    assert not done.exists()
+
+
+def test_events_are_json_lines(curate: Curate, config: Config, tmp_path: Path):
+    path = tmp_path / "events.jsonl"
+    curate("index", config(), "--events", path)
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert events[0]["event"] == "start"
+    assert events[0]["stages"] == ["index"]
+    progress = [event for event in events if event["event"] == "progress"]
+    assert progress[-1]["stage"] == "index"
+    assert progress[-1]["done"] == progress[-1]["total"] == 1
+
+
+def test_events_on_stdout_end_with_the_result(curate: Curate, config: Config):
+    lines = curate("index", config(), "--events", "-").out.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert events[-1]["event"] == "result"
+    assert events[-1]["stages"]["index"]["rows"] == 40
+
+
+def test_a_stage_runs_what_it_needs_first(curate: Curate, config: Config):
+    assert list(json.loads(curate("plan", config(), "--json").out)["stages"]) == STAGES[:-1]
+
+
+def test_a_later_file_wins_and_out_wins_over_it(curate: Curate, config: Config, tmp_path: Path):
+    more = tmp_path / "more.yaml"
+    more.write_text(f"run: {tmp_path / 'second'}\nindex: {{held_out: 0}}\n")
+    document = json.loads(curate("index", config(), "-c", more, "--json").out)
+    assert document["run"] == str(tmp_path / "second")
+    assert document["stages"]["index"]["held_out"] == 0
+    document = json.loads(
+        curate("index", config(), "-c", more, "--out", tmp_path / "third", "--json").out
+    )
+    assert document["run"] == str(tmp_path / "third")
+
+
+def test_workers_run_on_dask_and_write_the_same_bytes(
+    curate: Curate, config: Config, tmp_path: Path
+):
+    path = config()
+    assert curate("run", path, "-q", "--out", tmp_path / "inline").code == 0
+    assert curate("run", path, "-q", "--out", tmp_path / "dask", "--workers", 1).code == 0
+    for folder in ("plan", "shards"):
+        files = sorted(p for p in (tmp_path / "inline" / folder).glob("**/*") if p.is_file())
+        assert files
+        for file in files:
+            other = tmp_path / "dask" / file.relative_to(tmp_path / "inline")
+            assert file.read_bytes() == other.read_bytes()
+
+
+def test_status_counts_done_and_remaining_and_exits_with_0(
+    curate: Curate, config: Config, tmp_path: Path
+):
+    curate("index", config())
+    result = curate("status", tmp_path / "run")
+    assert result.code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in result.out.splitlines()}
+    assert rows["index"][:3] == ["1", "0", "0"]
+    assert rows["write"][3:] == ["never"]
+
+
+def test_status_tells_what_failed(curate: Curate, config: Config, data: Path, tmp_path: Path):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    frame = pl.read_parquet(data)
+    frame.write_parquet(folder / "good.parquet")
+    (folder / "bad.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
+    result = curate("index", config(sources={"a": {"path": str(folder), "text": "text"}}))
+    assert result.code == 4
+    document = json.loads(curate("status", tmp_path / "run", "--json").out)
+    (index,) = (stage for stage in document["stages"] if stage["stage"] == "index")
+    assert index["done"] == 1
+    assert index["failed"] == 1
+    assert document["set_aside"] == {"unreadable_file": 1}
+    shown = json.loads(curate("show", tmp_path / "run", "--quarantine", "--json").out)
+    (row,) = shown["rows"]
+    assert (row["file"], row["row"], row["reason"]) == ("bad.parquet", None, "unreadable_file")
+
+
+def test_show_tells_what_was_kept_beside_random(curate: Curate, done: Path):
+    result = curate("show", done, "--examples", "2")
+    assert result.code == 0
+    assert "in common with the plan" in result.out
+    assert result.out.count("text number") == 4
+    assert "from datasets import load_dataset" in result.out
+    document = json.loads(curate("show", done, "--json").out)
+    (domain,) = document["domains"]
+    assert domain["domain"] == "a"
+    assert domain["natural_share"] == domain["kept_share"] == 1.0
+    scores = [example["score"] for example in document["highest"]]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[-1] > document["lowest"][-1]["score"]
+
+
+def test_show_takes_any_expression(curate: Curate, done: Path):
+    document = json.loads(
+        curate("show", done, "--json", "--score", "-num_chars", "--examples", "1").out
+    )
+    shortest = min(len(f"text number {i} says {'yes' if i % 2 else 'no'}") for i in range(40))
+    assert document["highest"][0]["score"] == -shortest
+
+
+def test_show_works_before_there_is_a_plan(curate: Curate, config: Config, tmp_path: Path):
+    curate("index", config())
+    result = curate("show", tmp_path / "run")
+    assert result.code == 0
+    assert "there is no plan yet" in result.out
+
+
+def test_control_characters_of_the_data_do_not_reach_the_terminal(
+    curate: Curate, config: Config, data: Path
+):
+    texts = [f"\x1b]0;evil {i}\x07\x1b[31mred\r\n{'x' * i}" for i in range(40)]
+    pl.DataFrame({"text": texts}).write_parquet(data)
+    path = config()
+    assert curate("run", path, "-q").code == 0
+    out = curate("show", path.parent / "run").out
+    assert "\\x1b]0;evil" in out
+    assert not set(out) & {"\x1b", "\x07", "\r"}
+
+
+def test_verify_says_that_the_shards_are_whole_or_which_is_not(curate: Curate, done: Path):
+    result = curate("verify", done)
+    assert (result.code, result.err) == (0, "")
+    shard = next((done / "shards" / "data").glob("**/*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    broken = curate("verify", done / "shards")
+    assert broken.code == 1
+    assert shard.name in broken.err
+
+
+def test_planning_loads_no_model_library(config: Config, curate: Curate, tmp_path: Path):
+    """What plans and writes must run where torch would not fit."""
+    import subprocess
+    import sys
+
+    path = config()
+    assert curate("run", path, "-q").code == 0
+    code = (
+        "import sys\n"
+        "from curate.cli import main\n"
+        f"assert main(['index', {str(path)!r}, '-q']) == 0\n"
+        "assert not {'torch', 'transformers', 'distributed'} & set(sys.modules), "
+        "sorted({'torch', 'transformers', 'distributed'} & set(sys.modules))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
