@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from curate.config import plain, resolve
@@ -177,7 +178,7 @@ def _from_pretrained(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"the model in {folder} cannot be loaded for task {task.kind}:"
             f" {(str(error).strip().splitlines() or [type(error).__name__])[0]}",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ class MLP(nn.Module):
             config.pop("model_type", None)
             model = cls(**config)
             model.load_state_dict(load_file(path / "model.safetensors"))
-        except (OSError, TypeError, RuntimeError, ValueError) as error:
+        except (OSError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"the model in {path} cannot be read: {error}",
                 fix="train it again, or point to a folder with config.json and model.safetensors",
