@@ -23,7 +23,9 @@ _BUFFER_BYTES = 64 << 20
 _ROW_GROUP_BYTES = 16 << 20
 _PIECE_BYTES = 16 << 20
 _ROW_GROUPS = 4
-_MOST_COMPONENTS_WORTH = 2
+_FEWEST_GROUPS = 16
+_LARGEST_GROUP = 16
+"""In shards."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -181,8 +183,10 @@ def _cut_source(entries: Sequence[Kept], size_bytes: float) -> list[list[Kept]]:
             sizes[component] = sizes.get(component, 0.0) + rows * entry.disk_bytes
     total = sum(sizes.values())
     # Domains usually lie mixed: then a group must be several shards large for its largest
-    # component to fill one. The cap keeps groups small enough to share out and to repeat.
-    worth = min(_MOST_COMPONENTS_WORTH, total / max(sizes.values()))
+    # component to fill one. But there should be groups for several workers, and none so large
+    # that repeating it hurts.
+    limit = max(2, min(_LARGEST_GROUP, total / (_FEWEST_GROUPS * size_bytes)))
+    worth = min(limit, total / max(sizes.values()))
     num_groups = max(1, round(total / (size_bytes * worth)))
     cut, current, seen = list[list[Kept]](), list[Kept](), 0.0
     for entry in entries:

@@ -86,6 +86,17 @@ def test_mixed_domains_still_fill_a_shard_with_the_largest():
     assert sum(size >= 0.8e6 for size in sizes) >= 5
 
 
+def test_ten_mixed_domains_fill_their_shards_once_there_is_enough_of_them():
+    names = {f"d{i}": f"d{i}" for i in range(10)}
+    few = [kept(i, dict.fromkeys(names, 100)) for i in range(100)]  # 10 shards
+    many = [kept(i, dict.fromkeys(names, 100)) for i in range(2000)]  # 200 shards
+    for entries, least_groups, least_size in ((few, 5, 0.15e6), (many, 16, 0.9e6)):
+        groups = lay_out(entries, size_bytes=1e6, names=names)
+        assert len(groups) >= least_groups
+        for group in groups:
+            assert all(least_size <= 100 * shard.num_rows <= 1.5e6 for shard in group.shards)
+
+
 def test_a_domain_that_fills_a_stretch_alone_is_split_into_near_equal_shards():
     entries = [kept(i, {f"d{i // 25}": 1000}) for i in range(100)]  # sorted by domain, 2.5 MB each
     groups = lay_out(entries, size_bytes=1e6, names={f"d{i}": f"d{i}" for i in range(4)})
