@@ -36,7 +36,7 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         settings.checkpoints, paths=tuple(_local(path) for path in settings.checkpoints.paths)
     )
     scorers = tuple(
-        entry if isinstance(entry, str) else {k: _options(v) for k, v in entry.items()}
+        entry if isinstance(entry, str) else {k: _options(k, v) for k, v in entry.items()}
         for entry in settings.score.scorers
     )
     plan = settings.plan
@@ -88,9 +88,14 @@ def _local(name: str) -> str:
     return str(path.absolute()) if path.exists() else name
 
 
-def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options of a scorer; a `path` among them is an input."""
+def _options(scorer: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a scorer; the tables of `external`, and any `path`, are inputs."""
     given = dict(options or {})
+    if scorer == "external":
+        return {
+            name: _input(table) if isinstance(table, str) else _options(name, table)
+            for name, table in given.items()
+        }
     if isinstance(given.get("path"), str):
         given["path"] = _input(given["path"])
     return given

@@ -11,9 +11,8 @@ from jobs.settings import Settings
 
 def settings_schema() -> dict[str, Any]:
     """The schema of `config.yaml`; scorers are imported to learn their options."""
-    from scorers.catalog import SCORERS
-
     from mixers.catalog import MIXERS
+    from scorers.catalog import EXTERNAL, SCORERS
 
     schema = json_schema(Settings)
     definitions = schema.setdefault("$defs", {})
@@ -22,14 +21,20 @@ def settings_schema() -> dict[str, Any]:
         _options(load(address), definitions, key="mixer", name=name)
         for name, address in MIXERS.items()
     ]
+    options = {name: _options(load(address), definitions) for name, address in SCORERS.items()}
+    # The options of `external` are tables by name, each a path or the table's settings.
+    options[EXTERNAL] = {
+        "type": "object",
+        "additionalProperties": {"anyOf": [{"type": "string"}, options[EXTERNAL]]},
+    }
     scorers = [
         {
             "type": "object",
-            "properties": {name: _options(load(address), definitions)},
+            "properties": {name: found},
             "required": [name],
             "additionalProperties": False,
         }
-        for name, address in SCORERS.items()
+        for name, found in options.items()
     ]
     own = {"type": "string", "pattern": ":", "description": "your own, as package.module:Name"}
     properties = schema["properties"]

@@ -158,9 +158,10 @@ def tables(options: dict[str, Any]) -> dict[str, External]:
     Raises:
         ConfigError: there is no table, or an entry has an unknown key.
     """
-    if not options:
+    if not options or "path" in options:
         raise ConfigError(
-            "external names no table", fix="write {external: {quality: quality.parquet}}"
+            "external names no table" if not options else "external gives its table no name",
+            fix="write {external: {quality: quality.parquet}}; quality is what the score is called",
         )
     found: dict[str, External] = {}
     for name, value in options.items():

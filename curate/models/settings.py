@@ -181,7 +181,7 @@ class Score:
     __pydantic_config__: ClassVar = STRICT
 
     scorers: tuple[str | dict[str, dict[str, Any]], ...] = ()
-    """Names, or a name with its options: `{external: {path: quality.parquet}}`."""
+    """Names, or a name with its options: `{external: {quality: quality.parquet}}`."""
     checkpoints: Literal["all", "last"] | tuple[str, ...] = "all"
     """all, last (of every seed), or names such as `seed-0/step-000200`."""
     batch_tokens: int | Literal["auto"] = "auto"

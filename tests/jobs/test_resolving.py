@@ -53,7 +53,7 @@ def test_local_paths_become_absolute_and_addresses_stay(
             },
             model={"name": "model"},
             plan={"tokenizer": "tokens"},
-            score={"scorers": ["length", {"external": {"path": "q.parquet", "column": "q"}}]},
+            score={"scorers": ["length", {"own:Score": {"path": "q.parquet", "column": "q"}}]},
         )
     )
     assert full.sources["a"].path == str(tmp_path / "data/*.parquet")
@@ -61,7 +61,7 @@ def test_local_paths_become_absolute_and_addresses_stay(
     assert full.sources["c"].path == "pkg://json"
     assert (full.model.name, full.model.revision) == (str(tmp_path / "model"), None)
     assert full.plan.tokenizer == str(tmp_path / "tokens")
-    assert full.score.named["external"] == {"path": str(tmp_path / "q.parquet"), "column": "q"}
+    assert full.score.named["own:Score"] == {"path": str(tmp_path / "q.parquet"), "column": "q"}
     assert full.run == str(tmp_path / "run")
     assert resolved(full) == full
 
@@ -100,3 +100,13 @@ def test_without_a_network_the_local_cache_says_which_commit(
     ref.parent.mkdir(parents=True)
     ref.write_text(SHA)
     assert resolved(settings(model={"name": "owner/model"})).model.revision == SHA
+
+
+def test_tables_of_external_scores_are_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    tables = {"quality": "q.parquet", "stars": {"path": "s.csv", "on": "id"}}
+    full = resolved(settings(score={"scorers": ["random", {"external": tables}]}))
+    assert full.score.named["external"] == {
+        "quality": str(tmp_path / "q.parquet"),
+        "stars": {"path": str(tmp_path / "s.csv"), "on": "id"},
+    }

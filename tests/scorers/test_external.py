@@ -111,5 +111,7 @@ def test_options_are_a_path_or_a_table_of_settings():
     found = tables({"a": "a.csv", "b": {"path": "b.csv", "on": "id", "columns": ["q"]}})
     assert found["a"] == External(path="a.csv")
     assert found["b"] == External(path="b.csv", on="id", columns=("q",))
+    with pytest.raises(ConfigError, match="no name"):
+        tables({"path": "a.csv"})
     with pytest.raises(ConfigError, match="did you mean path"):
         tables({"a": {"pathh": "a.csv"}})
