@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 from curate.config import STRICT
 from curate.errors import ConfigError, TryAgainError
 
-
 _IN_FLIGHT_PER_WORKER = 2
 
 
@@ -86,7 +85,8 @@ def _client(settings: Cluster) -> Generator[Any]:
                 n_workers=settings.workers,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address="",
+                # Any free port: the usual one may be taken by another run.
+                dashboard_address="127.0.0.1:0",
                 memory_limit=0,
             ) as cluster,
             Client(cluster) as client,
