@@ -227,7 +227,8 @@ def _head(file: InputFile, folder: Path) -> Path:
 
 def _only_candidate(source: Source, schema: pa.Schema) -> Source | None:
     """The source with its one text column, or where there is none, with its number columns."""
-    texts = [field.name for field in schema if pa.types.is_string(field.type)]
+    is_text = (pa.types.is_string, pa.types.is_large_string)
+    texts = [field.name for field in schema if any(test(field.type) for test in is_text)]
     if len(texts) == 1:
         return replace(source, text=texts[0])
     kinds = {field.name: field.type for field in schema}

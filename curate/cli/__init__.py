@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = getattr(error, "filename", None) or "a file"
             fix = "free some space, then run the same command again; what is finished is kept"
             return _fail(f"{where} could not be written: the disk is full ({error})", fix, 1)
+        if isinstance(error, ImportError) and (foreign := _foreign()):
+            return _fail(*foreign, 6)
         traceback.print_exc()
         return _fail("this is a bug in curate, or in a method of your own", "report it with the"
                      " lines above, the command and the output of `curate doctor`", 1)  # fmt: skip
@@ -53,6 +55,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 
     from curate.cli.app import app
 
+    # The base of click's errors, wherever this version of typer keeps click.
+    wrong_usage = cast(type[Exception], typer.BadParameter.__mro__[2])
     # Not through `app()`: it would end a broken pipe and Ctrl-C with exit codes of its own.
     command = typer.main.get_command(app)
     try:
@@ -61,11 +65,21 @@ def _run(arguments: Sequence[str] | None) -> int:
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
-    except typer.BadParameter.__mro__[2] as error:  # click's own errors, wherever click lives
+    except wrong_usage as error:
         usage = cast(typer.BadParameter, error)
         usage.show()
         return usage.exit_code
     return 0
+
+
+def _foreign() -> tuple[str, str] | None:
+    """What to say where a package of ours is hidden by another one of the same name."""
+    from curate.cli.imports import foreign_packages
+
+    for name, place in foreign_packages().items():
+        fix = "run curate in an environment of its own; `curate doctor` says more"
+        return f"`import {name}` finds {place}, which is not part of curate", fix
+    return None
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

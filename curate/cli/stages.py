@@ -26,8 +26,8 @@ def run_command(command: str, common: Common) -> None:
         _tell(command, common, settings, raw)
         return
     with reporting(events=common.events, quiet=common.quiet) as reporter:
-        result = _work(command, common, settings, reporter)
-    result = {"planned": False, **result}
+        done = _work(command, common, settings, reporter)
+    result: dict[str, Any] = {"planned": False, **done}
     if common.events == "-":
         reporter.event("result", command=command, **result)
     elif common.json:

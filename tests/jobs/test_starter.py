@@ -1,0 +1,149 @@
+"""A starter configuration fits the data it was made for, and runs."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from curate.config import read_yaml
+from curate.errors import ConfigError, InputError, OutputError
+from jobs.settings import parse_settings, task_settings
+from jobs.starter import guess_settings, guess_task, look_at, source_name, write_starter
+
+
+def starter(data: Path | str, tmp_path: Path) -> tuple[dict[str, Any], str]:
+    """The values and the text of the starter for `data`; it must be complete settings."""
+    target = tmp_path / "starter.yaml"
+    write_starter(str(data), target)
+    text = target.read_text()
+    values = read_yaml(text, where="starter")
+    task_settings(parse_settings(values))
+    return values, text
+
+
+def test_texts_with_classes_become_a_classification(tmp_path: Path):
+    frame = pl.DataFrame({"text": ["a", "b", "c"], "label": [0, 2, 1], "topic": ["x", "y", "x"]})
+    frame.write_parquet(tmp_path / "news.parquet")
+    values, text = starter(tmp_path / "news.parquet", tmp_path)
+    assert values["sources"]["news"] == {
+        "path": str(tmp_path / "news.parquet"), "text": "text", "label": "label", "domain": "topic",
+    }  # fmt: skip
+    assert values["task"]["kind"] == "text-classification"
+    assert values["task"]["num_classes"] == 3
+    assert "columns: text (large_string), label (int64), topic (large_string)" in text
+
+
+def test_plain_texts_become_a_language_model(tmp_path: Path):
+    lines = [json.dumps({"body": f"text {i}"}) for i in range(5)]
+    (tmp_path / "posts.jsonl").write_text("\n".join(lines))
+    values, _ = starter(tmp_path / "posts.jsonl", tmp_path)
+    assert values["sources"]["posts"]["text"] == "body"
+    assert values["task"]["kind"] == "causal-lm"
+
+
+def test_prompts_and_responses_are_recognised(tmp_path: Path):
+    pl.DataFrame({"instruction": ["a"], "output": ["b"]}).write_parquet(tmp_path / "i.parquet")
+    values, _ = starter(tmp_path / "i.parquet", tmp_path)
+    assert values["sources"]["i"]["prompt"] == "instruction"
+    assert values["sources"]["i"]["response"] == "output"
+
+
+def test_a_single_text_column_of_any_name_is_taken(tmp_path: Path):
+    pl.DataFrame({"verse": ["a"], "year": [1]}).write_csv(tmp_path / "poems.csv")
+    values, _ = starter(tmp_path / "poems.csv", tmp_path)
+    assert values["sources"]["poems"]["text"] == "verse"
+
+
+def test_number_columns_become_features(tmp_path: Path):
+    columns = {f"pixel_{i}": [0.5, 1.0] for i in range(8)}
+    pl.DataFrame({**columns, "label": [0, 1]}).write_parquet(tmp_path / "t.parquet")
+    values, _ = starter(tmp_path / "t.parquet", tmp_path)
+    assert values["sources"]["t"]["features"] == "pixel_*"
+    assert values["task"] == {"kind": "tabular-classification", "num_classes": 2}
+
+
+def test_what_is_not_clear_is_left_to_the_user(tmp_path: Path):
+    pl.DataFrame({"left": ["a"], "right": ["b"]}).write_parquet(tmp_path / "two.parquet")
+    lines = write_starter(str(tmp_path / "two.parquet"), tmp_path / "two.yaml")
+    assert any("still to do: name the content column" in line for line in lines)
+    assert "text: COLUMN" in (tmp_path / "two.yaml").read_text()
+
+
+def test_only_the_start_of_a_long_compressed_file_is_read(tmp_path: Path):
+    line = json.dumps({"text": "x" * 1000}) + "\n"
+    with gzip.open(tmp_path / "long.jsonl.gz", "wt") as file:
+        file.write(line * 5000)
+        file.write('{"text": 5}\n')
+    look = look_at(str(tmp_path / "long.jsonl.gz"), "long")
+    assert 900 < look.rows.num_rows < 1100
+    assert look.source.text == "text"
+
+
+def test_a_file_that_is_there_stays(tmp_path: Path):
+    target = tmp_path / "curate.yaml"
+    target.write_text("mine")
+    with pytest.raises(OutputError, match="exists"):
+        write_starter("anything", target)
+    assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("data/news.parquet", "news"),
+        ("data/news/*.jsonl.gz", "news"),
+        ("s3://bucket/folder/part-*.parquet", "folder"),
+        ("hf://datasets/owner/my.name", "my"),
+        ("/", "data"),
+        ("a b&c.csv", "a-b-c"),
+    ],
+)
+def test_a_source_is_named_after_its_data(data: str, name: str):
+    assert source_name(data) == name
+
+
+def model_folder(tmp_path: Path, **config: Any) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, {"kind": "causal-lm"}),
+        ({"architectures": ["GPT2LMHeadModel"]}, {"kind": "causal-lm"}),
+        (
+            {"architectures": ["BertForSequenceClassification"]},
+            {"kind": "text-classification", "num_classes": 2},
+        ),
+        (
+            {"architectures": ["BertForSequenceClassification"],
+             "id2label": {"0": "a", "1": "b", "2": "c"}},
+            {"kind": "text-classification", "num_classes": 3},
+        ),
+    ],
+)  # fmt: skip
+def test_the_task_is_what_the_model_was_made_for(tmp_path: Path, config: Any, task: Any):
+    assert guess_task(model_folder(tmp_path, **config), None) == task
+
+
+def test_a_model_that_does_not_say_its_task_needs_one(tmp_path: Path):
+    folder = model_folder(tmp_path, architectures=["BertModel"])
+    with pytest.raises(ConfigError, match="is a BertModel, which does not say"):
+        guess_task(folder, None)
+    assert guess_task(folder, "causal-lm") == {"kind": "causal-lm"}
+
+
+def test_bare_data_gives_settings_named_after_it(tmp_path: Path):
+    folder = model_folder(tmp_path, architectures=["LlamaForCausalLM"])
+    assert guess_settings("data/news.parquet", {"model": folder}) == {
+        "run": "runs/news",
+        "sources": {"news": {"path": "data/news.parquet"}},
+        "score": {"scorers": ["el2n"]},
+        "task": {"kind": "causal-lm"},
+    }
+    with pytest.raises(InputError, match="no model folder"):
+        guess_settings("d.parquet", {"model": str(tmp_path / "absent" / "x" / "y")})
