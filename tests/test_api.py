@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +245,22 @@ def test_numbers_are_plain_floats_a_notebook_can_use(model: Path):
     worst = scores.with_row_index().top_k(1, by="loss")
     assert math.isfinite(worst["loss"][0])
     assert set(scores.dtypes) == {pl.Float32}
+
+
+def test_the_guide_s_python_runs_as_it_stands(
+    model: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    guide = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    assert len(blocks) == 2
+    (tmp_path / "models").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "models" / "small").symlink_to(model)
+    (tmp_path / "runs" / "news").symlink_to(run)
+    pl.DataFrame({"body": TEXTS * 3}).write_parquet(tmp_path / "data.parquet")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["worst"].height == 10
+    assert names["worst"]["loss"].is_sorted(descending=True)

@@ -19,7 +19,7 @@ from curate.config import plain
 from curate.data.files import read_json
 from curate.errors import ConfigError, CurateError, InputError
 from curate.models.mlp import MLP
-from jobs.cluster import InlineExecutor, Pool
+from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.index import index_run
 from jobs.lengths import CHARACTERS
 from jobs.score import (
@@ -564,3 +564,14 @@ def test_the_estimate_is_of_what_is_due(world: Path):
     assert not (Path(settings.run) / "quantities").exists()
     score_run(settings, pool=INLINE)
     assert measure_score(settings) == {"seconds": 0.0, "size_bytes": 0}
+
+
+@pytest.mark.slow
+def test_two_dask_workers_write_the_same_bytes_as_this_process(world: Path):
+    inline = settings_of(world, "el2n", "entropy", "length", "random")
+    score_run(inline, pool=INLINE)
+    other = settings_of(world, "el2n", "entropy", "length", "random", run="dask")
+    with open_pool(Cluster(kind="local", workers=2)) as pool:
+        summary = score_run(other, pool=pool)
+    assert summary["done"] == 4
+    assert files(Path(other.run)) == files(Path(inline.run))
