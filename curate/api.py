@@ -223,7 +223,8 @@ def score(
         features: column of number lists, or the number columns of a table.
         label: column of the class.
         classes: class names in label order, where the label column holds names.
-        checkpoints: folders to average over, one independent run each, in place of `model`.
+        checkpoints: folders to average over, in place of `model`; each counts as an independent
+            run, unless a `checkpoint.json` of curate says which run it comes from.
         device: auto, cpu, cuda ...
         dtype: of the weights; losses and sums are float32 or better.
         batch_tokens: tokens in a batch, padding included.

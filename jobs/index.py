@@ -18,6 +18,7 @@ from curate.data.example import Source
 from curate.data.files import fingerprint
 from curate.data.index import (
     Rules,
+    content_digest,
     counts_by_reason,
     index_rows,
     quarantine_table,
@@ -160,6 +161,7 @@ def index_partition(payload: dict[str, Any]) -> Receipt:
         payload["fingerprint"],
         rows=examples.height,
         bad=counts_by_reason(quarantine),
+        content_digest=content_digest(examples),
         **facts,
     )
     return {"rows": examples.height, "bad": quarantine.height}

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import xxhash
 
 from curate.config import plain
 from curate.data.example import KEY, Source
 from curate.data.files import fingerprint
+from curate.data.index import content_digest
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Partition, remove_strays
@@ -55,7 +55,8 @@ def tokenizer_for(settings: Settings) -> tuple[Any | None, str]:
     place = _place(settings)
     if place is None:
         return None, CHARACTERS
-    tokenizer = load_tokenizer(place, revision=settings.model.revision)
+    revision = settings.model.revision if place == settings.model.name else None
+    tokenizer = load_tokenizer(place, revision=revision)
     return tokenizer, tokenizer_digest(tokenizer)
 
 
@@ -157,17 +158,10 @@ def content_settings(source: Source) -> dict[str, Any]:
     return {name: values[name] for name in (*_CONTENT, "label", "classes")}
 
 
-def content_digest(run: RunFolder, part: Partition) -> str:
-    """Digest of the keys, contents and labels of a partition's examples.
-
-    Finer than the digest of the index: another domain column or another held-out share changes the
-    index, and no score.
-    """
-    table = read_examples(run, part, ["row", "content", "label"])
-    state = xxhash.xxh3_128(f"{part.source}\0{part.file}\0".encode())
-    for column in (table["row"], table["content"], table["label"].fill_null(-1)):
-        state.update(column.to_numpy().tobytes())
-    return state.hexdigest()
+def content_of(run: RunFolder, part: Partition) -> str:
+    """What `curate.data.index.content_digest` says of a partition's examples."""
+    noted = (run.examples(part).mark() or {}).get("content_digest")
+    return noted or content_digest(read_examples(run, part))
 
 
 def _tasks(
@@ -181,7 +175,7 @@ def _tasks(
             version=VERSION,
             tokenizer=digest,
             source=content_settings(settings.sources[part.source]),
-            examples=content_digest(run, part),
+            examples=content_of(run, part),
         )
         payload = {
             "settings": values,

@@ -1,5 +1,6 @@
 """Which models measure: checkpoints of this run, the user's own, or the model itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Measurer:
     """`seed-0/step-000200`, the name of a folder, or `model`."""
     folder: Path
     seed: int
-    """Training run it comes from; the user's own checkpoints count as one run."""
+    """Training run it comes from; see `seeds_of` for the user's own."""
     digest: str
 
     @property
@@ -103,9 +104,8 @@ def _tokenizer_digest(settings: Settings, folder: Path) -> str | None:
 
 def _own(settings: Settings) -> list[Measurer]:
     found: list[Measurer] = []
-    for name in settings.checkpoints.paths:
-        folder = model_folder(Model(name=name))
-        facts = read_json(folder / "checkpoint.json") or {}
+    folders = [model_folder(Model(name=name)) for name in settings.checkpoints.paths]
+    for folder, seed in zip(folders, seeds_of(folders), strict=True):
         names = {measurer.name for measurer in found}
         short = folder.name
         if short in names:  # epoch-1 of several runs
@@ -114,8 +114,17 @@ def _own(settings: Settings) -> list[Measurer]:
             raise ConfigError(
                 f"two of checkpoints.paths end in {short}", fix="rename one of the folders"
             )
-        found.append(Measurer(short, folder, int(facts.get("seed", 0)), _digest(settings, folder)))
+        found.append(Measurer(short, folder, seed, _digest(settings, folder)))
     return found
+
+
+def seeds_of(folders: Sequence[Path]) -> list[int]:
+    """The training run of each checkpoint: what its `checkpoint.json` says, else one of its own.
+
+    Runs of its own have negative numbers.
+    """
+    facts: list[dict[str, Any]] = [read_json(path / "checkpoint.json") or {} for path in folders]
+    return [int(entry.get("seed", -1 - index)) for index, entry in enumerate(facts)]
 
 
 def _chosen(found: list[Measurer], score: Score) -> list[Measurer]:

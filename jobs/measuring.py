@@ -19,7 +19,7 @@ from curate.models.load import LoadedModel, load_cached, pick_device
 from curate.models.quantities import measure
 from curate.models.settings import Score
 from curate.models.tasks import Encoded, Task, build_task
-from jobs.lengths import content_digest, content_settings
+from jobs.lengths import content_of, content_settings
 from jobs.measurers import Measurer, measurer_tokenizer
 from jobs.run import Task as Work
 from jobs.settings import Settings, parse_settings, task_settings
@@ -37,7 +37,7 @@ def measuring_tasks(settings: Settings, chosen: Sequence[Measurer]) -> list[Work
     run = RunFolder(Path(settings.run))
     values = plain(settings)
     common = _common(settings, chosen)
-    contents = {part.name: content_digest(run, part) for part in run.partitions()}
+    contents = {part.name: content_of(run, part) for part in run.partitions()}
     found: list[Work] = []
     for measurer in chosen:
         for part in run.partitions():

@@ -17,7 +17,7 @@ from curate.data.tables import meet, read_examples, write_table
 from curate.errors import ConfigError
 from curate.models.quantities import FORWARD, QUANTITIES, TABLE
 from curate.models.settings import TabularClassification
-from jobs.lengths import CHARACTERS, content_digest
+from jobs.lengths import CHARACTERS, content_of
 from jobs.measurers import Measurer
 from jobs.run import Task as Work
 from jobs.settings import Settings, parse_settings, task_settings
@@ -234,5 +234,5 @@ def _inputs(
         return None
     # A table may name examples by the user's id, which is no part of the content.
     own = run.examples(part).mark() if entry.table else None
-    index = own["digest"] if own else content_digest(run, part)
+    index = own["digest"] if own else content_of(run, part)
     return [index, *(mark["digest"] for mark in marks if mark)]

@@ -21,6 +21,7 @@ from curate.models.quantities import measure
 from curate.models.settings import Model, Score, TabularClassification
 from curate.models.tasks import build_task
 from curate.models.tokens import count_tokens
+from jobs.measurers import seeds_of
 from jobs.measuring import as_columns, batch_tokens, counts_of
 from jobs.score_columns import Chosen, chosen_scorers, quantities_of, table_quantities
 from scorers.apply import columns_of, plain_columns
@@ -41,7 +42,7 @@ class Measure:
     task: Any = None
     """Settings of the task; None where no scorer needs a model."""
     checkpoints: tuple[Path, ...] = ()
-    """Folders in place of `model.name`, one seed each."""
+    """Folders in place of `model.name`."""
     score: Score = field(default_factory=Score)
     seed: int = 0
     threads: int = 1
@@ -51,7 +52,7 @@ def score_table(table: pa.Table, source: Source, how: Measure) -> pl.DataFrame:
     """One row of score columns for each row of the table, in its order.
 
     A row that the index of a run would set aside, and one with nothing to score, has nulls. With
-    several checkpoints each counts as a seed, and `<column>_std` is their spread.
+    checkpoints of several seeds (see `jobs.measurers.seeds_of`) `<column>_std` is their spread.
 
     Args:
         table: any columns.
@@ -84,7 +85,7 @@ def score_table(table: pa.Table, source: Source, how: Measure) -> pl.DataFrame:
     fields = examples.select(KEY).hstack(fields).with_columns(examples["label"])
     measured = _measured(chosen, fields, how)
     extra = _from_table(chosen, examples, fields, how)
-    scores = _columns(chosen, measured, extra)
+    scores = _columns(chosen, measured, seeds_of(how.checkpoints) or [0], extra)
     place = pl.DataFrame({"row": np.arange(table.num_rows)})
     keyed = scores.with_columns(examples["row"])
     return place.join(keyed, on="row", how="left", maintain_order="left").drop("row")
@@ -136,7 +137,10 @@ def _num_tokens(fields: pl.DataFrame, how: Measure) -> np.ndarray | None:
 
 
 def _columns(
-    chosen: Sequence[Chosen], measured: Sequence[pl.DataFrame], extra: Mapping[str, np.ndarray]
+    chosen: Sequence[Chosen],
+    measured: Sequence[pl.DataFrame],
+    seeds: Sequence[int],
+    extra: Mapping[str, np.ndarray],
 ) -> pl.DataFrame:
     found: dict[str, pl.Series] = {}
     for entry in chosen:
@@ -144,8 +148,8 @@ def _columns(
             continue
         if entry.needs_model:
             each = [quantities_of(frame, entry.needs) | dict(extra) for frame in measured]
-            columns = columns_of(entry.scorer, each, range(len(each)))
-            if len(each) == 1:
+            columns = columns_of(entry.scorer, each, seeds)
+            if len(set(seeds)) == 1:
                 columns = columns.select(list(entry.scorer.columns))
         else:
             columns = plain_columns(entry.scorer, extra)

@@ -18,7 +18,7 @@ from curate.data.reading import read_fields
 from curate.data.tables import read_examples
 from curate.errors import ConfigError, InputError
 from curate.models.settings import Tokenizer
-from jobs.lengths import content_digest, content_settings
+from jobs.lengths import content_of, content_settings
 from jobs.run import StageState, require
 from jobs.settings import Settings, task_settings
 
@@ -115,7 +115,7 @@ def training_digests(run: RunFolder) -> list[str]:
         split = read_examples(run, part, ["split"])["split"]
         train = np.packbits((split == TRAIN).to_numpy()).tobytes()
         digest = xxhash.xxh3_128_hexdigest(train)
-        digests.append(fingerprint(content=content_digest(run, part), train=digest))
+        digests.append(fingerprint(content=content_of(run, part), train=digest))
     return digests
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute
+import xxhash
 
 from curate.data.example import Source, content_hash, split_of
 from curate.data.tables import SCHEMAS
@@ -108,6 +109,22 @@ def index_rows(table: pa.Table, source: Source, *, name: str, file: str, first_r
         quarantine_table(name, file, [(first_row + row, *why) for row, why in problems.items()]),
         features.shape[1] if isinstance(features, np.ndarray) else None,
     )
+
+
+def content_digest(examples: pl.DataFrame) -> str:
+    """Digest of the keys, contents and labels of the examples of one partition.
+
+    What a model measures depends on these alone: another domain column or another held-out share
+    changes the index, and no score.
+
+    Args:
+        examples: at least source, file, row, content and label.
+    """
+    first = examples.select("source", "file").row(0) if examples.height else ()
+    state = xxhash.xxh3_128("\0".join(first).encode())
+    for column in (examples["row"], examples["content"], examples["label"].fill_null(-1)):
+        state.update(column.to_numpy().tobytes())
+    return state.hexdigest()
 
 
 def quarantine_table(

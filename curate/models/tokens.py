@@ -64,15 +64,19 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return xxhash.xxh3_64_hexdigest(text.encode())
 
 
-def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-    """Token numbers of each text, uncut.
+def token_ids(
+    tokenizer: Any, texts: Sequence[str], *, special: bool = False, limit: int | None = None
+) -> list[np.ndarray]:
+    """Token numbers of each text, int32.
 
     Args:
         tokenizer: of transformers.
         texts: any number of them; passed on in chunks, so that memory stays bounded.
         special: whether the tokenizer's special tokens are put around each.
+        limit: of a longer text the first `limit` + 1 are kept, which shows that it is longer.
     """
-    found: list[list[int]] = []
+    stop = None if limit is None else limit + 1
+    found: list[np.ndarray] = []
     for start in range(0, len(texts), _CHUNK):
         encoded = tokenizer(
             list(texts[start : start + _CHUNK]),
@@ -81,7 +85,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool = False) ->
             return_token_type_ids=False,
             verbose=False,
         )
-        found += encoded["input_ids"]
+        found += [np.array(ids[:stop], dtype=np.int32) for ids in encoded["input_ids"]]
     return found
 
 

@@ -1,5 +1,7 @@
 """Tasks: how a row becomes tensors, and which positions count."""
 
+import logging
+from functools import cache
 from typing import Any
 
 from curate.config import resolve
@@ -7,6 +9,9 @@ from curate.errors import ConfigError
 from curate.models.tasks.protocol import Batch, Encoded, Flat, Task
 
 __all__ = ["Batch", "Encoded", "Flat", "Task", "build_task", "task_class"]
+
+
+log = logging.getLogger(__name__)
 
 
 def task_class(settings: Any) -> Any:
@@ -46,4 +51,14 @@ def build_task(settings: Any, tokenizer: Any | None, *, max_positions: int | Non
         )
     if not kind.needs_tokenizer:
         return kind(settings, tokenizer)
+    wanted = getattr(settings, "max_tokens", 0)
+    if max_positions is not None and wanted > max_positions:
+        _say_cut(wanted, max_positions)
     return kind(settings, tokenizer, max_positions=max_positions)
+
+
+@cache
+def _say_cut(wanted: int, max_positions: int) -> None:
+    """Once in a process, not for every partition."""
+    log.warning("task.max_tokens is %d, but the model has %d positions: longer examples are cut"
+                " there", wanted, max_positions)  # fmt: skip

@@ -107,29 +107,27 @@ class CausalLMTask:
             yield Flat(logits, targets[rows, columns], rows)
             start = stop
 
-    def _texts(self, fields: pl.DataFrame) -> tuple[list[list[int]], list[list[bool]]]:
+    def _texts(self, fields: pl.DataFrame) -> tuple[list[np.ndarray], list[np.ndarray]]:
         first = self._beginning()
-        ids = [first + row for row in token_ids(self.tokenizer, _strings(fields, "text"))]
+        ids = [np.append(first, row) for row in self._ids(fields, "text")]
         # The very first token of a sequence has nothing to be predicted from.
-        return ids, [[False] + [True] * (len(row) - 1) if row else [] for row in ids]
+        return ids, [np.arange(len(row)) > 0 for row in ids]
 
-    def _answers(self, fields: pl.DataFrame) -> tuple[list[list[int]], list[list[bool]]]:
-        prompts = token_ids(self.tokenizer, _strings(fields, "prompt"))
-        responses = token_ids(self.tokenizer, _strings(fields, "response"))
-        ids: list[list[int]] = []
-        counted: list[list[bool]] = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            given = self._beginning() + prompt
-            ids.append(given + response)
-            marks = [False] * len(given) + [True] * len(response)
-            marks[:1] = [False] * len(marks[:1])
-            counted.append(marks)
+    def _answers(self, fields: pl.DataFrame) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        first = self._beginning()
+        ids: list[np.ndarray] = []
+        counted: list[np.ndarray] = []
+        pairs = zip(self._ids(fields, "prompt"), self._ids(fields, "response"), strict=True)
+        for prompt, response in pairs:
+            ids.append(np.concatenate([first, prompt, response]))
+            given = max(1, len(first) + len(prompt))
+            counted.append(np.arange(len(ids[-1])) >= given)
         return ids, counted
 
-    def _beginning(self) -> list[int]:
+    def _ids(self, fields: pl.DataFrame, column: str) -> list[np.ndarray]:
+        texts: list[str] = fields[column].fill_null("").to_list()
+        return token_ids(self.tokenizer, texts, limit=self.max_tokens)
+
+    def _beginning(self) -> np.ndarray:
         token = self.tokenizer.bos_token_id
-        return [] if token is None else [int(token)]
-
-
-def _strings(fields: pl.DataFrame, column: str) -> list[str]:
-    return fields[column].fill_null("").to_list()
+        return np.array([] if token is None else [token], dtype=np.int32)

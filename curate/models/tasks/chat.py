@@ -3,6 +3,7 @@
 import re
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 import xxhash
 
@@ -39,7 +40,7 @@ class ChatEncoder:
 
     def encode(
         self, fields: pl.DataFrame
-    ) -> tuple[list[list[int]], list[list[bool]], dict[int, str]]:
+    ) -> tuple[list[np.ndarray], list[np.ndarray], dict[int, str]]:
         """Tokens, marks of those that count, and example -> why it could not be encoded.
 
         Raises:
@@ -54,8 +55,8 @@ class ChatEncoder:
             )
         from jinja2 import TemplateError
 
-        ids: list[list[int]] = []
-        counted: list[list[bool]] = []
+        ids: list[np.ndarray] = []
+        counted: list[np.ndarray] = []
         problems: dict[int, str] = {}
         for index, messages in enumerate(fields["messages"].to_list()):
             tokens, marks = list[int](), list[bool]()
@@ -70,8 +71,8 @@ class ChatEncoder:
                     fix="use a template with {% generation %} marks around what the assistant"
                     " says, or set task.turns to last",
                 ) from error
-            ids.append(tokens)
-            counted.append(marks)
+            ids.append(np.array(tokens, dtype=np.int32))
+            counted.append(np.array(marks, dtype=np.bool_))
         return ids, counted, problems
 
     def _chat(self, messages: list[dict[str, Any]]) -> tuple[list[int], list[bool]]:

@@ -41,12 +41,13 @@ class TextTask:
                 fix="set sources.NAME.text to the column of the text",
             )
         texts = fields["text"].fill_null("").to_list()
-        ids = token_ids(self.tokenizer, texts, special=True)
+        ids = token_ids(self.tokenizer, texts, special=True, limit=self.max_tokens)
         long = [index for index, row in enumerate(ids) if len(row) > self.max_tokens]
         for index in long:  # cut by the tokenizer, which keeps the closing special token
-            ids[index] = self.tokenizer(
+            cut = self.tokenizer(
                 texts[index], truncation=True, max_length=self.max_tokens, verbose=False
-            )["input_ids"]
+            )
+            ids[index] = np.array(cut["input_ids"], dtype=np.int32)
         truncated = np.zeros(len(ids), dtype=bool)
         truncated[long] = True
         tokens = Ragged.of(ids)

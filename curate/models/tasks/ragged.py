@@ -18,11 +18,10 @@ class Ragged:
     """(N + 1,) int64 where each row begins; the last entry is the end."""
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], dtype: type = np.int32) -> "Ragged":
+    def of(cls, rows: Sequence[np.ndarray], dtype: type = np.int32) -> "Ragged":
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=starts[1:])
-        values = np.fromiter((value for row in rows for value in row), dtype, int(starts[-1]))
-        return cls(values, starts)
+        return cls(np.concatenate([np.zeros(0, dtype), *rows]).astype(dtype, copy=False), starts)
 
     @property
     def lengths(self) -> np.ndarray:
