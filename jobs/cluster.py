@@ -1,6 +1,8 @@
 """Where tasks run: in this process, on a Dask cluster of local processes, or on one elsewhere."""
 
+import logging
 import os
+import signal
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -88,9 +90,11 @@ def _client(settings: Cluster) -> Generator[Any]:
                 # Any free port: the usual one may be taken by another run.
                 dashboard_address="127.0.0.1:0",
                 memory_limit=0,
+                silence_logs=logging.ERROR,
             ) as cluster,
             Client(cluster) as client,
         ):
+            client.register_plugin(_deaf_to_interrupts())
             yield client
         return
     try:
@@ -103,6 +107,20 @@ def _client(settings: Cluster) -> Generator[Any]:
     with client:
         client.wait_for_workers(1, timeout=300)
         yield client
+
+
+def _deaf_to_interrupts() -> Any:
+    """A plugin for workers of our own: Ctrl-C reaches them too, but the parent decides.
+
+    A worker that ended by itself would leave the parent waiting for the tasks it held.
+    """
+    from distributed import Worker, WorkerPlugin
+
+    class Deaf(WorkerPlugin):
+        def setup(self, worker: Worker) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return Deaf()
 
 
 def is_worker_lost(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from jobs.cluster import Pool, is_cluster_lost, is_worker_lost
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_WAKE_SECONDS = 1.0
 
 Receipt = dict[str, Any]
 """What a task returns: a few small JSON values (`rows`, counts), under a kilobyte."""
@@ -122,7 +123,8 @@ def run_tasks(
                 _start(queue.pop(), work, pool, running)
             if not running and alone:
                 _start(alone.pop(), work, pool, running)
-            ready = wait(running, return_when=FIRST_COMPLETED).done
+            # A signal may reach another thread; this one sees it when it wakes.
+            ready = wait(running, timeout=_WAKE_SECONDS, return_when=FIRST_COMPLETED).done
             for future in [future for future in running if future in ready]:
                 task = running.pop(future)
                 error = future.exception()

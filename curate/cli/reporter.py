@@ -30,6 +30,9 @@ class _Stderr(logging.Handler):
     """Looks `sys.stderr` up each time: a progress bar puts itself in between."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        # Some libraries, distributed for one, lower their own levels when they are imported.
+        if record.levelno < logging.WARNING and record.name.split(".")[0] not in _OURS:
+            return
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         print(f"{level}{record.getMessage()}", file=sys.stderr)
 
@@ -57,7 +60,7 @@ class Reporter:
         self._quiet = quiet
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
-        self._last_line = 0.0
+        self._last_line = time.monotonic()
 
     def __call__(self, progress: "Progress") -> None:
         """One task of a stage has finished."""

@@ -52,13 +52,16 @@ def slow_config(
     )
 
 
-def start_and_wait(config: Path, tmp_path: Path) -> subprocess.Popen[str]:
+def start_and_wait(config: Path, tmp_path: Path, *options: str) -> subprocess.Popen[str]:
     """A run that has scored at least one partition."""
     events = tmp_path / "events.jsonl"
     process = subprocess.Popen(
-        command("run", config, "--events", events), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command("run", config, "--events", events, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-    )  # fmt: skip
+        start_new_session=True,
+    )
     limit = time.monotonic() + 120
     while time.monotonic() < limit and process.poll() is None:
         if events.exists() and '"columns"' in events.read_text():
@@ -66,6 +69,22 @@ def start_and_wait(config: Path, tmp_path: Path) -> subprocess.Popen[str]:
         time.sleep(0.05)
     process.kill()
     raise AssertionError(process.communicate())
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
+    limit = time.monotonic() + seconds
+    while not condition() and time.monotonic() < limit:
+        time.sleep(0.1)
+    return condition()
+
+
+def is_alive(group: int) -> bool:
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
@@ -99,6 +118,19 @@ def test_a_signal_stops_with_its_code_and_a_rerun_goes_on(
     for path in (tmp_path / "run" / "scores").glob("*/part-*.parquet"):
         assert path.stat().st_mtime_ns == finished.get(path.name, path.stat().st_mtime_ns)
     assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+def test_ctrl_c_on_a_terminal_reaches_the_workers_too_and_stops_them_all(
+    slow_config: Path, tmp_path: Path
+):
+    process = start_and_wait(slow_config, tmp_path, "--workers", "2")
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.endswith("error: interrupted\n  fix: run the same command again to go on;"
+                        " nothing is lost\n")  # fmt: skip
+    assert "Traceback" not in err
+    assert wait_for(lambda: not is_alive(process.pid)), "a worker was left behind"
 
 
 def test_a_run_in_progress_is_named_to_others(slow_config: Path, tmp_path: Path):
