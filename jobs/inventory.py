@@ -123,6 +123,13 @@ def _footer(run: RunFolder, file: InputFile) -> tuple[str, str, Footer | str]:
         return address, stamp, damage_detail(error)
 
 
+def _taken(name: str, columns: Any) -> str:
+    """A field and the columns it is read from, for the log."""
+    if isinstance(columns, str) or len(columns) <= 4:
+        return f"{name}: {columns if isinstance(columns, str) else ', '.join(columns)}"
+    return f"{name}: {columns[0]} to {columns[-1]} ({len(columns)} columns)"
+
+
 def _check_columns(
     settings: Settings, inventory: Inventory, file: InputFile, footer: Footer
 ) -> None:
@@ -140,7 +147,7 @@ def _check_columns(
         given = source_settings(source)
         taken = {name: value for name, value in resolved.items() if value != given[name]}
         if taken:
-            log.info("%s: taking the columns %s", file.source, taken)
+            log.info("%s: taking %s", file.source, ", ".join(map(_taken, taken, taken.values())))
     known = inventory.columns[file.source]
     differing = [name for name in resolved if resolved[name] != known[name]]
     if differing:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from curate.cli.text import number_text, table
+from curate.cli.text import number_text, place_text, table
 
 if TYPE_CHECKING:
     from jobs.show import Quarantine, Shown, View
@@ -14,14 +14,15 @@ _PREVIEW_CHARS = 96
 
 def shown_lines(view: "View") -> Iterator[str]:
     """The whole page."""
-    yield f"run {view.run}"
+    yield f"run {place_text(view.run)}"
     if view.kept is not None:
         kept, training = view.kept, view.training
-        yield (
-            f"kept {number_text(kept['rows'])} of {number_text(training['rows'])} examples"
-            f" ({_share(kept['row_share'])}), {number_text(kept['tokens'])} of"
-            f" {number_text(training['tokens'])} {view.unit} ({_share(kept['token_share'])})"
-        )
+        line = f"kept {number_text(kept['rows'])} of {number_text(training['rows'])} examples"
+        line += f" ({_share(kept['row_share'])})"
+        if view.unit == "tokens":
+            line += f", {number_text(kept['tokens'])} of {number_text(training['tokens'])} tokens"
+            line += f" ({_share(kept['token_share'])})"
+        yield line
     yield from (f"note: {note}" for note in view.notes)
     yield ""
     yield from _domains(view)
@@ -69,36 +70,29 @@ def preview(text: str, *, width: int = _PREVIEW_CHARS) -> str:
 
 
 def _domains(view: "View") -> list[str]:
-    head = ["domain", "examples", view.unit, "natural"]
-    right = frozenset(range(1, 9))
-    if view.kept is None:
-        rows = [[d.domain, f"{d.rows:,}", f"{d.tokens:,}", _share(d.natural_share)]
-                for d in view.domains]  # fmt: skip
-        return table([head, *rows], right=right)
-    rows = [
-        [
-            preview(d.domain),
-            f"{d.rows:,}",
-            f"{d.tokens:,}",
-            _share(d.natural_share),
-            _share(d.asked_share),
-            _share(d.kept_share),
-            _share(d.random_share),
-            f"{d.kept_rows:,}",
-            "" if d.epochs is None else f"{d.epochs:.2f}",
-        ]
-        for d in view.domains
-    ]
-    return table([[*head, "asked", "kept", "random", "kept rows", "epochs"], *rows], right=right)
+    has_tokens = view.unit == "tokens"
+    columns = {
+        "domain": [preview(d.domain) for d in view.domains],
+        "examples": [f"{d.rows:,}" for d in view.domains],
+        "tokens": [f"{d.tokens:,}" if has_tokens else "" for d in view.domains],
+        "natural": [_share(d.natural_share) for d in view.domains],
+        "asked": [_share(d.asked_share) for d in view.domains],
+        "kept": [_share(d.kept_share) for d in view.domains],
+        "random": [_share(d.random_share) for d in view.domains],
+        "kept rows": ["" if d.kept_rows is None else f"{d.kept_rows:,}" for d in view.domains],
+        "epochs": ["" if d.epochs is None else f"{d.epochs:.2f}" for d in view.domains],
+    }
+    filled = {title: cells for title, cells in columns.items() if any(cells)}
+    rows = zip(*filled.values(), strict=True)
+    return table([list(filled), *map(list, rows)], right=frozenset(range(1, len(filled))))
 
 
 def _yardsticks(view: "View") -> list[str]:
-    rows = [["at equal tokens", "examples", view.unit, "mean score", "in common with the plan"]]
+    rows = [[f"at equal {view.unit}", "examples", "mean score", "in common with the plan"]]
     for name, entry in view.yardsticks.items():
         score = "" if entry["mean_score"] is None else f"{entry['mean_score']:.4g}"
-        counts = [f"{entry['rows']:,}", f"{entry['tokens']:,}"]
-        rows.append([name, *counts, score, _share(entry["overlap"])])
-    return table(rows, right=frozenset({1, 2, 3, 4}))
+        rows.append([name, f"{entry['rows']:,}", score, _share(entry["overlap"])])
+    return table(rows, right=frozenset({1, 2, 3}))
 
 
 def _example(example: "Shown") -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from curate.cli.text import number_text, size_text
+from curate.cli.text import number_text, place_text, size_text
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
@@ -13,7 +13,7 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
         for stage, summary in result["stages"].items()
         if summary
     ]
-    return [*lines, f"{'run':<10} {result['run']}"]
+    return [*lines, f"{'run':<10} {place_text(result['run'])}"]
 
 
 def _index(summary: Mapping[str, Any]) -> str:
@@ -74,7 +74,7 @@ def _plan(summary: Mapping[str, Any]) -> str:
 def _write(summary: Mapping[str, Any]) -> str:
     return (
         f"{summary['rows']:,} rows in {summary['shards']:,} shards,"
-        f" {size_text(summary['bytes'])}, in {summary['folder']}"
+        f" {size_text(summary['bytes'])}, in {place_text(summary['folder'])}"
     )
 
 

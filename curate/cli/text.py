@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def dry_run_lines(forecast: "Forecast", *, details: bool) -> list[str]:
         forecast: what was found.
         details: every value, the defaults included.
     """
-    lines = [f"run folder {forecast.run} (nothing is written)", ""]
+    lines = [f"run folder {place_text(forecast.run)} (nothing is written)", ""]
     measured = forecast.measured
     finish = datetime.now().astimezone()
     rows = [["stage", "outputs", "done", "due", *(("hours", "disk", "finish") if measured else ())]]
@@ -75,6 +76,13 @@ def size_text(size_bytes: float | None) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.1f} TB"
+
+
+def place_text(path: str) -> str:
+    """A path as one would type it: relative where it lies below the working folder."""
+    here = Path.cwd()
+    full = Path(path)
+    return str(full.relative_to(here)) if full.is_relative_to(here) else path
 
 
 def number_text(value: float) -> str:

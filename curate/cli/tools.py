@@ -11,7 +11,7 @@ import typer
 
 from curate.cli.imports import foreign_packages, rivals
 from curate.cli.reporter import print_json, start_logging
-from curate.cli.text import table
+from curate.cli.text import place_text, table
 
 if TYPE_CHECKING:
     from jobs.methods import Method
@@ -27,7 +27,10 @@ def print_status(folder: Path, *, as_json: bool) -> None:
     if as_json:
         print_json("status", asdict(status))
         return
-    print(f"run {status.run}" + (f", in use by {status.in_use_by}" if status.in_use_by else ""))
+    print(
+        f"run {place_text(status.run)}"
+        + (f", in use by {status.in_use_by}" if status.in_use_by else "")
+    )
     rows = [["stage", "done", "failed", "remaining", "last finished"]]
     rows += [
         [s.stage, str(s.done), str(s.failed), str(s.remaining), s.finished or "never"]
@@ -43,9 +46,8 @@ def print_status(folder: Path, *, as_json: bool) -> None:
 
 def print_run(folder: Path, options: Mapping[str, Any], *, quarantine: bool, as_json: bool) -> None:
     """`curate show`."""
-    from jobs.show import quarantined, shown
-
     from curate.cli.showing import quarantine_lines, shown_lines
+    from jobs.show import quarantined, shown
 
     if quarantine:
         found = quarantined(folder, limit=options["examples"])
