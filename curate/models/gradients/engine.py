@@ -1,0 +1,236 @@
+"""Exact per-example gradients from one forward and one backward pass that forms no weight gradient.
+
+Shapes: N examples, B rows of the batch, T positions.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from curate.errors import ConfigError
+from curate.models.gradients.capture import Capture
+from curate.models.gradients.collector import Collector
+from curate.models.gradients.fallback import Batch, Losses, one_by_one, weighted_gradients
+from curate.models.gradients.forms import Whole, raised
+from curate.models.gradients.layout import Layout, NoExampleAxisError
+from curate.models.gradients.request import Gradients, Wanted
+from curate.models.gradients.rules import Rule, local, rule_of
+
+log = logging.getLogger(__name__)
+
+_HALF_SCALE = 256.0
+"""Loss scale of float16 models, whose small gradients would become 0; taken back out."""
+
+
+_CHECKED_EXAMPLES = 2
+_TOLERANCE = 1e-3
+_TOLERANCE_HALF = 0.1
+
+
+class Engine:
+    """Per-example gradients of a model's parameters.
+
+    Every parameter that requires a gradient is measured; frozen ones are not.
+
+    Args:
+        model: in eval mode: dropout would give every example another network.
+        only: parameters to measure, by name; None for all that require a gradient.
+
+    Raises:
+        ConfigError: nothing is left to measure.
+    """
+
+    def __init__(self, model: nn.Module, *, only: Callable[[str], bool] | None = None) -> None:
+        self.model = model
+        self._names = {
+            parameter: name
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (only is None or only(name))
+        }
+        if not self._names:
+            raise ConfigError(
+                "no parameter of the model is to be measured: all are frozen or left out",
+                fix="choose at least one parameter",
+            )
+        self._owners: dict[str, list[nn.Module]] = {name: [] for name in self._names.values()}
+        self._rules: dict[nn.Module, Rule] = {}
+        self._loose: dict[nn.Module, Rule | None] = {}
+        self._uncovered: list[str] = []
+        """Parameters that need the whole model's way."""
+        self._is_checked = False
+        first = next(iter(self._names))
+        self._scale = _HALF_SCALE if first.dtype == torch.float16 else 1.0
+        for module in model.modules():
+            self._enlist(module)
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that are measured, a tied one once."""
+        return list(self._names.values())
+
+    @property
+    def slow(self) -> list[str]:
+        """Those that no rule covers; known after the first batch."""
+        return list(self._uncovered)
+
+    def measure(
+        self,
+        losses: Losses,
+        batch: Batch,
+        *,
+        num_examples: int,
+        wanted: Wanted | None = None,
+        segments: Tensor | None = None,
+    ) -> Gradients:
+        """What is wanted of each example's loss gradient.
+
+        Args:
+            losses: gives (N,) losses of a batch; their sum is differentiated.
+            batch: what `losses` takes.
+            num_examples: N.
+            wanted: squared norms of all parameters where it is None.
+            segments: (B, T) the example at each position of packed rows, -1 for padding; None:
+                each row is an example.
+
+        Raises:
+            CurateError: a layer mixes examples, or a parameter cannot be measured.
+        """
+        wanted = wanted or Wanted()
+        layout = Layout(num_examples, segments)
+        with self._frozen():
+            if not self._is_checked:
+                self._check(losses, batch, layout)
+            found = self._watch(losses, batch, layout, wanted)
+            if self._uncovered:
+                if segments is not None:
+                    raise ConfigError(
+                        f"parameter {self._uncovered[0]} cannot be measured in packed rows",
+                        fix="give each example a row of its own, or freeze the parameter",
+                    )
+                scale = self._scale
+                slow = one_by_one(
+                    self.model, lambda m, b: losses(m, b) * scale, batch, self._uncovered
+                )
+                for name, values in slow.items():
+                    found.take(name, Whole(raised(values) / scale))
+        return found.finish()
+
+    def _watch(self, losses: Losses, batch: Batch, layout: Layout, wanted: Wanted) -> Collector:
+        """One forward and one backward pass."""
+        first = next(iter(self._names))
+        shapes = {name: parameter.shape for parameter, name in self._names.items()}
+        collector = Collector(wanted, shapes, layout.num_examples, first.device)
+        with Capture(self._rules, self._loose, layout, self._sink(collector)) as taps:
+            self._taps = taps
+            with torch.enable_grad():
+                total = losses(self.model, batch).sum() * self._scale
+            taps.backward(total)
+        return collector
+
+    def _check(self, losses: Losses, batch: Batch, layout: Layout) -> None:
+        """Compare the rules with autograd on two examples; what differs goes the slow way.
+
+        For random weights c and signs V of each parameter, sum_i c_i <g_i, V> must be the inner
+        product of V with the gradient of sum_i c_i loss_i. That finds a use of a parameter that no
+        tap shows, a layer that is not what its class says, and rows given to the wrong example.
+        """
+        if layout.owner is None and layout.num_examples > _CHECKED_EXAMPLES:
+            batch = {key: value[:_CHECKED_EXAMPLES] for key, value in batch.items()}
+            layout = Layout(_CHECKED_EXAMPLES)
+        first = next(iter(self._names))
+        draw = torch.Generator().manual_seed(0)
+        weights = torch.rand(layout.num_examples, generator=draw, dtype=torch.float64) + 0.5
+        weights = weights.to(first.device)
+        signs = {
+            name: (torch.randint(0, 2, parameter.shape, generator=draw) * 2 - 1).to(parameter)
+            for parameter, name in self._names.items()
+        }
+        wanted = Wanted(directions={name: {name: sign} for name, sign in signs.items()})
+        found = self._watch(losses, batch, layout, wanted).finish()
+        truth = weighted_gradients(self.model, losses, batch, weights * self._scale, self.names)
+        tolerance = _TOLERANCE_HALF if first.dtype.itemsize == 2 else _TOLERANCE
+        # A gradient that is zero but for rounding, as of a key's bias, is not compared.
+        rounding = 16 * torch.finfo(first.dtype).eps * (weights * found.total().sqrt()).sum()
+        for name, gradient in truth.items():
+            gradient = gradient.double() / self._scale
+            expected = (gradient * signs[name]).sum()
+            scale = gradient.norm() + (weights * found.squares[name].sqrt()).sum()
+            distance = ((found.inner[name] * weights).sum() - expected).abs()
+            if name in self._uncovered:
+                continue
+            if bool(distance > tolerance * scale + rounding):  # not where a loss is not finite
+                self._uncovered.append(name)
+        self._is_checked = True
+        if self._uncovered:
+            log.warning(
+                "%d parameters have no layer that can be watched and are measured the slow way,"
+                " through the whole model for each example: %s",
+                len(self._uncovered), _listed(self._uncovered),
+            )  # fmt: skip
+
+    def _enlist(self, module: nn.Module) -> None:
+        own = [self._names[p] for p in module.parameters(recurse=False) if p in self._names]
+        if not own:
+            return
+        for name in own:
+            self._owners[name].append(module)
+        rule = rule_of(module)
+        if rule is None or rule is local.forms:
+            if next(module.children(), None) is None:
+                self._loose[module] = rule
+        else:
+            self._rules[module] = rule
+
+    def _sink(self, collector: Collector) -> Callable[..., None]:
+        def sink(
+            module: nn.Module, rule: Rule, inputs: tuple[Tensor, ...], grad: Tensor, where: Layout
+        ) -> None:
+            grad = grad if self._scale == 1 else grad.float() / self._scale
+            own = {
+                short: self._names[parameter]
+                for short, parameter in module.named_parameters(recurse=False)
+                if parameter in self._names
+            }
+            own = {short: name for short, name in own.items() if name not in self._uncovered}
+            if not own:
+                return
+            try:
+                with torch.no_grad():
+                    for short, form in rule(module, inputs, grad, where):
+                        if short in own:
+                            uses, ids = self._uses(own[short], module, where)
+                            collector.take(own[short], form, uses=uses, lookup_ids=ids)
+            except NoExampleAxisError:
+                if self._is_checked:
+                    raise
+                self._uncovered += own.values()
+
+        return sink
+
+    def _uses(self, name: str, module: nn.Module, where: Layout) -> tuple[int, Tensor | None]:
+        """How often a parameter is used in this pass, and the ids of its one other use."""
+        owners, taps = self._owners[name], self._taps
+        uses = sum(taps.calls.get(owner, 0) for owner in owners)
+        lookups = [ids for owner in owners for ids in taps.lookups.get(owner, [])]
+        if uses != 2 or len(lookups) != 1 or module in taps.lookups:
+            return uses, None
+        return uses, taps.layout.rows(lookups[0], 0)
+
+    @contextmanager
+    def _frozen(self) -> Generator[None]:
+        """No parameter requires a gradient, so that autograd forms none."""
+        before = [(p, p.requires_grad) for p in self.model.parameters()]
+        for parameter, _ in before:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, needed in before:
+                parameter.requires_grad_(needed)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,56 @@
+"""What is asked of a pass, and what it gives.
+
+Shapes: N examples, P rows and Q columns of a parameter, p and q of its projection.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from curate.models.gradients.forms import LowRank
+
+Direction = Mapping[str, Tensor | LowRank]
+"""Parameter -> a gradient of its shape; a parameter that is missing counts as zero."""
+
+
+class Sides(NamedTuple):
+    """The two sides of a projection left^T G right."""
+
+    left: Tensor
+    """(P, p), P being the parameter's first axis; all but the last of a fused weight"""
+    right: Tensor
+    """(Q, q)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a pass is to measure; all of it comes from the same one."""
+
+    squares: bool = True
+    """Squared gradient norms of every parameter."""
+    directions: Mapping[str, Direction] = field(default_factory=dict[str, Direction])
+    """Any name -> a gradient, to take inner products with."""
+    projections: Mapping[str, Sides] = field(default_factory=dict[str, Sides])
+    """Parameter -> what to project its gradient on."""
+    whole: Collection[str] = ()
+    """Parameters whose gradients are wanted as they are, N times their size in memory."""
+
+
+class Gradients(NamedTuple):
+    """What was measured, for each example of the batch."""
+
+    squares: dict[str, Tensor]
+    """Parameter -> (N,) float64 squared norm of its gradient."""
+    inner: dict[str, Tensor]
+    """Direction -> (N,) float64 inner product over all its parameters."""
+    projections: dict[str, Tensor]
+    """Parameter -> (N, p, q)"""
+    whole: dict[str, Tensor]
+    """Parameter -> (N, ...) of the parameter's shape."""
+
+    def total(self) -> Tensor:
+        """(N,) float64 squared norm over all parameters."""
+        return torch.stack(list(self.squares.values())).sum(0)
