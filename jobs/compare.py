@@ -20,6 +20,7 @@ from jobs.compare_outside import read_results
 from jobs.compare_plot import write_plot
 from jobs.compare_results import Question, results_table, write_results
 from jobs.compare_sets import make_sets, set_tasks, write_sets
+from jobs.compare_settings import is_random
 from jobs.compare_tasks import (
     Work,
     command_of,
@@ -63,7 +64,8 @@ def compare_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) 
         work.facts, work.luck = set_facts(work.making), luck(work.making)
         outcome = _train(work, pool, listener)
     for arm in outside:
-        work.luck.setdefault(arm, 0.0 if arm in (*settings.compare.redrawn, RANDOM) else 1.0)
+        is_drawn = arm in settings.compare.redrawn or is_random(arm)
+        work.luck.setdefault(arm, 0.0 if is_drawn else 1.0)
     value, table = judge_work(work, outside)
     write_results(run.root / "compare", table, value)
     record_stage(
@@ -124,7 +126,7 @@ def judge_results(
     """
     table = results_table(read_results(path))
     arms = list(dict.fromkeys(table["arm"].to_list()))
-    shared = {arm: 0.0 if arm in (*redrawn, RANDOM) else 1.0 for arm in arms}
+    shared = {arm: 0.0 if arm in redrawn or is_random(arm) else 1.0 for arm in arms}
     value = judge_table(table, arms, shared, metric=metric, better=better, on=None)
     nothing = {"runs": 0, "steps": 0, "tokens": 0, "seconds": 0.0}
     return {**value, "arms": {}, "unit": "tokens", "scale": "as trained elsewhere",

@@ -41,6 +41,8 @@ class Spec:
     """Whether each seed gets a set of its own."""
     share: float | None = None
     """Token share, for the points of a curve."""
+    draw: int = 1
+    """Of random: the how manieth set of each seed."""
     own: ArmSettings | None = None
     """Of the user."""
 
@@ -88,6 +90,10 @@ def specs(compare: Compare) -> list[Spec]:
         found.append(Spec(name=arm, what=ARMS[arm], redrawn=redrawn))
     if all(spec.name != RANDOM for spec in found):
         found.append(Spec(name=RANDOM, what=ARMS[RANDOM], redrawn=True))
+    found += [
+        Spec(name=f"{RANDOM}-{draw}", what=f"{ARMS[RANDOM]}, once more", redrawn=True, draw=draw)
+        for draw in range(2, compare.random_draws + 1)
+    ]
     for share in compare.shares:
         found += [
             Spec(

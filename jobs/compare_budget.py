@@ -23,7 +23,7 @@ from jobs.compare_arms import folder_of
 from jobs.settings import Settings
 
 _TRIES = 8
-_CLOSE = 0.002
+_CLOSE = 0.001
 """Relative distance from the token budget at which the search for a batch size ends."""
 
 
@@ -114,18 +114,29 @@ def budget_of(settings: Settings, rows: Sequence[Rows]) -> Budget:
 
 def fitting_batch(lengths: Sequence[Lengths], draws: int, budget: Budget, start: int) -> int:
     """The `batch_tokens` with which a set's steps come nearest to the token budget."""
-    best, best_gap = start, np.inf
+    gaps: dict[int, float] = {}
+
+    def gap(size: int) -> float:
+        """Relative distance from the budget, its sign kept."""
+        if size not in gaps:
+            gaps[size] = (
+                sum(_tokens_by_step(lengths, draws, budget.steps, size)) / budget.tokens - 1
+            )
+        return gaps[size]
+
     size = start
-    for _ in range(_TRIES):
-        tokens = sum(_tokens_by_step(lengths, draws, budget.steps, size))
-        gap = abs(tokens / budget.tokens - 1)
-        if gap < best_gap:
-            best, best_gap = size, gap
-        following = max(1, round(size * budget.tokens / max(1, tokens)))
-        if gap <= _CLOSE or following == size:
-            break
-        size = following
-    return best
+    for _ in range(_TRIES):  # in proportion
+        if abs(gap(size)) <= _CLOSE:
+            return size
+        size = max(1, round(size / max(0.1, 1 + gap(size))))
+    # Another size shuffles otherwise, which moves the sum a little: look around.
+    size = min(gaps, key=lambda tried: abs(gaps[tried]))
+    step = max(1, size // 500)
+    for distance in range(1, _TRIES + 1):
+        for near in (size - distance * step, size + distance * step):
+            if near >= 1 and abs(gap(near)) <= _CLOSE:
+                return near
+    return min(gaps, key=lambda tried: (abs(gaps[tried]), tried))
 
 
 def _tokens_by_step(lengths: Sequence[Lengths], draws: int, steps: int, size: int) -> list[int]:

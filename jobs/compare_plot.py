@@ -47,7 +47,9 @@ def write_plot(
     )
     chart: Any = (points + means).properties(width=420, height=28 * max(2, len(order)))
     if own.height > last.height:
-        rows = own.group_by("arm", "tokens", maintain_order=True).agg(pl.col("value").mean())
+        rows = own.group_by("arm", "step", maintain_order=True).agg(
+            pl.col("tokens", "value").mean()
+        )
         curve = (
             alt.Chart(alt.Data(values=rows.drop_nulls().to_dicts()))
             .mark_line(point=True)

@@ -13,9 +13,10 @@ import polars as pl
 from curate.data.files import replace, write_json
 from curate.data.tables import write_table
 from curate.errors import ConfigError
-from curate.evaluate.paired import luck_factor, paired_test
+from curate.evaluate.paired import differences, luck_factor, paired_test
 from curate.evaluate.verdict import Arm, Verdict, judge
 from jobs.compare_outside import REPORTED, Result
+from jobs.compare_settings import is_random
 
 SCHEMA_VERSION = 1
 
@@ -167,21 +168,22 @@ def verdicts_of(
 ) -> list[Verdict]:
     """The verdict on every arm but random.
 
-    The plan gets half of the correction's level, the others share the rest: it is the question.
+    The plan gets three quarters of the correction's level, the others share the rest: it is the
+    question, they are the background.
     Arms that train on the same data are one hypothesis.
     """
     values = values_of(table, arms, question)
-    asked = [arm for arm in arms if arm != "random"]
+    asked = [arm for arm in arms if not is_random(arm)]
     others = [arm for arm in asked if same.get(arm) not in asked]
     judged = {
         arm: Arm(
             values=values[arm],
             luck=luck.get(arm, 1.0),
-            weight=float(max(1, len(others) - 1)) if arm == "plan" else 1.0,
+            weight=3.0 * max(1, len(others) - 1) if arm == "plan" else 1.0,
         )
         for arm in others
     }
-    random = Arm(values=values.get("random", {}), luck=luck.get("random", 0.0))
+    random = [Arm(values=values[arm], luck=luck.get(arm, 0.0)) for arm in arms if is_random(arm)]
     verdicts = judge(judged, random=random, metric=question.told, better=question.better)
     found = {verdict.arm: verdict for verdict in verdicts}
     return [
@@ -199,15 +201,21 @@ def parts_of(table: pl.DataFrame, luck: Mapping[str, float]) -> list[dict[str, A
             str(arm): {row["seed"]: row["value"] for row in rows.iter_rows(named=True)}
             for (arm,), rows in own.group_by("arm", maintain_order=True)
         }
-        random = by_arm.get("random", {})
         for arm, values in by_arm.items():
             entry: dict[str, Any] = {"part": part, "metric": metric, "arm": arm}
             entry |= _summary(values)
-            if arm != "random":
-                shared = luck.get(arm, 1.0), luck.get("random", 0.0)
-                entry |= _difference(values, random, shared)
+            random = {other: by_arm[other] for other in by_arm if _is_yardstick(other, arm)}
+            if arm not in random:
+                shared = luck.get(arm, 1.0), max((luck.get(a, 0.0) for a in random), default=0.0)
+                entry |= _difference(values, list(random.values()), shared)
             found.append(entry)
     return found
+
+
+def _is_yardstick(other: str, arm: str) -> bool:
+    """Whether an arm is compared with this other one: random, at the same share of the tokens."""
+    name, _, share = other.partition("@")
+    return is_random(name) and share == arm.partition("@")[2]
 
 
 def _summary(values: Mapping[int, float | None]) -> dict[str, Any]:
@@ -221,18 +229,24 @@ def _summary(values: Mapping[int, float | None]) -> dict[str, Any]:
 
 def _difference(
     values: Mapping[int, float | None],
-    random: Mapping[int, float | None],
+    random: Sequence[Mapping[int, float | None]],
     shared: tuple[float, float],
 ) -> dict[str, Any]:
-    pairs = [(values[seed], random.get(seed)) for seed in sorted(values)]
-    differences = [a - b for a, b in pairs if a is not None and b is not None]
-    if len(differences) < max(2, len(pairs)) or len(random) != len(values):
-        return {"difference": None, "interval": None}
-    mean = statistics.fmean(differences)
-    if max(differences) == min(differences) or sum(shared) >= 2:
+    """Mean difference to random and its interval; null where a value is missing."""
+    nothing = {"difference": None, "interval": None}
+    own, *draws = (
+        {seed: value for seed, value in each.items() if value is not None}
+        for each in (values, *random)
+    )
+    if not draws or len(values) < 2 or any(set(each) != set(values) for each in (own, *draws)):
+        return nothing
+    is_fixed = shared[0] >= 1
+    taken = differences(own, draws, is_fixed=is_fixed)
+    mean = statistics.fmean(taken)
+    if max(taken) == min(taken) or sum(shared) >= 2:
         return {"difference": mean, "interval": None}
-    factor = luck_factor(len(differences), *shared)
-    return {"difference": mean, "interval": list(paired_test(differences, factor=factor).interval)}
+    factor = luck_factor(len(taken), *shared, num_draws=1 if is_fixed else len(draws))
+    return {"difference": mean, "interval": list(paired_test(taken, factor=factor).interval)}
 
 
 def verdict_json(verdict: Verdict, luck: float) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from jobs.compare_arms import (
     folder_of,
     is_given,
 )
-from jobs.compare_settings import ArmSettings
+from jobs.compare_settings import ArmSettings, is_random
 from jobs.mix import mixer_for, mixture_output
 from jobs.plan_tables import open_tables, read_frame
 from jobs.run import Task
@@ -162,9 +162,10 @@ def _arm(making: Making, spec: Spec, budget: int) -> Arm:
         return Arm(spec.own.rules, _own_mixture(making, spec.own), label=plan.label)
     mixture = _run_mixture(making.settings)
     same = replace(rules, keep=keep, force=True)
+    label = plan.label if spec.draw == 1 else f"{plan.label}/{spec.draw}"
     match spec.name.partition("@")[0]:
-        case "random":
-            return Arm(plain_rules, repeat=True, label=plan.label)
+        case name if is_random(name):
+            return Arm(plain_rules, repeat=True, label=label)
         case "longest":
             return Arm(replace(plain_rules, score="num_tokens"), repeat=True, label=plan.label)
         case "everything":

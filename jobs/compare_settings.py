@@ -48,7 +48,7 @@ class ArmSettings:
     """Make the plan of `rules` anew with each seed: that judges the rules, not the one set."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name in ARMS:
+        if not _NAME.fullmatch(self.name) or self.name in ARMS or is_random(self.name):
             raise ConfigError(
                 f"{self.name!r} is no name for an arm of your own",
                 fix="use letters, digits, _ . @ -, and none of " + ", ".join(ARMS),
@@ -80,6 +80,9 @@ class Compare:
     )  # fmt: skip
     """plan, random, natural, unimax, shuffled, longest, everything, or arms of your own. Random is
     always among them."""
+    random_draws: int = 2
+    """Sets that random draws with each seed: luck is seen there, and the more of it is seen, the
+    smaller the differences that can be told from it."""
     redraw: bool = False
     """Make the plan anew with each seed, where its rules draw: that judges the rules. Otherwise the
     plan is one set, and has to beat the luck of a draw."""
@@ -134,12 +137,19 @@ class Compare:
             raise ConfigError("tokens and steps are both set", fix="keep one of them")
         if (self.tokens or 1) <= 0 or (self.steps or 1) < 1:
             raise ConfigError("tokens and steps must be above 0", fix="raise compare.tokens")
-        if self.points < 1 or self.held_out_examples < 1:
-            raise ConfigError("points and held_out_examples start at 1", fix="raise them")
+        if self.points < 1 or self.held_out_examples < 1 or self.random_draws < 1:
+            raise ConfigError(
+                "points, held_out_examples and random_draws start at 1", fix="raise them"
+            )
         if not all(0 < share <= 1 for share in self.shares):
             raise ConfigError(f"shares are {list(self.shares)}", fix="set shares in (0, 1]")
         if self.command is not None:
             check_command(self.command)
+
+
+def is_random(arm: str) -> bool:
+    """Whether an arm is the yardstick: `random`, or one more draw of it, `random-2`."""
+    return re.fullmatch(r"random(-\d+)?", arm) is not None
 
 
 def check_command(command: str) -> list[str]:

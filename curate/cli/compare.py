@@ -85,11 +85,11 @@ def _table(summary: Mapping[str, Any]) -> list[str]:
         if entry["metric"] == question["metric"] and entry["part"] == "worst_domain"
     }
     domains = {entry["part"] for entry in summary["parts"] if entry["part"].startswith("domain: ")}
-    has_worst = len(domains) > 1 and question["part"] != "worst_domain"
+    has_worst = len(domains) > 1 and question["part"] == "held_out"
     head = ["arm", summary["unit"], "passes", "mean", "spread"]
     head += ["worst domain"] if has_worst else []
     rows = [[*head, "to random", "95 % interval", "p", "sign flip", "verdict"]]
-    for entry in sorted(own, key=lambda e: -1 if e["arm"] == "random" else 0):
+    for entry in sorted(own, key=lambda e: not e["arm"].startswith("random")):
         arm = entry["arm"]
         facts, verdict = arms.get(arm, {}), tests.get(arm, {})
         test = verdict.get("test")

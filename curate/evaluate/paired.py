@@ -3,7 +3,7 @@
 Each seed gives one difference, arm minus random, d_s. What makes them differ is the noise of
 training and the *luck of the draw*: which examples this seed's random choice happened to get.
 
-    T = mean(d) / (S c),   c^2 = 1/n + (r_a + r_b) / (2 - r_a - r_b)
+    T = mean(d) / (S c),   c^2 = 1/n + (r_a + r_b) / (1 - r_a + (1 - r_b) / m)
 
 S is the standard deviation of the n differences; T is compared with Student's t, n - 1 degrees of
 freedom. With r_a = r_b = 0, every seed having drawn both sets anew, this is the paired t test.
@@ -14,6 +14,10 @@ better one (in 32 of 100 cases with five seeds, 52 with ten). Under the hypothes
 as good as any random one, its luck has at most the variance that the random draws show, so that
 c^2 = 1/n + 1 is enough; it is exact where training itself has no noise, cautious elsewhere.
 
+Random may be drawn m times with each seed, since it is there that luck is seen. An arm with a set
+of its own for each seed is then compared with the mean of the m; one with a single set with each
+of them, which gives n m differences (`differences`).
+
 `shared_luck` gives r for anything in between: the correlation of a sum over random sets of which
 two share as many examples as the arm's sets do.
 
@@ -21,11 +25,11 @@ Departures from the textbook: the second term of c. It has the form of Nadeau an
 resampled t test ("Inference for the generalization error", Machine Learning 52, 2003), which meets
 the same trouble for overlapping training sets.
 
-Shapes: n seeds.
+Shapes: n seeds, m random draws a seed.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,7 +47,8 @@ _EXACT_SEEDS = 20
 class PairedTest:
     """A mean difference and what chance does to it."""
 
-    num_seeds: int
+    num: int
+    """Differences: one a seed, or one for each seed and random draw."""
     mean: float
     """Mean of the differences, arm minus random."""
     spread: float
@@ -55,24 +60,44 @@ class PairedTest:
     p: float
     """Two-sided p of the t test."""
     sign_flip_p: float
-    """Two-sided p of the exact sign-flip test; it knows nothing of the luck of a fixed set."""
+    """Two-sided p of the sign-flip test over seeds; it knows nothing of the luck of a fixed set."""
 
 
-def luck_factor(num_seeds: int, arm: float = 0.0, baseline: float = 0.0) -> float:
+def differences(
+    arm: Mapping[int, float], random: Sequence[Mapping[int, float]], *, is_fixed: bool
+) -> list[float]:
+    """Arm minus random, in order of seed.
+
+    Args:
+        arm: seed -> value.
+        random: m times seed -> value, with the same seeds.
+        is_fixed: whether the arm trained on one set throughout.
+
+    Returns:
+        n differences to the mean of the m; n m differences where the set is fixed.
+    """
+    seeds = sorted(arm)
+    if is_fixed:
+        return [arm[seed] - draw[seed] for seed in seeds for draw in random]
+    return [arm[seed] - math.fsum(draw[seed] for draw in random) / len(random) for seed in seeds]
+
+
+def luck_factor(num: int, arm: float = 0.0, baseline: float = 0.0, *, num_draws: int = 1) -> float:
     """c: the standard error of the mean difference, as a multiple of the differences' spread.
 
     Args:
-        num_seeds: n.
+        num: differences, n.
         arm: r_a in [0, 1], how far the arm's sets of different seeds share their luck; 0 is a
             set drawn anew with each seed, 1 the same set each time.
         baseline: r_b, the same of random.
+        num_draws: m, random sets whose mean each difference is taken to.
 
     Returns:
-        sqrt(1/n + (r_a + r_b) / (2 - r_a - r_b)); infinite where both sets are fixed, since the
+        The square root of the formula above; infinite where both sets are fixed, since the
         differences then show no luck at all.
     """
-    shared = arm + baseline
-    return math.inf if shared >= 2 else math.sqrt(1 / num_seeds + shared / (2 - shared))
+    shown = 1 - arm + (1 - baseline) / num_draws
+    return math.inf if shown <= 0 else math.sqrt(1 / num + (arm + baseline) / shown)
 
 
 class Stratum(NamedTuple):
@@ -106,13 +131,21 @@ def shared_luck(strata: Iterable[Stratum]) -> float:
     return min(1.0, max(0.0, shared / drawn)) if drawn > 1e-9 else 0.0
 
 
-def paired_test(differences: Sequence[float], *, factor: float, level: float = 0.05) -> PairedTest:
+def paired_test(
+    differences: Sequence[float],
+    *,
+    factor: float,
+    level: float = 0.05,
+    by_seed: Sequence[float] | None = None,
+) -> PairedTest:
     """Test the hypothesis that the mean difference is 0.
 
     Args:
-        differences: n >= 2 finite numbers, one per seed, not all equal.
+        differences: n >= 2 finite numbers, not all equal.
         factor: c of `luck_factor`; 1 / sqrt(n) is the plain paired t test.
         level: 1 minus the confidence of the interval.
+        by_seed: one difference for each seed, for the sign-flip test; `differences` themselves
+            where they are that.
 
     Raises:
         ValueError: fewer than two differences, one that is not finite, or no spread.
@@ -128,13 +161,13 @@ def paired_test(differences: Sequence[float], *, factor: float, level: float = 0
     half = critical(level, freedom) * error
     p = min(1.0, 2 * float(special.stdtr(freedom, -abs(mean) / error)))
     return PairedTest(
-        num_seeds=len(values),
+        num=len(values),
         mean=mean,
         spread=spread,
         standard_error=error,
         interval=(mean - half, mean + half),
         p=p,
-        sign_flip_p=sign_flip_p(differences),
+        sign_flip_p=sign_flip_p(differences if by_seed is None else by_seed),
     )
 
 

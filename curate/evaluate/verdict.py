@@ -4,8 +4,8 @@
 2. No verdict with fewer than three seeds, with a value that is not finite (a run diverged), with a
    seed that only one of the two has, or where the seeds change nothing: never an average over what
    is left.
-3. The t test of `paired`, the luck of a fixed set included; its p values are corrected by Holm's
-   method over all arms of the comparison.
+3. The t test of `paired`, the luck of a fixed set included, against all random draws there are; its
+   p values are corrected by Holm's method over all arms of the comparison.
 4. Corrected p <= 0.04: `helps` or `hurts`, by the sign of the mean difference. Otherwise `not
    distinguishable from random`, which does not say that the two are equal. The promise is at most
    5 % false verdicts; a fifth of it is kept in reserve, since differences of real metrics are not
@@ -16,12 +16,12 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from curate.evaluate.correction import holm
-from curate.evaluate.paired import PairedTest, luck_factor, paired_test
+from curate.evaluate.paired import PairedTest, differences, luck_factor, paired_test
 from curate.evaluate.power import detectable_difference
 
 Word = Literal["helps", "hurts", "not distinguishable from random", "no verdict"]
@@ -58,6 +58,7 @@ class Verdict:
     test: PairedTest | None = None
     corrected_p: float | None = None
     """Holm's."""
+    num_seeds: int = 0
     detectable: float | None = None
     """Smallest true difference that a repetition finds with 80 % power."""
 
@@ -72,20 +73,24 @@ class Verdict:
         low, high = self.test.interval
         return (
             f"{self.arm} {verb}: {means} for random, a difference of {self.test.mean:+.3g}"
-            f" (95 % interval {low:+.3g} to {high:+.3g}, {self.test.num_seeds} seeds,"
+            f" (95 % interval {low:+.3g} to {high:+.3g}, {self.num_seeds} seeds,"
             f" p {_p(self.corrected_p)} corrected);"
             f" a difference of {self.detectable:.2g} would be found with 80 % power."
         )
 
 
 def judge(
-    arms: Mapping[str, Arm], *, random: Arm, metric: str, better: Literal["higher", "lower"]
+    arms: Mapping[str, Arm],
+    *,
+    random: Sequence[Arm],
+    metric: str,
+    better: Literal["higher", "lower"],
 ) -> list[Verdict]:
     """Verdicts on all arms of a comparison, in the order given.
 
     Args:
         arms: name -> arm; random itself is not among them.
-        random: the yardstick.
+        random: the yardstick; each is one draw for every seed.
         metric: its name, for the words.
         better: which direction of the metric is good.
     """
@@ -109,54 +114,65 @@ def judge(
             word=word,
             corrected_p=p,
             detectable=detectable_difference(
-                test.standard_error, num_seeds=test.num_seeds, level=level, chance=_POWER
+                test.standard_error, num_seeds=test.num, level=level, chance=_POWER
             ),
         )
     return verdicts
 
 
-def _draft(name: str, arm: Arm, random: Arm, metric: str) -> Verdict:
+def _draft(name: str, arm: Arm, random: Sequence[Arm], metric: str) -> Verdict:
     """The verdict before the correction: refused, the same as random, or with its test."""
-    draft = Verdict(arm=name, metric=metric, word="no verdict")
+    draft = Verdict(arm=name, metric=metric, word="no verdict", num_seeds=len(arm.values))
     refusal = _refusal(name, arm, random)
     if refusal:
         return replace(draft, why=refusal)
-    seeds = sorted(arm.values)
-    differences = [arm.values[seed] - random.values[seed] for seed in seeds]
+    draws = [draw.values for draw in random]
+    by_seed = differences(arm.values, draws, is_fixed=False)
     means = replace(
         draft,
-        mean_arm=math.fsum(arm.values.values()) / len(seeds),
-        mean_random=math.fsum(random.values.values()) / len(seeds),
+        mean_arm=_mean([arm.values]),
+        mean_random=_mean(draws),
     )
-    if not any(differences):
+    if any(arm.values == draw for draw in draws):
         return replace(
             means,
             word="not distinguishable from random",
             why="its values are those of random with every seed",
         )
-    size = max(abs(value) for value in [*arm.values.values(), *random.values.values()])
-    if max(differences) - min(differences) <= 1e-12 * size:
+    is_fixed = arm.luck >= 1
+    taken = differences(arm.values, draws, is_fixed=is_fixed)
+    size = max(abs(value) for values in (arm.values, *draws) for value in values.values())
+    if max(taken) - min(taken) <= 1e-12 * size:
         return replace(
             means,
             why="the difference is the same with every seed: seeds that change nothing say nothing"
             " about chance",
         )
-    factor = luck_factor(len(seeds), arm.luck, random.luck)
-    return replace(means, test=paired_test(differences, factor=factor, level=0.05))
+    baseline = max(draw.luck for draw in random)
+    num_draws = 1 if is_fixed else len(random)
+    factor = luck_factor(len(taken), min(1.0, arm.luck), baseline, num_draws=num_draws)
+    test = paired_test(taken, factor=factor, level=0.05, by_seed=by_seed)
+    return replace(means, test=test)
 
 
-def _refusal(name: str, arm: Arm, random: Arm) -> str:
-    """Why the two cannot be compared, or nothing."""
-    alone = sorted(set(arm.values) ^ set(random.values))
-    if alone:
-        return f"only one of {name} and random has a value for {_seeds(alone)}"
-    for label, values in (("random", random.values), (name, arm.values)):
+def _mean(draws: Sequence[Mapping[int, float]]) -> float:
+    values = [value for draw in draws for value in draw.values()]
+    return math.fsum(values) / len(values)
+
+
+def _refusal(name: str, arm: Arm, random: Sequence[Arm]) -> str:
+    """Why they cannot be compared, or nothing."""
+    for draw in random:
+        alone = sorted(set(arm.values) ^ set(draw.values))
+        if alone:
+            return f"only one of {name} and random has a value for {_seeds(alone)}"
+    for label, values in (*(("random", draw.values) for draw in random), (name, arm.values)):
         broken = sorted(seed for seed, value in values.items() if not math.isfinite(value))
         if broken:
             return f"{label} diverged with {_seeds(broken)}"
     if len(arm.values) < MIN_SEEDS:
         return f"it takes {MIN_SEEDS} seeds or more, here are {len(arm.values)}"
-    if arm.luck + random.luck >= 2:
+    if arm.luck + max(draw.luck for draw in random) >= 2:
         return "random trained on the same set with every seed, so that its luck cannot be seen"
     return ""
 

@@ -47,9 +47,11 @@ class Cases:
 class Study:
     """Repeats a comparison of a plan with random, each time with new draws."""
 
-    def __init__(self, *, seed: int, num_seeds: int, noise: bool = False) -> None:
+    def __init__(
+        self, *, seed: int, num_seeds: int, noise: bool = False, num_draws: int = 2
+    ) -> None:
         self.generator = np.random.default_rng(seed)
-        self.num_seeds, self.noise = num_seeds, noise
+        self.num_seeds, self.noise, self.num_draws = num_seeds, noise, num_draws
         pixels, labels = load_digits(return_X_y=True)
         order = np.random.default_rng(0).permutation(len(labels))
         pixels, labels = np.asarray(pixels)[order] / 16.0, np.asarray(labels)[order]
@@ -94,21 +96,24 @@ class Study:
         among = np.arange(_POOL) if among is None else among
         layers = self.generator.integers(2**32, size=self.num_seeds)
         chosen = self.generator.choice(among, KEPT, replace=False)
-        plan, random = dict[int, float](), dict[int, float]()
+        plan = dict[int, float]()
+        random = [dict[int, float]() for _ in range(self.num_draws)]
         for seed, layer in enumerate(layers):
             if not fixed:
                 chosen = self.generator.choice(among, KEPT, replace=False)
             plan[seed] = self._accuracy(chosen, labels, int(layer)) + shift
-            drawn = self.generator.choice(_POOL, KEPT, replace=False)
-            random[seed] = self._accuracy(drawn, labels, int(layer))
-        yardstick = Arm(values=random, luck=0.0)
+            for draw in random:
+                drawn = self.generator.choice(_POOL, KEPT, replace=False)
+                draw[seed] = self._accuracy(drawn, labels, int(layer))
+        yardstick = [Arm(values=draw, luck=0.0) for draw in random]
         arms = {"plan": Arm(values=plan, luck=1.0 if fixed else 0.0)}
         verdict = judge(arms, random=yardstick, metric="accuracy", better="higher")[0]
         plain = judge({"plan": Arm(values=plan, luck=0.0)}, random=yardstick, metric="accuracy",
                       better="higher")[0]  # fmt: skip
         cases.words.append(verdict.word)
         cases.without_luck.append(plain.word)
-        cases.differences.append((sum(plan.values()) - sum(random.values())) / self.num_seeds)
+        mean = sum(sum(draw.values()) for draw in random) / self.num_draws
+        cases.differences.append((sum(plan.values()) - mean) / self.num_seeds)
         cases.stated.append(np.inf if verdict.detectable is None else verdict.detectable)
 
     def _accuracy(self, rows: Rows, labels: Rows, layer: int) -> float:

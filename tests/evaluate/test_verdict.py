@@ -14,7 +14,7 @@ _RANDOM = {0: 0.80, 1: 0.82, 2: 0.81, 3: 0.79, 4: 0.83}
 def _verdict(values: dict[int, float], *, luck: float = 0.0, better: str = "higher") -> Verdict:
     return judge(
         {"plan": Arm(values=values, luck=luck)},
-        random=Arm(values=_RANDOM, luck=0.0),
+        random=[Arm(values=_RANDOM, luck=0.0)],
         metric="accuracy",
         better="lower" if better == "lower" else "higher",
     )[0]
@@ -61,7 +61,7 @@ def test_more_arms_raise_the_bar():
     edge = critical(0.04, 4) * differences.std(ddof=1) / math.sqrt(5)
     arms = {"plan": Arm(values=_shifted(edge * 1.05), luck=0.0),
             "other": Arm(values=_shifted(0.0), luck=0.0)}  # fmt: skip
-    plan, other = judge(arms, random=Arm(values=_RANDOM, luck=0), metric="m", better="higher")
+    plan, other = judge(arms, random=[Arm(values=_RANDOM, luck=0)], metric="m", better="higher")
     assert plan.word == other.word == "not distinguishable from random"
     assert plan.test is not None
     assert plan.corrected_p == pytest.approx(2 * plan.test.p)
@@ -72,7 +72,7 @@ def test_a_diverged_arm_does_not_ease_the_correction_for_the_others():
     values = _shifted(0.1)
     alone = _verdict(values)
     arms = {"plan": Arm(values=values, luck=0.0), "broken": Arm(values=broken)}
-    plan, other = judge(arms, random=Arm(values=_RANDOM, luck=0), metric="m", better="higher")
+    plan, other = judge(arms, random=[Arm(values=_RANDOM, luck=0)], metric="m", better="higher")
     assert alone.corrected_p is not None
     assert plan.corrected_p == pytest.approx(2 * alone.corrected_p)
     assert other.word == "no verdict"
@@ -80,7 +80,7 @@ def test_a_diverged_arm_does_not_ease_the_correction_for_the_others():
 
 def test_an_arm_that_is_random_itself_is_no_hypothesis():
     arms = {"plan": Arm(values=_shifted(0.1), luck=0.0), "natural": Arm(values=_RANDOM)}
-    plan, natural = judge(arms, random=Arm(values=_RANDOM, luck=0), metric="m", better="higher")
+    plan, natural = judge(arms, random=[Arm(values=_RANDOM, luck=0)], metric="m", better="higher")
     assert plan.test is not None
     assert plan.corrected_p == plan.test.p
     assert natural.word == "not distinguishable from random"
@@ -103,7 +103,7 @@ def test_says_why_there_is_no_verdict(values: dict[int, float], why: str):
 
 
 def test_two_seeds_give_no_verdict():
-    verdict = judge({"plan": Arm(values={0: 0.9, 1: 0.95})}, random=Arm(values={0: 0.1, 1: 0.2}),
+    verdict = judge({"plan": Arm(values={0: 0.9, 1: 0.95})}, random=[Arm(values={0: 0.1, 1: 0.2})],
                     metric="m", better="higher")[0]  # fmt: skip
     assert verdict.word == "no verdict"
     assert "3 seeds or more, here are 2" in verdict.sentence()
@@ -111,13 +111,13 @@ def test_two_seeds_give_no_verdict():
 
 def test_a_random_arm_that_was_never_redrawn_gives_no_verdict_on_a_fixed_plan():
     plan, random = Arm(values=_shifted(0.1), luck=1.0), Arm(values=_RANDOM, luck=1.0)
-    verdict = judge({"plan": plan}, random=random, metric="m", better="higher")[0]
+    verdict = judge({"plan": plan}, random=[random], metric="m", better="higher")[0]
     assert verdict.word == "no verdict"
     assert "same set with every seed" in verdict.why
 
 
 def test_random_that_diverged_leaves_no_verdict_at_all():
-    verdict = judge({"plan": Arm(values=_RANDOM)}, random=Arm(values={**_RANDOM, 0: math.nan}),
+    verdict = judge({"plan": Arm(values=_RANDOM)}, random=[Arm(values={**_RANDOM, 0: math.nan})],
                     metric="m", better="higher")[0]  # fmt: skip
     assert "random diverged with seed 0" in verdict.sentence()
 
