@@ -12,7 +12,7 @@ from typing import Any
 from curate.config import plain, read_yaml, to_yaml
 from curate.data import files
 from curate.data.layout import RunFolder
-from curate.errors import OutputError, RunFolderError
+from curate.errors import InputError, OutputError, RunFolderError
 from jobs.all_stages import affected, stages_for
 from jobs.resolving import resolved
 from jobs.settings import Settings, parse_settings
@@ -87,8 +87,11 @@ def load_settings(root: Path) -> Settings:
     """The settings of an existing run, for commands that only read; the folder may have moved.
 
     Raises:
-        RunFolderError: there is no run at `root`.
+        InputError: there is nothing at `root`.
+        RunFolderError: there is something else.
     """
+    if not root.exists():
+        raise InputError(f"there is no run folder {root}", fix="check the path")
     values = saved_values(root) if root.is_dir() else None
     if values is None:
         raise RunFolderError(

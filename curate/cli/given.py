@@ -65,7 +65,7 @@ def _options(common: Common, values: Mapping[str, Any]) -> dict[str, Any]:
     if "scorer" in more:
         found["score.scorers"] = more["scorer"]
     if "model" in more:
-        found |= {"model.name": more["model"], "model.config": None}
+        found |= {"model.name": more["model"], "model.revision": None, "model.config": None}
     if "mixer" in more and _at(values, "mix").get("mixer") != more["mixer"]:
         found["mix"] = {"mixer": more["mixer"]}  # options of another mixer would not fit
     if "task" in more and _at(values, "task").get("kind") != more["task"]:

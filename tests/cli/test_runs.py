@@ -1,7 +1,12 @@
 """Whole commands on a small table: results, JSON, events, dry runs, status, show."""
 
+import contextlib
 import json
 import os
+import pty
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -287,9 +292,6 @@ def test_verify_says_that_the_shards_are_whole_or_which_is_not(curate: Curate, d
 
 def test_planning_loads_no_model_library(config: Config, curate: Curate, tmp_path: Path):
     """What plans and writes must run where torch would not fit."""
-    import subprocess
-    import sys
-
     path = config()
     assert curate("run", path, "-q").code == 0
     code = (
@@ -301,3 +303,36 @@ def test_planning_loads_no_model_library(config: Config, curate: Curate, tmp_pat
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_a_starter_runs_as_it_is(curate: Curate, data: Path, tmp_path: Path):
+    target = tmp_path / "starter.yaml"
+    result = curate("init", data, "--out", target)
+    assert result.code == 0
+    assert result.out.splitlines()[-1] == f"next: curate run {target} --dry-run"
+    out = curate("run", target, "--dry-run", "--out", tmp_path / "run", "--json").out
+    assert json.loads(out)["stages"]["train"]["due"] == 1
+
+
+def test_bars_are_drawn_on_a_terminal_only(curate: Curate, config: Config):
+    """A terminal of its own stands for stderr; without colour there are still bars."""
+    path = config()
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "100"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "curate", "index", str(path)],
+        stdout=subprocess.PIPE, stderr=follower, env=environment, text=True,
+    )  # fmt: skip
+    os.close(follower)
+    seen = bytearray()
+    with contextlib.suppress(OSError):  # how a terminal ends on Linux
+        while chunk := os.read(leader, 4096):
+            seen += chunk
+    os.close(leader)
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    assert out.startswith("index ")
+    text = seen.decode()
+    assert "━" in text
+    assert "1/1" in text
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", text), "NO_COLOR"

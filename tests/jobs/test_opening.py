@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from curate.config import plain, read_yaml
-from curate.errors import OutputError, RunFolderError
+from curate.errors import InputError, OutputError, RunFolderError
 from jobs.all_stages import affected
 from jobs.opening import changes, load_settings, open_run
 from jobs.settings import Settings, parse_settings
@@ -126,5 +126,7 @@ def test_a_moved_run_is_read_where_it_lies(tmp_path: Path):
         pass
     (tmp_path / "run").rename(tmp_path / "moved")
     assert load_settings(tmp_path / "moved").run == str(tmp_path / "moved")
-    with pytest.raises(RunFolderError, match="is no run folder of curate"):
+    with pytest.raises(InputError, match="there is no run folder"):
         load_settings(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="is no run folder of curate"):
+        load_settings(tmp_path)
