@@ -126,10 +126,12 @@ def question_of(
     parts = set(there["part"].to_list())
     part = on or next((p for p in ("target", "held_out", "reported") if p in parts), "held_out")
     metrics = sorted(set(there.filter(pl.col("part") == part)["metric"].to_list()))
+    if not metrics:  # every run diverged
+        metrics = [metric or "loss"]
     name = metric or next((m for m in ("accuracy", "loss") if m in metrics), None)
     if name is None and len(metrics) == 1:
         name = metrics[0]
-    if name is None or (name not in metrics and metrics):
+    if name is None or name not in metrics:
         what = f"there is no {name} on {part}" if name else "it is open which metric is judged"
         raise ConfigError(what, fix=f"set compare.metric to one of {', '.join(metrics)}")
     direction = better or _DIRECTIONS.get(name)

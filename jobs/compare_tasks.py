@@ -58,7 +58,8 @@ def write_shards(work: Work, spec: Spec, pool: Pool) -> None:
     summary = read_json(work.run.plan / "summary.json") or {}
     for name in spec.sets(work.settings.compare.seeds):
         folder = folder_of(work.run, name)
-        write_json(folder.plan / "summary.json", {"tokenizer": summary.get("tokenizer", lengths)})
+        facts = {"tokenizer": summary.get("tokenizer", lengths), "mixer": None}
+        write_json(folder.plan / "summary.json", facts)
         write_run(replace(work.settings, run=str(folder.root), mix={}), pool=pool)
 
 

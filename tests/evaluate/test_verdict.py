@@ -49,16 +49,16 @@ def test_a_fixed_set_needs_more_than_one_drawn_anew():
     assert _verdict(values, luck=1.0).word == "not distinguishable from random"
 
 
-def test_the_boundary_is_at_four_percent_so_that_five_hold():
+def test_the_boundary_is_at_three_percent_so_that_five_hold():
     differences = np.array([0.01, -0.01, 0.005, -0.005, 0.0])
-    edge = critical(0.04, 4) * differences.std(ddof=1) / math.sqrt(5)
+    edge = critical(0.03, 4) * differences.std(ddof=1) / math.sqrt(5)
     assert _verdict(_shifted(edge * 1.001)).word == "helps"
     assert _verdict(_shifted(edge * 0.999)).word == "not distinguishable from random"
 
 
 def test_more_arms_raise_the_bar():
     differences = np.array([0.01, -0.01, 0.005, -0.005, 0.0])
-    edge = critical(0.04, 4) * differences.std(ddof=1) / math.sqrt(5)
+    edge = critical(0.03, 4) * differences.std(ddof=1) / math.sqrt(5)
     arms = {"plan": Arm(values=_shifted(edge * 1.05), luck=0.0),
             "other": Arm(values=_shifted(0.0), luck=0.0)}  # fmt: skip
     plan, other = judge(arms, random=[Arm(values=_RANDOM, luck=0)], metric="m", better="higher")
