@@ -13,6 +13,7 @@ from curate.config import STRICT
 from curate.errors import ConfigError, TryAgainError
 
 _IN_FLIGHT_PER_WORKER = 2
+_WORKERS_SECONDS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ def open_pool(settings: Cluster) -> Generator[Pool]:
     """The executor that `settings` ask for, closed at the end.
 
     Raises:
-        TryAgainError: the scheduler does not answer.
+        TryAgainError: the scheduler does not answer, or has no workers.
     """
     if settings.kind == "inline":
         yield Pool(InlineExecutor(), 1)
@@ -90,6 +91,8 @@ def _client(settings: Cluster) -> Generator[Any]:
                 # Any free port: the usual one may be taken by another run.
                 dashboard_address="127.0.0.1:0",
                 memory_limit=0,
+                # Dask would send a task to three more workers; `run_tasks` tries it alone.
+                scheduler_kwargs={"allowed_failures": 0},
                 silence_logs=logging.ERROR,
             ) as cluster,
             Client(cluster) as client,
@@ -105,7 +108,13 @@ def _client(settings: Cluster) -> Generator[Any]:
             fix="start it, or correct cluster.address",
         ) from error
     with client:
-        client.wait_for_workers(1, timeout=300)
+        try:
+            client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
+        except TimeoutError as error:
+            raise TryAgainError(
+                f"the Dask scheduler at {settings.address} has no workers",
+                fix=f"start some: `dask worker {settings.address} --nthreads 1`",
+            ) from error
         yield client
 
 

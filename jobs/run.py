@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,7 +127,7 @@ def run_tasks(
             ready = wait(running, timeout=_WAKE_SECONDS, return_when=FIRST_COMPLETED).done
             for future in [future for future in running if future in ready]:
                 task = running.pop(future)
-                error = future.exception()
+                error = _error_of(future)
                 if error is None:
                     outcome.done.append(task.name)
                     outcome.receipts[task.name] = future.result()
@@ -142,8 +142,9 @@ def run_tasks(
                 if isinstance(error, OutputError):
                     raise error
                 if is_cluster_lost(error):
+                    reason = str(error) or type(error).__name__
                     raise TryAgainError(
-                        f"{stage}: the Dask cluster went away: {error}",
+                        f"{stage}: the Dask cluster went away ({reason})",
                         fix="run the same command again; finished partitions are kept",
                     ) from error
                 log.error("%s: %s failed: %s", stage, task.name, error)
@@ -189,6 +190,14 @@ def _start(
 ) -> None:
     log.debug("start %s", task.name)
     running[pool.executor.submit(work, task.payload)] = task
+
+
+def _error_of(future: Future[Receipt]) -> BaseException | None:
+    """What a finished task ended with; a scheduler that dies cancels the tasks that it held."""
+    try:
+        return future.exception()
+    except CancelledError as error:
+        return error
 
 
 def require(tables: Sequence[object], *, stage: str, command: str) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import LocalCluster
 
+import jobs.cluster
 from curate.data.partitions import Output
 from curate.errors import CurateError, InputError, OutputError, TryAgainError
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
@@ -23,6 +25,8 @@ def write_name(payload: dict[str, Any]) -> dict[str, Any]:
         Path(once).touch()
         os._exit(1)
     if payload["name"] in payload.get("kill_always", []):
+        with Path(payload["path"]).with_suffix(".deaths").open("a") as deaths:
+            deaths.write("x")
         os._exit(1)
     if payload["name"] in payload.get("bad", []):
         raise InputError(f"{payload['name']} is bad", fix="mend it")
@@ -148,9 +152,36 @@ def test_a_poisonous_partition_is_blamed_and_its_neighbours_are_not(
     assert sorted(outcome.done) == list("abdef")
     with pytest.raises(CurateError, match=r"1 of 6 tasks failed; c: the worker died 3 times"):
         raise_failures("s", outcome)
+    assert (tmp_path / "c.deaths").read_text() == "xxx"
 
 
 def test_a_scheduler_that_does_not_answer_can_be_tried_again():
     settings = Cluster(kind="address", address="tcp://127.0.0.1:9")
     with pytest.raises(TryAgainError, match="does not answer"), open_pool(settings):
         pass
+
+
+def test_a_scheduler_that_has_no_workers_can_be_tried_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs.cluster, "_WORKERS_SECONDS", 1)
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster:
+        address = str(getattr(cluster, "scheduler_address"))  # noqa: B009 - has no type
+        settings = Cluster(kind="address", address=address)
+        with pytest.raises(TryAgainError, match="has no workers"), open_pool(settings):
+            pass
+
+
+def test_a_scheduler_that_dies_can_be_tried_again(tmp_path: Path):
+    class Dying(InlineExecutor):
+        """Runs `a` and then, like Dask without its scheduler, cancels what it is given."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if args[0]["name"] == "a":
+                return super().submit(fn, *args, **kwargs)
+            future = Future[Any]()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    with pytest.raises(TryAgainError, match="train: the Dask cluster went away"):
+        run_tasks("train", tasks(tmp_path, "abc"), write_name, pool=Pool(Dying(), 1))
+    assert run_tasks("train", tasks(tmp_path, "abc"), write_name, pool=INLINE).skipped == ["a"]
