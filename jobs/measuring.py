@@ -16,12 +16,13 @@ from curate.data.partitions import Partition
 from curate.data.reading import read_fields
 from curate.data.tables import read_examples, write_table
 from curate.models.load import LoadedModel, load_cached, pick_device
-from curate.models.quantities import measure
+from curate.models.quantities import GRADIENT, measure
 from curate.models.settings import Score
 from curate.models.tasks import Encoded, Task, build_task
 from jobs.lengths import content_of, content_settings
 from jobs.measurers import Measurer, measurer_tokenizer
 from jobs.run import Task as Work
+from jobs.score_columns import chosen_scorers, needed
 from jobs.settings import Settings, parse_settings, task_settings
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def measure_work(payload: dict[str, Any]) -> dict[str, Any]:
         encoded,
         batch_tokens=batch_tokens(settings.score, loaded.device.type),
         device=loaded.device,
+        wanted=wanted_of(settings),
     )
     table = keys.hstack(as_columns(found))
     counts = counts_of(encoded, table)
@@ -92,6 +94,12 @@ def ready(settings: Settings, measurer: Measurer) -> tuple[Task, LoadedModel]:
     kind = task_settings(settings)
     loaded = load_cached(settings.model, kind, checkpoint=measurer.folder, digest=measurer.digest)
     return build_task(kind, loaded.tokenizer, max_positions=loaded.max_positions), loaded
+
+
+def wanted_of(settings: Settings) -> frozenset[str]:
+    """Quantities that the scorers of a run need from a model."""
+    named = settings.score.named
+    return needed(chosen_scorers(named)) if named else frozenset()
 
 
 def as_columns(found: Mapping[str, Any]) -> pl.DataFrame:
@@ -134,7 +142,10 @@ def _common(settings: Settings, chosen: Sequence[Measurer]) -> dict[str, Any]:
     kind = task_settings(settings)
     device = pick_device(settings.model.device).type
     tokenizer = measurer_tokenizer(settings, chosen[0].folder)
+    # Gradients change what a table holds; the forward quantities are always all there.
+    more = {} if GRADIENT.keys().isdisjoint(wanted_of(settings)) else {"gradients": 1}
     return {
+        **more,
         "stage": "quantities",
         "version": VERSION,
         "task": plain(kind),

@@ -15,7 +15,7 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples, write_table
 from curate.errors import ConfigError
-from curate.models.quantities import FORWARD, QUANTITIES, TABLE
+from curate.models.quantities import MEASURED, QUANTITIES, TABLE
 from curate.models.settings import TabularClassification
 from jobs.lengths import CHARACTERS, content_of
 from jobs.measurers import Measurer
@@ -53,7 +53,7 @@ class Chosen:
 
     @property
     def needs_model(self) -> bool:
-        return not self.needs.isdisjoint(FORWARD)
+        return not self.needs.isdisjoint(MEASURED)
 
 
 def chosen_scorers(named: Mapping[str, Mapping[str, Any]]) -> list[Chosen]:
@@ -89,6 +89,11 @@ def chosen_scorers(named: Mapping[str, Mapping[str, Any]]) -> list[Chosen]:
     if not found:
         raise ConfigError("score.scorers is empty", fix="name one, such as el2n")
     return found
+
+
+def needed(chosen: Sequence[Chosen]) -> frozenset[str]:
+    """Quantities that a model's pass must measure for these scorers."""
+    return frozenset(name for entry in chosen for name in entry.needs if name in MEASURED)
 
 
 def column_tasks(
@@ -173,10 +178,10 @@ def column_work(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantities_of(frame: pl.DataFrame, needs: frozenset[str]) -> dict[str, np.ndarray]:
-    """Forward quantities among `needs`, NaN for null."""
+    """Measured quantities among `needs`, NaN for null."""
     return {
         name: frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        for name in sorted(needs & FORWARD.keys())
+        for name in sorted(needs & MEASURED.keys())
     }
 
 

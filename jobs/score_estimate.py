@@ -14,9 +14,9 @@ from curate.data.reading import read_fields
 from curate.data.tables import read_examples
 from curate.models.batches import by_length, next_batch
 from curate.models.load import LoadedModel
-from curate.models.quantities import FORWARD, measure
+from curate.models.quantities import FORWARD, GRADIENT, measure
 from curate.models.tasks import Encoded, Task
-from jobs.measuring import batch_tokens, measurer_of, ready
+from jobs.measuring import batch_tokens, measurer_of, ready, wanted_of
 from jobs.run import Task as Work
 from jobs.settings import Settings
 
@@ -43,18 +43,22 @@ def estimate(settings: Settings, due: Sequence[Work]) -> dict[str, float]:
     encoded = task.encode(keys.hstack(read_fields(run, part, settings.sources[part.source])))
     encoding = time.perf_counter() - started
     budget = batch_tokens(settings.score, loaded.device.type)
-    seconds = encoding + _time_batches(task, loaded, encoded, budget)
+    wanted = wanted_of(settings)
+    seconds = encoding + _time_batches(task, loaded, encoded, budget, wanted)
     work = _work_of(run, due)
     share = sum(work) / max(1, work[0])
     workers = settings.cluster.workers if settings.cluster.kind == "local" else 1
     rows = sum((run.examples(_part(task)).mark() or {}).get("rows", 0) for task in due)
+    num_columns = len(FORWARD) + (0 if GRADIENT.keys().isdisjoint(wanted) else len(GRADIENT))
     return {
         "seconds": loading + seconds * share / workers,
-        "size_bytes": rows * 4 * len(FORWARD) + 4096 * len(due),
+        "size_bytes": rows * 4 * num_columns + 4096 * len(due),
     }
 
 
-def _time_batches(task: Task, loaded: LoadedModel, encoded: Encoded, budget: int) -> float:
+def _time_batches(
+    task: Task, loaded: LoadedModel, encoded: Encoded, budget: int, wanted: frozenset[str]
+) -> float:
     """Seconds for the whole partition, from a few of its batches."""
     scored = np.flatnonzero(encoded.num_scored > 0)
     order = scored[by_length(encoded.lengths[scored])]
@@ -71,7 +75,7 @@ def _time_batches(task: Task, loaded: LoadedModel, encoded: Encoded, budget: int
         started = time.perf_counter()
         members = order[cuts[index] : cuts[index + 1]]
         one = _subset(encoded, members)
-        measure(loaded.model, task, one, batch_tokens=budget, device=loaded.device)
+        measure(loaded.model, task, one, batch_tokens=budget, device=loaded.device, wanted=wanted)
         if not warm_up:
             spent += time.perf_counter() - started
             timed += costs[index]

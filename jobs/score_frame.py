@@ -23,7 +23,7 @@ from curate.models.tasks import build_task
 from curate.models.tokens import count_tokens
 from jobs.measurers import seeds_of
 from jobs.measuring import as_columns, batch_tokens, counts_of
-from jobs.score_columns import Chosen, chosen_scorers, quantities_of, table_quantities
+from jobs.score_columns import Chosen, chosen_scorers, needed, quantities_of, table_quantities
 from scorers.apply import columns_of, plain_columns
 
 log = logging.getLogger(__name__)
@@ -98,18 +98,27 @@ def _measured(chosen: Sequence[Chosen], fields: pl.DataFrame, how: Measure) -> l
     found: list[pl.DataFrame] = []
     for folder in how.checkpoints or (None,):
         loaded = load_model(how.model, how.task, checkpoint=folder)
-        found.append(_pass(loaded, fields, how))
+        found.append(_pass(loaded, fields, how, needed(chosen)))
     return found
 
 
-def _pass(loaded: LoadedModel, fields: pl.DataFrame, how: Measure) -> pl.DataFrame:
+def _pass(
+    loaded: LoadedModel, fields: pl.DataFrame, how: Measure, wanted: frozenset[str]
+) -> pl.DataFrame:
     task = build_task(how.task, loaded.tokenizer, max_positions=loaded.max_positions)
     budget = batch_tokens(how.score, loaded.device.type)
     parts: list[pl.DataFrame] = []
     for start in range(0, max(1, fields.height), _PART_ROWS):
         part = fields[start : start + _PART_ROWS]
         encoded = task.encode(part)
-        values, _ = measure(loaded.model, task, encoded, batch_tokens=budget, device=loaded.device)
+        values, _ = measure(
+            loaded.model,
+            task,
+            encoded,
+            batch_tokens=budget,
+            device=loaded.device,
+            wanted=wanted,
+        )
         parts.append(as_columns(values))
         counts_of(encoded, part.select(KEY).hstack(parts[-1]))
     return pl.concat(parts)

@@ -11,6 +11,7 @@ EXTERNAL = "external"
 
 SCORERS = {
     "el2n": "scorers.el2n:EL2N",
+    "grand": "scorers.grand:GraNd",
     "loss": "scorers.loss:Loss",
     "margin": "scorers.margin:Margin",
     "entropy": "scorers.entropy:Entropy",

@@ -10,7 +10,8 @@ class Scorer(Protocol):
     """A score made of per-example quantities.
 
     Quantities of `curate.models.quantities.FORWARD` come from one pass of each checkpoint, which
-    all scorers share; those of `TABLE` need no model. A class may have a `version`: raise it when
+    all scorers share; those of `GRADIENT` from the same pass and the way back through it; those of
+    `TABLE` need no model. A class may have a `version`: raise it when
     the same quantities give other columns.
 
     Shapes: N examples of a partition.

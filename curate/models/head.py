@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from curate.models.gradients import watched
+
 log = logging.getLogger(__name__)
 
 _PIECE_NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 28}
@@ -61,7 +63,9 @@ def counted_logits(
         states, weight = states.float(), weight.float()
         bias = None if bias is None else bias.float()
     for start in range(0, max(len(states), 1), size):
-        yield functional.linear(states[start : start + size], weight, bias)
+        given = states[start : start + size]
+        logits = functional.linear(given, weight, bias)
+        yield watched(parts.head, given, logits, rows[start : start + size])
 
 
 def _split(model: nn.Module, inputs: dict[str, Tensor]) -> _Parts | None:

@@ -20,7 +20,7 @@ Cost: one forward pass and about six reads of the logits, a bounded piece of the
 Shapes: N examples of a partition, B of a batch, M counted positions, V classes or tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curate.models.batches import Passed, for_each_batch
+from curate.models.gradient_pass import GradientPass
 from curate.models.tasks import Batch, Encoded, Flat, Task
 
 FORWARD = {
@@ -49,7 +50,17 @@ TABLE = {
 }
 """Quantities that need no model."""
 
-QUANTITIES = FORWARD | TABLE
+GRADIENT = {
+    "grad_sq_norm": "squared length of the gradient of the example's loss, summed over its counted"
+    " positions, with respect to all parameters",
+    "num_positions": "positions that the loss counts; 1 for a class",
+}
+"""Quantities of one forward and one backward pass, which gives those of `FORWARD` too."""
+
+MEASURED = FORWARD | GRADIENT
+"""Quantities that need a model."""
+
+QUANTITIES = MEASURED | TABLE
 """Name -> what it is; what a scorer's `needs` may hold."""
 
 _ROWS_NUMBERS = 1 << 19
@@ -132,7 +143,6 @@ def summarise(flat: Flat, num_examples: int) -> dict[str, Tensor]:
     return _means(_add_up([flat], num_examples, flat.logits.device))
 
 
-@torch.inference_mode()
 def measure(
     model: nn.Module,
     task: Task,
@@ -140,34 +150,51 @@ def measure(
     *,
     batch_tokens: int,
     device: torch.device,
+    wanted: Collection[str] = frozenset(FORWARD),
 ) -> tuple[dict[str, Tensor], Passed]:
-    """Every quantity in `FORWARD` for the examples of a partition, in their order.
+    """Quantities of the examples of a partition, in their order.
 
     Args:
         model: in eval mode, on `device`.
         task: that encoded the examples.
         encoded: the partition; examples with `num_scored` 0 are not shown to the model.
-        batch_tokens: budget of a batch, padding included.
+        batch_tokens: budget of a batch, padding included; a quarter of it where gradients are
+            measured, as all activations are kept for them.
         device: where the model is; results stay there until the partition ends.
+        wanted: names in `MEASURED`; those of `FORWARD` are always measured, those of `GRADIENT`
+            all together or not at all.
 
     Returns:
         Quantity -> (N,) float32 on the CPU, NaN where nothing counts; and how the pass went.
+
+    Raises:
+        CurateError: memory does not suffice, or a parameter's gradient cannot be measured.
     """
+    has_gradients = not GRADIENT.keys().isdisjoint(wanted)
     results = {
         name: torch.full((len(encoded),), torch.nan, dtype=torch.float32, device=device)
-        for name in FORWARD
+        for name in (MEASURED if has_gradients else FORWARD)
     }
     scored = np.flatnonzero(encoded.num_scored > 0)
+    gradients = GradientPass(model, task) if has_gradients else None
 
     def work(members: np.ndarray) -> None:
         chosen = scored[members]
         batch = to_device(task.collate(encoded, chosen), device)
-        found = _means(_add_up(task.pieces(model, batch), len(chosen), device))
+        if gradients is None:
+            sums = _add_up(task.pieces(model, batch), len(chosen), device)
+            found = _means(sums)
+        else:
+            flat, squares = gradients.measure(batch, len(chosen))
+            sums = _add_up([flat], len(chosen), device)
+            found = {**_means(sums), "grad_sq_norm": squares, "num_positions": sums["positions"]}
         where = torch.from_numpy(chosen).to(device, non_blocking=True)
         for name, values in found.items():
             results[name][where] = values.float()
 
-    passed = for_each_batch(encoded.lengths[scored], work, batch_tokens=batch_tokens)
+    budget = max(1, batch_tokens // 4) if has_gradients else batch_tokens
+    with torch.no_grad() if has_gradients else torch.inference_mode():
+        passed = for_each_batch(encoded.lengths[scored], work, batch_tokens=budget)
     on_cpu = {name: values.cpu() for name, values in results.items()}
     counts = torch.from_numpy(encoded.num_scored).float()
     on_cpu["num_scored"] = counts.masked_fill(counts == 0, torch.nan)

@@ -103,20 +103,27 @@ class Engine:
         with self._frozen():
             if not self._is_checked:
                 self._check(losses, batch, layout)
+            slow = self._slow_way(losses, batch, segments)
+            # The last call of `losses` is the one for the whole batch.
             found = self._watch(losses, batch, layout, wanted)
-            if self._uncovered:
-                if segments is not None:
-                    raise ConfigError(
-                        f"parameter {self._uncovered[0]} cannot be measured in packed rows",
-                        fix="give each example a row of its own, or freeze the parameter",
-                    )
-                scale = self._scale
-                slow = one_by_one(
-                    self.model, lambda m, b: losses(m, b) * scale, batch, self._uncovered
-                )
-                for name, values in slow.items():
-                    found.take(name, Whole(raised(values) / scale))
+            for name, values in slow.items():
+                found.take(name, Whole(raised(values) / self._scale))
         return found.finish()
+
+    def _slow_way(self, losses: Losses, batch: Batch, segments: Tensor | None) -> dict[str, Tensor]:
+        """Gradients of the parameters that no rule covers, times the loss scale."""
+        if not self._uncovered:
+            return {}
+        if segments is not None:
+            raise ConfigError(
+                f"parameter {self._uncovered[0]} cannot be measured in packed rows",
+                fix="give each example a row of its own, or freeze the parameter",
+            )
+
+        def scaled(model: nn.Module, part: Batch) -> Tensor:
+            return losses(model, part) * self._scale
+
+        return one_by_one(self.model, scaled, batch, self._uncovered)
 
     def _watch(self, losses: Losses, batch: Batch, layout: Layout, wanted: Wanted) -> Collector:
         """One forward and one backward pass."""

@@ -372,6 +372,24 @@ def test_a_layer_that_sees_positions_first_is_found_out():
     assert engine.slow == ["layer.weight", "layer.bias"]
 
 
+def test_rows_that_belong_to_no_example_are_refused_after_the_first_batch_too():
+    class Capped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            self.double()
+
+        def forward(self, given: Tensor) -> Tensor:
+            rows = given.flatten(0, 1)
+            capped = self.layer(rows[:10]).tanh()
+            return torch.cat([capped, rows[10:]]).view_as(given)
+
+    engine = Engine(Capped())
+    engine.measure(wavy_losses, batch_of(normal(2, 5, 3)), num_examples=2)
+    with pytest.raises(CurateError, match="no axis of 3 examples"):
+        engine.measure(wavy_losses, batch_of(normal(3, 5, 3)), num_examples=3)
+
+
 def test_batch_norm_in_training_mode_is_refused():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
     with pytest.raises(CurateError, match="mixes the examples"):

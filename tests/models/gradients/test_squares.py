@@ -136,3 +136,13 @@ def test_square_orthogonal_projections_keep_the_norm():
     torch.testing.assert_close(norms, found.squares["weight"])
     whole = gradient_loop(layer, losses, batch)["weight"]  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(found.projections["weight"], left.T @ whole @ right)
+
+
+def test_a_part_of_an_input_does_not_get_the_gram_matrix_of_the_whole():
+    torch.manual_seed(0)
+    x, g = torch.randn(2, 6, 40).double(), torch.randn(2, 6, 50).double()
+    squares = Squares()
+    for part in (6, 3, 6):
+        form = Outer(g[:, :part], x[:, :part])
+        wanted = form.whole().square().sum((1, 2))
+        torch.testing.assert_close(squares.of([form]), wanted)
