@@ -12,6 +12,7 @@ import typer
 from curate.cli.app import app
 from curate.config import json_schema
 from curate.data.tables import REASONS, SCHEMAS
+from curate.models.quantities import FORWARD
 from curate.models.settings import TASKS
 from curate.plan.plan import REASONS as PLAN_REASONS
 from jobs.all_stages import load
@@ -123,6 +124,8 @@ def test_the_page_of_tables_has_every_column_and_reason():
             assert f"| `{column}` |" in page
     for reason in (*REASONS, *PLAN_REASONS):
         assert f"`{reason}`" in page
+    for quantity in FORWARD:
+        assert f"| `{quantity}` |" in page
 
 
 def test_every_method_has_a_page_and_a_line_in_the_readme():
