@@ -93,7 +93,8 @@ def _client(settings: Cluster) -> Generator[Any]:
                 memory_limit=0,
                 # Dask would send a task to three more workers; `run_tasks` tries it alone.
                 scheduler_kwargs={"allowed_failures": 0},
-                silence_logs=logging.ERROR,
+                # What fails is told by the tasks; at the end workers complain of closed doors.
+                silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):
