@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from curate.data.partitions import Output
@@ -189,7 +190,20 @@ def _start(
     running: dict[Future[Receipt], Task],
 ) -> None:
     log.debug("start %s", task.name)
-    running[pool.executor.submit(work, task.payload)] = task
+    future = pool.executor.submit(
+        _attempt, task.payload, work, str(task.output.path), task.fingerprint
+    )
+    running[future] = task
+
+
+def _attempt(
+    payload: dict[str, Any],
+    work: Callable[[dict[str, Any]], Receipt],
+    path: str,
+    fingerprint: str,
+) -> Receipt:
+    """On the worker: a task whose last worker died after the work and before the word is done."""
+    return {} if Output(Path(path)).is_done(fingerprint) else work(payload)
 
 
 def _error_of(future: Future[Receipt]) -> BaseException | None:

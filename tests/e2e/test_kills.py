@@ -41,13 +41,14 @@ def files_in(run: Path, stage: str) -> int:
 
 def start(config: Path) -> subprocess.Popen[bytes]:
     """A whole run in a process group of its own, so that all of it can be killed at once."""
-    return subprocess.Popen(
-        command("run", config),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        start_new_session=True,
-    )
+    with config.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            command("run", config),
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=environment(),
+            start_new_session=True,
+        )
 
 
 def kill_in_stage(config: Path, run: Path, stage: str, draw: random.Random) -> bool:
@@ -158,6 +159,7 @@ def test_a_dask_worker_that_dies_in_the_middle_costs_no_more_than_its_partitions
     for stage in ("index", "score"):
         while process.poll() is None and files_in(run, stage) < 6:
             time.sleep(0.005)
+        assert process.poll() is None, config.with_suffix(".log").read_text()
         workers = [
             child
             for child in psutil.Process(process.pid).children(recursive=True)
@@ -168,6 +170,6 @@ def test_a_dask_worker_that_dies_in_the_middle_costs_no_more_than_its_partitions
         killed.append(workers[0].pid)
         time.sleep(0.3)
         assert kept_as_they_were(before, finished(run))
-    assert process.wait(timeout=200) == 0
+    assert process.wait(timeout=200) == 0, config.with_suffix(".log").read_text()
     assert len(killed) == 2
     assert bytes_of(run, *RESULT) == undisturbed

@@ -36,6 +36,10 @@ def write_name(payload: dict[str, Any]) -> dict[str, Any]:
         raise OutputError("no space", fix="free some")
     output = Output(Path(payload["path"]))
     output.write(lambda path: path.write_text(payload["name"]), payload["fingerprint"], rows=1)
+    after = payload.get("kill_after")
+    if after:
+        Path(after).write_text(str(output.path.stat().st_mtime_ns))
+        os._exit(1)
     return {"rows": 1, "pid": os.getpid()}
 
 
@@ -141,6 +145,15 @@ def test_a_worker_that_dies_costs_its_partition_and_nothing_else(tmp_path: Path,
     assert (tmp_path / "died").exists()
     assert sorted(outcome.done) == list("abcdef")
     assert not outcome.failures
+
+
+def test_a_worker_that_dies_after_its_work_does_not_cost_it(tmp_path: Path, local_pool: Pool):
+    """It has written table and mark, but nobody was told."""
+    some = tasks(tmp_path, "abc")
+    some[1].payload["kill_after"] = str(tmp_path / "died")
+    outcome = run_tasks("s", some, write_name, pool=local_pool)
+    assert (tmp_path / "died").read_text() == str(some[1].output.path.stat().st_mtime_ns)
+    assert sorted(outcome.done) == list("abc")
 
 
 def test_a_poisonous_partition_is_blamed_and_its_neighbours_are_not(
