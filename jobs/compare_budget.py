@@ -25,6 +25,9 @@ from jobs.settings import Settings
 _TRIES = 8
 _CLOSE = 0.001
 """Relative distance from the token budget at which the search for a batch size ends."""
+_CLOSE_ENOUGH = 0.01
+"""Distance above which more passes are shuffled together."""
+_MOST_TOGETHER = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,15 @@ class Budget:
     steps: int
     tokens: int
     """Padding left out; examples, for tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a set is trained on."""
+
+    batch_tokens: int
+    together: int
+    """Passes over the set that are shuffled as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +124,43 @@ def budget_of(settings: Settings, rows: Sequence[Rows]) -> Budget:
     return Budget(steps, tokens)
 
 
-def fitting_batch(lengths: Sequence[Lengths], draws: int, budget: Budget, start: int) -> int:
-    """The `batch_tokens` with which a set's steps come nearest to the token budget."""
+def fit(lengths: Sequence[Lengths], draws: int, budget: Budget, start: int) -> Fit:
+    """How a set is trained on so that its steps come nearest to the token budget.
+
+    A small set fills a few batches and part of one more, and no size of batch may give the right
+    mean; then several passes are shuffled together.
+
+    Args:
+        lengths: (M,) of each partition.
+        draws: seed of the training run.
+        budget: of all arms.
+        start: the batch size to begin with.
+    """
+    tokens = sum(int(each.sum()) for each in lengths)
+    most = max(1, min(_MOST_TOGETHER, budget.tokens // max(1, tokens)))
+    found: list[tuple[float, Fit]] = []
+    for together in range(1, most + 1):
+        tiled = [np.tile(each, together) for each in lengths]
+        size, gap = _fitting_batch(tiled, draws, budget, start)
+        found.append((gap, Fit(size, together)))
+        if gap <= _CLOSE_ENOUGH:
+            break
+    return min(found, key=lambda entry: (entry[0], entry[1].together))[1]
+
+
+def tiled_rows(rows: Sequence[Rows], together: int) -> list[Rows]:
+    """Each row so many times more often."""
+    return [
+        Rows(np.tile(r.positions, together), np.tile(r.lengths, together),
+             np.tile(r.weights, together))
+        for r in rows
+    ]  # fmt: skip
+
+
+def _fitting_batch(
+    lengths: Sequence[Lengths], draws: int, budget: Budget, start: int
+) -> tuple[int, float]:
+    """The `batch_tokens` that fits best, and the relative distance that remains."""
     gaps: dict[int, float] = {}
 
     def gap(size: int) -> float:
@@ -127,7 +174,7 @@ def fitting_batch(lengths: Sequence[Lengths], draws: int, budget: Budget, start:
     size = start
     for _ in range(_TRIES):  # in proportion
         if abs(gap(size)) <= _CLOSE:
-            return size
+            return size, abs(gap(size))
         size = max(1, round(size / max(0.1, 1 + gap(size))))
     # Another size shuffles otherwise, which moves the sum a little: look around.
     size = min(gaps, key=lambda tried: abs(gaps[tried]))
@@ -135,8 +182,9 @@ def fitting_batch(lengths: Sequence[Lengths], draws: int, budget: Budget, start:
     for distance in range(1, _TRIES + 1):
         for near in (size - distance * step, size + distance * step):
             if near >= 1 and abs(gap(near)) <= _CLOSE:
-                return near
-    return min(gaps, key=lambda tried: (abs(gaps[tried]), tried))
+                return near, abs(gap(near))
+    best = min(gaps, key=lambda tried: (abs(gaps[tried]), tried))
+    return best, abs(gaps[best])
 
 
 def _tokens_by_step(lengths: Sequence[Lengths], draws: int, steps: int, size: int) -> list[int]:

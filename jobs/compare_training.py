@@ -31,9 +31,10 @@ from jobs.compare_arms import result_output
 from jobs.compare_budget import (
     Budget,
     Rows,
-    fitting_batch,
+    fit,
     measured_output,
     rows_of,
+    tiled_rows,
     training_draws,
 )
 from jobs.compare_evaluation import evaluate, results_as_json
@@ -77,7 +78,9 @@ def train_arm(payload: dict[str, Any]) -> dict[str, Any]:
     rows = rows_of(shop.run, payload["set"])
     lengths = [each.lengths for each in rows]
     draws = training_draws(shop.settings, seed)
-    size = fitting_batch(lengths, draws, budget, training(shop.settings).batch_tokens)
+    fitting = fit(lengths, draws, budget, training(shop.settings).batch_tokens)
+    rows = tiled_rows(rows, fitting.together)
+    lengths, size = [each.lengths for each in rows], fitting.batch_tokens
     shop = _with_batch(shop, size)
     schedule = _schedule(lengths, draws, budget, size, shop.settings.compare.points)
     folder = result_output(shop.run, key).path.parent
@@ -104,7 +107,8 @@ def train_arm(payload: dict[str, Any]) -> dict[str, Any]:
         "steps": schedule.total_steps,
         "batch_tokens": size,
         "parameters": parameters,
-        "epochs": round(schedule.progress(schedule.total_steps), 6),
+        "passes_together": fitting.together,
+        "epochs": round(fitting.together * schedule.progress(schedule.total_steps), 6),
         "diverged": None,
         "points": [],
     }

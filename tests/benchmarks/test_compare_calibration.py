@@ -1,6 +1,6 @@
 """How often the verdict of `curate compare` is wrong, and whether it finds what it says it finds.
 
-Prints the tables of docs/compare.md. About three minutes on one core.
+Prints the tables of docs/compare.md. About six minutes on one core.
 """
 
 import numpy as np
@@ -8,6 +8,8 @@ import pytest
 from evaluate.ridge_digits import Study
 
 _CASES = 1000
+
+pytestmark = pytest.mark.timeout(3600)
 
 
 @pytest.mark.parametrize("noise", [False, True], ids=["no-noise", "noise"])

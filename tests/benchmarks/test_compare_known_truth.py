@@ -12,6 +12,8 @@ from evaluate.compared_digits import compare, digits_settings, words, write_digi
 
 from curate.cli.compare import comparison_lines
 
+pytestmark = pytest.mark.timeout(1200)
+
 _NOISE = {"mixer": "fixed", "weights": {"noise": 1}}
 _ARMS: list[Any] = [
     "plan",
