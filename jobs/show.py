@@ -77,7 +77,7 @@ class View:
     """Rows, copies, tokens and their shares; None before there is a plan."""
     domains: list[Domain]
     yardsticks: dict[str, dict[str, Any]]
-    """What random and others would have kept at the same number of tokens."""
+    """What random and others would have kept at the same number of tokens; not for one domain."""
     notes: list[str]
     score: str | None
     highest: list[Shown]
@@ -127,11 +127,11 @@ def shown(
         run=settings.run,
         unit="tokens" if has_tokens else "examples",
         training={key: sum(getattr(e, key) for e in domains) for key in ("rows", "tokens")},
-        kept=summary["kept"] if summary else None,
+        kept=_kept(summary, domain) if summary else None,
         domains=domains,
         yardsticks={
             name: {key: value for key, value in entry.items() if key != "domains"}
-            for name, entry in (summary["yardsticks"] if summary else {}).items()
+            for name, entry in (summary["yardsticks"] if summary and domain is None else {}).items()
         },
         notes=summary["notes"] if summary else ["there is no plan yet: `curate plan` makes it"],
         score=text,
@@ -177,6 +177,20 @@ def _from_summary(summary: Mapping[str, Any]) -> list[Domain]:
         )
         for name, entry in summary["domains"].items()
     ]
+
+
+def _kept(summary: Mapping[str, Any], domain: str | None) -> dict[str, Any]:
+    """What the plan keeps, of everything or of one domain."""
+    if domain is None:
+        return summary["kept"]
+    entry = summary["domains"][domain]
+    return {
+        "rows": entry["kept_rows"],
+        "copies": entry["copies"],
+        "tokens": entry["kept_tokens"],
+        "row_share": entry["kept_rows"] / max(1, entry["rows"]),
+        "token_share": entry["kept_tokens"] / max(1, entry["tokens"]),
+    }
 
 
 def _from_index(run: RunFolder) -> list[Domain]:

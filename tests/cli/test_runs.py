@@ -251,6 +251,20 @@ def test_show_tells_what_was_kept_beside_random(curate: Curate, done: Path):
     assert scores[-1] > document["lowest"][-1]["score"]
 
 
+def test_show_of_one_domain_counts_that_domain_alone(curate: Curate, config: Config, data: Path):
+    kinds = ["a"] * 30 + ["b"] * 10
+    texts = [f"text number {i}" for i in range(40)]
+    pl.DataFrame({"text": texts, "kind": kinds}).write_parquet(data)
+    path = config(sources={"a": {"path": str(data), "text": "text", "domain": "kind"}})
+    assert curate("run", path, "-q").code == 0
+    plan = pl.read_parquet(path.parent / "run" / "plan" / "*.parquet")
+    kept = plan.filter(pl.col("keep"), pl.col("row") >= 30).height
+    document = json.loads(curate("show", path.parent / "run", "--domain", "b", "--json").out)
+    assert document["kept"]["rows"] == kept
+    assert document["kept"]["row_share"] == kept / document["training"]["rows"]
+    assert document["yardsticks"] == {}
+
+
 def test_show_takes_any_expression(curate: Curate, done: Path):
     document = json.loads(
         curate("show", done, "--json", "--score", "-num_chars", "--examples", "1").out
