@@ -32,7 +32,7 @@ from curate.models.gradients.forms import (
     raised,
 )
 
-_BLOCK_POSITIONS = 128
+_BLOCK_POSITIONS = 32
 _BLOCKS = 4
 _GRAM_FAVOUR = 0.8
 """The Gram form must be this much cheaper: it loses digits where T is large."""
