@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import polars as pl
 
-from curate.config import parse, read_yaml, resolve
+from curate.config import parse, read_yaml_file, resolve
 from curate.data.files import read_json
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
@@ -43,7 +43,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The resolved settings, as plain values."""
         path = self._folder.config
-        return read_yaml(path.read_text(encoding="utf-8"), where=str(path))
+        return read_yaml_file(path)
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from curate.errors import ConfigError, CurateError, InputError
 
 T = TypeVar("T")
 
-STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
-"""`__pydantic_config__` of every settings class: unknown keys are errors, docstrings help."""
+STRICT = {"extra": "forbid", "use_attribute_docstrings": True, "allow_inf_nan": False}
+"""`__pydantic_config__` of every settings class: unknown keys are errors, docstrings help, and
+numbers are finite, as tasks carry settings as JSON."""
 
 _ENVIRONMENT_PREFIX = "CURATE__"
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
@@ -117,6 +118,21 @@ def read_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"{where}, {error.what}", fix=error.fix) from error
 
 
+def read_yaml_file(path: Path) -> Any:
+    """The value of a YAML file.
+
+    Raises:
+        ConfigError: it is not UTF-8, or as `read_yaml`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text (byte {error.start:,})", fix="save it again as UTF-8"
+        ) from error
+    return read_yaml(text, where=str(path))
+
+
 def gather(
     paths: Sequence[Path],
     *,
@@ -143,7 +159,7 @@ def gather(
     for path in paths:
         if not path.is_file():
             raise InputError(f"there is no settings file {path}", fix="check the path")
-        values = read_yaml(path.read_text(encoding="utf-8"), where=str(path))
+        values = read_yaml_file(path)
         if values is None:
             values = {}
         if not isinstance(values, dict):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curate.config import plain, read_yaml, to_yaml
+from curate.config import plain, read_yaml_file, to_yaml
 from curate.data import files
 from curate.data.layout import RunFolder
 from curate.errors import InputError, OutputError, RunFolderError
@@ -79,7 +79,7 @@ def saved_values(root: Path) -> dict[str, Any] | None:
     path = RunFolder(root).config
     if not path.is_file():
         return None
-    values = read_yaml(path.read_text(encoding="utf-8"), where=str(path))
+    values = read_yaml_file(path)
     return values if isinstance(values, dict) and {"run", "sources"} <= set(values) else None
 
 

@@ -53,9 +53,10 @@ class Settings:
         if not self.sources:
             raise ConfigError("sources is empty", fix="name at least one data set")
         for name in self.sources:
-            if not name or "/" in name or name.startswith("."):
+            if not name or "/" in name or name.startswith(".") or len(name.encode()) > 200:
                 raise ConfigError(
-                    f"sources: {name!r} is no good name", fix="use letters, digits, _"
+                    f"sources: {name!r} is no good name",
+                    fix="use letters, digits, _, and no more than 200 of them",
                 )
 
 

@@ -21,6 +21,7 @@ from curate.config import (
     to_yaml,
 )
 from curate.errors import ConfigError, InputError
+from mixers.temperature import Temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +173,20 @@ def test_an_override_without_a_value_or_key_is_refused(override: str):
 def test_a_missing_settings_file_is_missing_input(tmp_path: Path):
     with pytest.raises(InputError, match=r"there is no settings file .*absent\.yaml"):
         gather([tmp_path / "absent.yaml"])
+
+
+def test_a_settings_file_in_another_encoding_is_named(tmp_path: Path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("run: \xe9t\xe9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.yaml is not UTF-8 text \(byte 5\)"):
+        gather([path])
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+def test_settings_are_finite_as_json_carries_them_to_the_workers(number: str):
+    values = read_yaml(f"tau: {number}", where="test")
+    with pytest.raises(ConfigError, match=r"mix\.tau .*finite number"):
+        parse(Temperature, values, where="mix")
 
 
 def test_a_settings_file_must_be_a_mapping(tmp_path: Path):
