@@ -40,9 +40,16 @@ def resolve_columns(source: Source, schema: pa.Schema, *, where: str = "the inpu
         where: the file, for messages.
 
     Raises:
-        InputError: a column is missing, is of a type that cannot be used, or none can be chosen.
+        InputError: a column is missing, stands twice, is of a type that cannot be used, or none
+            can be chosen.
     """
     types = {field.name: field.type for field in schema if field.name != PROBLEM}
+    names: list[str] = schema.names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(
+            f"{where} has two columns called {twice!r}", fix="rename one of them, or leave it out"
+        )
     if not source.content_columns:
         source = replace(source, **_well_known(types, where))
     if source.features is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from curate.config import resolve
 from curate.data.columns import PROBLEM
@@ -24,11 +25,18 @@ VERSION = 1
 _GROUP_ROWS = 10_000
 _GROUP_BYTES = 64 << 20
 _DETAIL_CHARS = 300
+_NAME_BYTES = 200
+"""Longer file names are cut: file systems take 255 bytes."""
 
 
 def converted(run: RunFolder, file: InputFile) -> Output:
     """Where a converted input is."""
-    return Output(run.converted / file.source / f"{file.file}.parquet")
+    folder, slash, name = file.file.rpartition("/")
+    encoded = name.encode()
+    if len(encoded) > _NAME_BYTES:  # marks and temporary files add to it
+        start = encoded[: _NAME_BYTES - 17].decode(errors="ignore")
+        name = f"{start}-{xxhash.xxh3_64_hexdigest(encoded)}"
+    return Output(run.converted / file.source / f"{folder}{slash}{name}.parquet")
 
 
 def conversion_fingerprint(file: InputFile, source: Source, partition_rows: int) -> str:

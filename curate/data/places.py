@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -53,7 +54,13 @@ def find_local(path: Path, source: Source, where: str) -> list[Found]:
 
 def _local(path: Path, key: str) -> Found:
     with store_errors(str(path)):
-        return Found(key, str(path), path.stat().st_size, local_stamp(path))
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
+            raise InputError(
+                f"{path} is no file, but a pipe, a socket or a device",
+                fix="take it out of the folder, or choose files with sources.*.include",
+            )
+        return Found(key, str(path), facts.st_size, local_stamp(path))
 
 
 def _walk(root: Path, *, deep: bool = True, depth: int = 0) -> Iterator[str]:

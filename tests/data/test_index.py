@@ -263,3 +263,10 @@ def test_a_wrong_column_is_named_with_its_file(settings: dict[str, str], message
     types = schema(text=pa.string(), n=pa.int64(), turns=TURN)
     with pytest.raises(InputError, match=message):
         resolve_columns(Source(path="x", **settings), types, where="f.parquet")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_column_that_stands_twice_is_refused_by_name() -> None:
+    """Parquet allows it; which of the two is meant nobody knows."""
+    types = pa.schema([("text", pa.string()), ("v", pa.int64()), ("v", pa.int64())])
+    with pytest.raises(InputError, match=r"f\.parquet has two columns called 'v'"):
+        resolve_columns(Source(path="x", text="text"), types, where="f.parquet")

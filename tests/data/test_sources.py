@@ -307,3 +307,10 @@ def test_a_hub_name_without_network_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     commit = "0123456789abcdef0123456789abcdef01234567"
     (file,) = find_files("s", Source(**source, split="train", revision=commit))
     assert (file.file, file.stamp, file.format) == ("train", commit, "hub")
+
+
+def test_a_pipe_in_a_folder_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    os.mkfifo(tmp_path / "b.jsonl")
+    with pytest.raises(InputError, match=r"b\.jsonl is no file, but a pipe"):
+        find_files("a", Source(path=str(tmp_path)))

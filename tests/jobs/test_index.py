@@ -112,6 +112,18 @@ def test_every_format_becomes_examples_with_stable_keys(tmp_path: Path) -> None:
     assert "examples/data/jsonl/a.jsonl.parquet" in files
 
 
+def test_the_longest_file_name_that_a_file_system_takes_is_indexed(tmp_path: Path) -> None:
+    """244 bytes, as a Japanese title has: no room is left for the suffixes of tables and marks."""
+    names = ["\u65e5" * 79 + f"{i}.jsonl" for i in "12"]
+    for name in names:
+        write_jsonl(tmp_path / "data" / name, {"text": name[-7:]})
+    settings = settings_for(tmp_path, {"held_out": 0}, a={"path": str(tmp_path / "data")})
+    run_index(settings)
+    examples = scan(RunFolder(tmp_path / "run"), "examples").collect()
+    assert sorted(examples["file"]) == names
+    assert plan_index(settings).done == plan_index(settings).total
+
+
 def test_the_standard_library_can_be_indexed(tmp_path: Path) -> None:
     source = {"path": "pkg://json", "format": "text", "include": "**/*.py", "passage_chars": 500}
     settings = settings_for(tmp_path, lib=source)
