@@ -16,7 +16,7 @@ from curate.data.files import fingerprint, read_json
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition
-from curate.data.tables import meet, read_examples
+from curate.data.tables import meet, read_examples, read_table
 from curate.errors import InputError
 from curate.plan.mixture import DomainSize, Mixture, mixture_values
 from curate.plan.settings import Keep
@@ -168,7 +168,7 @@ def budget_tokens(keep: Keep, sizes: Mapping[str, DomainSize]) -> float:
 def _sizes_of(run: RunFolder, part: Partition, lengths: str) -> pl.DataFrame:
     """domain, examples, tokens of the training rows of a partition."""
     examples = read_examples(run, part, [*KEY, "domain", "split"])
-    counted = pl.read_parquet(run.lengths(part, lengths).path)
+    counted = read_table(run.lengths(part, lengths).path)
     meet(examples, counted)
     training = examples.with_columns(counted["num_tokens"]).filter(pl.col("split") == TRAIN)
     return training.group_by("domain", maintain_order=True).agg(

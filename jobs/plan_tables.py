@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from curate.data.example import KEY
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
-from curate.data.tables import meet, read_examples
+from curate.data.tables import meet, read_examples, read_table
 from curate.errors import InputError
 from curate.plan.groups import INDEX, Tables
 
@@ -80,14 +80,14 @@ def read_frame(
         CurateError: two tables are not of the same examples.
     """
     frame = read_examples(run, part, _INDEX)
-    frame = _beside(frame, pl.read_parquet(run.lengths(part, lengths).path), {"num_tokens": ""})
+    frame = _beside(frame, read_table(run.lengths(part, lengths).path), {"num_tokens": ""})
     wanted: dict[str, dict[str, str]] = {}
     for name in columns:
         scorer, _, column = name.partition(".")
         wanted.setdefault(scorer, {})[column] = name
     for scorer, names in wanted.items():
         score_digests(run, part, [scorer])
-        table = pl.read_parquet(run.scores(part, scorer).path, columns=[*KEY, *names])
+        table = read_table(run.scores(part, scorer).path, [*KEY, *names])
         frame = _beside(frame, table, names)
     return frame
 

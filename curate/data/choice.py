@@ -11,7 +11,7 @@ from curate.data.example import KEY
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.shard_layout import Component
-from curate.data.tables import meet
+from curate.data.tables import meet, read_table
 
 IntArray = npt.NDArray[np.int64]
 
@@ -93,7 +93,7 @@ def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Ch
     Raises:
         CurateError: plan, index and token counts are not of the same examples.
     """
-    plan = pl.read_parquet(run.planned(part).path)
+    plan = read_table(run.planned(part).path)
     examples = _read(run.examples(part), [*KEY, "domain"])
     meet(plan, examples)
     keep = plan["keep"].fill_null(value=False).to_numpy()
@@ -114,7 +114,7 @@ def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Ch
 
 
 def _read(table: Output, columns: list[str]) -> pl.DataFrame:
-    return pl.read_parquet(table.path, columns=columns)
+    return read_table(table.path, columns)
 
 
 def _copies(plan: pl.DataFrame, keep: npt.NDArray[np.bool_]) -> dict[int, IntArray]:

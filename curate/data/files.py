@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-from curate.errors import OutputError
+from curate.errors import InputError, OutputError
 
 _CHUNK_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -128,11 +128,20 @@ def write_json(target: Path, value: Mapping[str, Any] | list[Any], *, flush: boo
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value at `path`, or None where there is no such file."""
+    """The JSON value at `path`, or None where there is no such file.
+
+    Raises:
+        InputError: what is there is no JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:  # not UTF-8, or no JSON
+        raise InputError(
+            f"{path} is damaged: {error}",
+            fix="restore it; in a run folder, remove it and run the same command again",
+        ) from error
 
 
 def digest_file(path: Path) -> str:

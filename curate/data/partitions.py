@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 from curate.data.files import digest_file, discard, read_json, replace, write_json
+from curate.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +69,9 @@ class Output:
         """What the mark says, or None where the file is not done."""
         try:
             mark = read_json(self.mark_path)
-        except ValueError:  # torn by a power cut: marks are not flushed, since tables are
+        except InputError:  # torn by a power cut: marks are not flushed, since tables are
             return None
-        return mark if mark is not None and self.path.exists() else None
+        return mark if isinstance(mark, dict) and self.path.exists() else None
 
     def is_done(self, fingerprint: str) -> bool:
         """Whether the file was made, whole, from just what `fingerprint` stands for."""

@@ -64,9 +64,9 @@ def check_shards(folder: Path) -> dict[str, Any]:
         raise InputError(f"there is no folder {folder}", fix="give the folder of the shards")
     try:
         manifest = read_json(folder / "manifest.json")
-    except ValueError as error:
+    except InputError as error:
         raise CurateError(
-            f"{folder / 'manifest.json'} is damaged: {error}",
+            error.what,
             fix="run `curate write` again, or copy the whole folder",
         ) from error
     if not isinstance(manifest, dict) or "shards" not in manifest:

@@ -82,7 +82,22 @@ def read_examples(
             f"{path} is missing: {part.source}/{part.file} has not been indexed",
             fix=f"run `curate index {run.root}`",
         )
-    return pl.read_parquet(path, columns=list(columns) if columns is not None else None)
+    return read_table(path, columns)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """A table of the run.
+
+    Raises:
+        InputError: it is damaged; names the file.
+    """
+    try:
+        return pl.read_parquet(path, columns=list(columns) if columns is not None else None)
+    except (pl.exceptions.ComputeError, FileNotFoundError) as error:
+        raise InputError(
+            f"{path} is missing or damaged: {error}",
+            fix="remove what is left of it and run the same command again, which makes it anew",
+        ) from error
 
 
 def meet(left: pl.DataFrame, right: pl.DataFrame) -> None:

@@ -14,7 +14,7 @@ from curate.data.files import (
     temporary_for,
     write_json,
 )
-from curate.errors import OutputError
+from curate.errors import InputError, OutputError
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -66,3 +66,11 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) ->
         (inner / name).write_bytes(b"whole")
     assert remove_temporaries(tmp_path) == 2
     assert {path.name for path in inner.iterdir()} == {"part-1.parquet", ".notes.tmp", "a.123.tmp"}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe{}"])
+def test_a_damaged_json_file_is_named_with_what_to_do(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"manifest\.json is damaged: .*\n.*remove it and run"):
+        read_json(path)

@@ -10,7 +10,7 @@ import pytest
 from curate.data.files import digest_file
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition, save_partitions
-from curate.data.tables import meet, read_examples, scan, write_table
+from curate.data.tables import meet, read_examples, read_table, scan, write_table
 from curate.errors import CurateError, InputError
 
 
@@ -71,3 +71,12 @@ def test_a_partition_that_is_not_indexed_says_what_to_run(tmp_path: Path) -> Non
         read_examples(RunFolder(tmp_path), part(0))
     with pytest.raises(InputError, match="is not complete"):
         scan(RunFolder(tmp_path), "examples")
+
+
+@pytest.mark.parametrize("keep", [0, 40])
+def test_a_damaged_table_is_named_with_what_to_do(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "part-a.parquet"
+    write_table(pl.DataFrame({"row": [1, 2, 3]}), path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"part-a\.parquet is missing or damaged.*\n.*remove"):
+        read_table(path)
