@@ -186,6 +186,7 @@ def one_size() -> tuple[str, list[tuple[int, int]]]:
     return size, ([(4, 128)] if size == "4m" else [(4, 128), (2, 512)])
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("rows", "length"), one_size()[1])
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_exact_norms_cost_less_than_a_plain_forward_and_backward(rows: int, length: int):
