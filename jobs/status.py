@@ -50,9 +50,17 @@ def run_status(root: Path) -> Status:
     return Status(
         run=settings.run,
         in_use_by=holder(root),
-        stages=[_stage(stage, settings) for stage in stages_for(settings, "run")],
+        stages=[_stage(stage, settings) for stage in _stages(settings)],
         set_aside=set_aside(RunFolder(root)),
     )
+
+
+def _stages(settings: Settings) -> list[Stage]:
+    """Those of a whole run, and the comparison where one was begun."""
+    found = stages_for(settings, "run")
+    if (Path(settings.run) / "compare").is_dir():
+        found += stages_for(settings, "compare")[-1:]
+    return found
 
 
 def set_aside(run: RunFolder) -> dict[str, int]:
