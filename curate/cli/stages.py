@@ -18,10 +18,15 @@ def run_command(command: str, common: Common) -> None:
         raise ConfigError("--measure belongs to --dry-run", fix="add --dry-run")
     start_logging(quiet=common.quiet, verbose=common.verbose)
     settings, raw = read_settings(command, common)
-    if any(stage.name == "score" for stage in stages_for(settings, command)):
+    names = {stage.name for stage in stages_for(settings, command)}
+    if "score" in names:
         from jobs.score_columns import chosen_scorers
 
         chosen_scorers(settings.score.named)
+    if "plan" in names:
+        from jobs.plan_check import check_plan
+
+        check_plan(settings)
     if common.dry_run:
         _tell(command, common, settings, raw)
         return

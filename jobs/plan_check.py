@@ -1,0 +1,34 @@
+"""The plan's expressions, checked before anything expensive: a typo must not cost a training."""
+
+from pathlib import Path
+
+from curate.data.layout import RunFolder
+from curate.plan.plan import columns_read
+from jobs.plan_tables import score_columns
+from jobs.score_columns import Chosen, chosen_scorers
+from jobs.settings import Settings
+
+
+def check_plan(settings: Settings) -> None:
+    """Refuse a plan whose score or weights read columns that nothing makes.
+
+    Raises:
+        ConfigError: a column is unknown; names the nearest one.
+        InputError: there are no scores, and no scorer is chosen.
+    """
+    if settings.plan.score is None and settings.plan.weights is None:
+        return
+    named = settings.score.named
+    coming = {entry.folder: _columns(entry) for entry in chosen_scorers(named)} if named else {}
+    columns_read(settings.plan, {**score_columns(RunFolder(Path(settings.run))), **coming})
+
+
+def _columns(entry: Chosen) -> tuple[str, ...]:
+    """All columns that a scorer can have, whatever the task and the number of seeds."""
+    if entry.table is not None:
+        return entry.table.measurements()
+    assert entry.scorer is not None
+    names = tuple(entry.scorer.columns)
+    if not entry.needs_model:
+        return names
+    return (*names, *(f"{name}_std" for name in names), "num_scored")
