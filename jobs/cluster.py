@@ -67,6 +67,7 @@ def open_pool(settings: Cluster) -> Generator[Pool]:
 
     Raises:
         TryAgainError: the scheduler does not answer, or has no workers.
+        ConfigError: its address is none.
     """
     if settings.kind == "inline":
         yield Pool(InlineExecutor(), 1)
@@ -107,6 +108,11 @@ def _client(settings: Cluster) -> Generator[Any]:
         raise TryAgainError(
             f"the Dask scheduler at {settings.address} does not answer: {error}",
             fix="start it, or correct cluster.address",
+        ) from error
+    except ValueError as error:  # from the parser of addresses
+        raise ConfigError(
+            f"cluster.address is {settings.address!r}: {error}",
+            fix="set cluster.address to tcp://host:8786",
         ) from error
     with client:
         try:

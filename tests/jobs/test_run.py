@@ -11,7 +11,7 @@ from distributed import LocalCluster
 
 import jobs.cluster
 from curate.data.partitions import Output
-from curate.errors import CurateError, InputError, OutputError, TryAgainError
+from curate.errors import ConfigError, CurateError, InputError, OutputError, TryAgainError
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.run import Progress, Task, raise_failures, run_tasks
 
@@ -171,6 +171,13 @@ def test_a_poisonous_partition_is_blamed_and_its_neighbours_are_not(
 def test_a_scheduler_that_does_not_answer_can_be_tried_again():
     settings = Cluster(kind="address", address="tcp://127.0.0.1:9")
     with pytest.raises(TryAgainError, match="does not answer"), open_pool(settings):
+        pass
+
+
+@pytest.mark.parametrize("address", ["head", "carrier-pigeon://head:8786"])
+def test_an_address_that_is_none_is_a_wrong_setting(address: str):
+    settings = Cluster(kind="address", address=address)
+    with pytest.raises(ConfigError, match=r"cluster\.address is"), open_pool(settings):
         pass
 
 
