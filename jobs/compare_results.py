@@ -132,7 +132,11 @@ def question_of(
     if name is None and len(metrics) == 1:
         name = metrics[0]
     if name is None or name not in metrics:
-        what = f"there is no {name} on {part}" if name else "it is open which metric is judged"
+        what = (
+            f"there is no {name}{_WHERE.get(part, f' on {part}')}"
+            if name
+            else "it is open which metric is judged"
+        )
         raise ConfigError(what, fix=f"set compare.metric to one of {', '.join(metrics)}")
     direction = better or _DIRECTIONS.get(name)
     if direction is None:

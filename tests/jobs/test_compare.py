@@ -230,7 +230,7 @@ def test_nothing_to_measure_on_is_an_error_with_a_way_out(pool: tuple[Path, Path
 
 def test_copies_and_weights_reach_the_training(pool: tuple[Path, Path], tmp_path: Path):
     """Weights near 0 on the wrong labels are as good as leaving them out."""
-    base = {"seeds": [0, 1, 2], "steps": 60, "plot": "none", "random_draws": 1}
+    base = {"seeds": [0, 1, 2], "steps": 40, "plot": "none", "random_draws": 1}
     accuracy: dict[str, float] = {}
     wrong = pl.read_parquet(pool[0])["domain"] == "noise"
     scores = pl.DataFrame(
