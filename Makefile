@@ -13,7 +13,8 @@ help:
 	@echo "make test         install, then lint, types, import contracts and tests"
 	@echo "make bench        benchmarks; prints tables"
 
-# torch goes first and pinned: an open range would pull gigabytes of CUDA packages.
+# torch goes first and pinned. For a build without CUDA where the default one has it:
+# PIP_EXTRA_INDEX_URL names an index of CPU builds.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch

@@ -173,7 +173,8 @@ def gather(
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(
-                f"--set {override} has no value", fix="write --set score.batch_tokens=8192"
+                f"--set {override} has no value",
+                fix=f"write --set {override.strip() or 'KEY'}=VALUE",
             )
         put(raw, key.strip(), read_yaml(text, where=f"--set {key}"), "--set")
     for key, value in (options or {}).items():

@@ -146,6 +146,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
+    if value == {}:  # an empty section is none at all
+        return "not set"
     return "none" if value is None else str(value)
 
 

@@ -77,7 +77,8 @@ class View:
     """Rows, copies, tokens and their shares; None before there is a plan."""
     domains: list[Domain]
     yardsticks: dict[str, dict[str, Any]]
-    """What random and others would have kept at the same number of tokens; not for one domain."""
+    """The plan, and what random and others would have kept at the same number of tokens; not for
+    one domain."""
     notes: list[str]
     score: str | None
     highest: list[Shown]
@@ -129,10 +130,7 @@ def shown(
         training={key: sum(getattr(e, key) for e in domains) for key in ("rows", "tokens")},
         kept=_kept(summary, domain) if summary else None,
         domains=domains,
-        yardsticks={
-            name: {key: value for key, value in entry.items() if key != "domains"}
-            for name, entry in (summary["yardsticks"] if summary and domain is None else {}).items()
-        },
+        yardsticks=_yardsticks(summary) if summary and domain is None else {},
         notes=summary["notes"] if summary else ["there is no plan yet: `curate plan` makes it"],
         score=text,
         highest=highest,
@@ -156,6 +154,20 @@ def quarantined(root: Path, *, limit: int = 3) -> Quarantine:
     rows = pl.scan_parquet(paths, glob=False).group_by("reason", maintain_order=True).head(limit)
     keys = ["source", "file", "row", "reason", "detail"]
     return Quarantine(counts, rows.select(keys).collect().to_dicts())
+
+
+def _yardsticks(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The plan itself, and what others would have kept at the same number of tokens."""
+    own = {
+        "rows": summary["kept"]["rows"],
+        "mean_score": summary["means"].get("plan.score", {}).get("kept"),
+        "overlap": 1.0,
+    }
+    others = {
+        name: {key: value for key, value in entry.items() if key != "domains"}
+        for name, entry in summary["yardsticks"].items()
+    }
+    return {"plan": own, **others}
 
 
 def _from_summary(summary: Mapping[str, Any]) -> list[Domain]:

@@ -20,6 +20,9 @@ class TextClassification:
     max_tokens: int = 512
     """Longer texts are cut here; the scores say how many tokens counted."""
 
+    def __post_init__(self) -> None:
+        _check_classes(self.num_classes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TabularClassification:
@@ -34,6 +37,9 @@ class TabularClassification:
     scale: float = 1.0
     """Features are multiplied by this before the model sees them."""
 
+    def __post_init__(self) -> None:
+        _check_classes(self.num_classes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CausalLM:
@@ -47,6 +53,11 @@ class CausalLM:
     """Longer examples are cut here; the scores say how many tokens counted."""
     turns: Literal["all", "last"] = "all"
     """Which assistant turns of a chat count in the loss."""
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 2:
+        raise ConfigError(f"num_classes is {num_classes}", fix="set task.num_classes to 2 or more")
 
 
 TASKS = {

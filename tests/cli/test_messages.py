@@ -92,13 +92,20 @@ def test_an_empty_data_set_is_told(curate: Curate, config: Config, data: Path):
 def test_a_label_outside_the_classes_is_set_aside_and_too_many_stop_the_run(
     curate: Curate, config: Config, data: Path
 ):
+    frame = pl.read_parquet(data)
+    frame.with_columns(label=2 * pl.col("label")).write_parquet(data)
     path = config(
         sources={"a": {"path": str(data), "text": "text", "label": "label"}},
-        task={"kind": "text-classification", "num_classes": 1},
+        task={"kind": "text-classification", "num_classes": 2},
     )
     told = message(curate("index", path), 4)
     assert "label_out_of_range" in told
     assert "20" in told
+
+
+def test_one_class_is_no_classification(curate: Curate, config: Config):
+    task = {"kind": "text-classification", "num_classes": 1}
+    assert "num_classes is 1" in message(curate("index", config(task=task)), 2)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(curate: Curate, config: Config, tmp_path: Path):
