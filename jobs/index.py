@@ -44,6 +44,7 @@ from jobs.inventory import (
     conversions,
     index_tasks,
     quarantine_output,
+    refuse_copy,
     take_stock,
 )
 from jobs.run import Listener, Receipt, StageState, Task, ignore, raise_failures, run_tasks
@@ -145,6 +146,7 @@ def index_partition(payload: dict[str, Any]) -> Receipt:
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
             raise
+        refuse_copy(run, part.address, error)
         last = part.first_row + part.num_rows - 1
         detail = f"rows {part.first_row} to {last}: {damage_detail(error)}"
         log.warning("%s/%s, %s", part.source, part.file, detail)

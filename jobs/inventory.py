@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from curate.data.partitions import (
 from curate.data.reading import resolve_address
 from curate.data.sources import InputFile, find_files
 from curate.data.storage import is_damage
-from curate.errors import InputError
+from curate.errors import CurateError, InputError
 from jobs.run import Task
 from jobs.settings import Settings, task_settings
 
@@ -120,7 +121,22 @@ def _footer(run: RunFolder, file: InputFile) -> tuple[str, str, Footer | str]:
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
             raise
+        refuse_copy(run, address, error)
         return address, stamp, damage_detail(error)
+
+
+def refuse_copy(run: RunFolder, address: str, error: Exception) -> None:
+    """Do not blame the user's file where what is damaged is the converted copy of it.
+
+    Raises:
+        CurateError: it is the copy.
+    """
+    if "://" in address or Path(address).is_absolute():
+        return
+    raise CurateError(
+        f"{run.root / address}, the converted copy of an input, is damaged: {damage_detail(error)}",
+        fix="remove it and run the same command again: it is made anew from the input",
+    ) from error
 
 
 def _taken(name: str, columns: Any) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
 from curate.data.reading import payload_schema, read_fields, read_rows
 from curate.data.tables import scan
-from curate.errors import InputError, TooManyBadError
+from curate.errors import CurateError, InputError, TooManyBadError
 from jobs.cluster import Cluster, open_pool
 from jobs.index import index_run, plan_index
 from jobs.run import Progress
@@ -342,6 +343,29 @@ def test_a_damaged_input_that_is_converted_is_set_aside_too(tmp_path: Path, name
         run_index(settings_for(tmp_path, s=source))
     summary = run_index(settings_for(tmp_path, {"max_bad_files": 1}, s=source))
     assert (summary["rows"], summary["skipped"]) == (1, 1)
+
+
+@pytest.mark.parametrize("where", [slice(-8, -4), slice(4, 400)], ids=["footer", "rows"])
+def test_a_damaged_copy_is_named_and_not_the_users_file(tmp_path: Path, where: slice) -> None:
+    """The mark knows the size only."""
+    write_jsonl(tmp_path / "a.jsonl", *({"text": f"row {n}"} for n in range(500)))
+    settings = settings_for(tmp_path, s={"path": f"{tmp_path}/a.jsonl"})
+    run_index(settings)
+    before = digests(tmp_path / "run", "examples")
+    # A moved folder, since this process holds the old one's files open.
+    (tmp_path / "run").rename(tmp_path / "moved")
+    settings = replace(settings, run=str(tmp_path / "moved"))
+    copy = tmp_path / "moved" / "examples" / "data" / "s" / "a.jsonl.parquet"
+    whole = bytearray(copy.read_bytes())
+    whole[where] = b"\xff" * len(whole[where])
+    copy.write_bytes(whole)
+    for mark in (tmp_path / "moved" / "examples" / ".done").glob("part-*"):
+        mark.unlink()
+    with pytest.raises(CurateError, match=r"a\.jsonl\.parquet, the converted copy.*\n.*remove it"):
+        run_index(settings)
+    copy.unlink()
+    run_index(settings)
+    assert digests(tmp_path / "moved", "examples") == before
 
 
 def test_bad_rows_of_all_kinds_keep_their_number_and_are_counted(tmp_path: Path) -> None:
