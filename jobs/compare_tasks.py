@@ -76,7 +76,8 @@ def training_tasks(work: Work) -> list[Task]:
         for seed in settings.compare.seeds:
             name = spec.set_of(seed)
             facts = work.facts[name]
-            identity = fingerprint(set=facts.digest, command=command)[:16]
+            own = spec.name if "{arm}" in (command or "") else None
+            identity = fingerprint(set=facts.digest, command=command, arm=own)[:16]
             key = f"{identity}-seed-{seed}"
             work.keys[spec.name, seed] = key
             if key in tasks:

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from curate.errors import DivergedError, InputError
 from curate.models.checkpoints import list_checkpoints
 from curate.models.epochs import Lengths, Schedule, plan_epochs
 from curate.models.load import load_model
+from curate.models.optimiser import Optimiser
 from curate.models.settings import Checkpoints
 from curate.models.tasks import Encoded
 from curate.models.training import train
@@ -30,6 +31,7 @@ from curate.models.training_data import Data, Files, join
 from jobs.compare_arms import result_output
 from jobs.compare_budget import (
     Budget,
+    Fit,
     Rows,
     fit,
     measured_output,
@@ -72,26 +74,67 @@ def train_arm(payload: dict[str, Any]) -> dict[str, Any]:
     A run that diverges is a result, not a failure: it is written down as such.
     """
     started = time.monotonic()
-    shop = open_workshop(payload)
-    seed, key, mark = int(payload["seed"]), str(payload["key"]), str(payload["fingerprint"])
-    budget = Budget(**payload["budget"])
+    run = _prepare(payload)
+    value: dict[str, Any] = {
+        "schema_version": 1,
+        "seed": run.files.seed,
+        "steps": run.schedule.total_steps,
+        "batch_tokens": run.fitting.batch_tokens,
+        "passes_together": run.fitting.together,
+        "parameters": sum(p.numel() for p in run.optimiser.model.parameters()),
+        "epochs": round(run.fitting.together * run.schedule.progress(run.schedule.total_steps), 6),
+        "diverged": None,
+        "tokens": None,
+        "points": [],
+    }
+    try:
+        points = train(run.optimiser, run.shop.task, run.data, run.schedule, run.files)
+    except DivergedError as error:
+        value["diverged"] = error.what
+    else:
+        value["tokens"] = points[-1]["tokens"]
+        value["points"] = _measure(run.shop, run.files, points)
+    seconds = round(time.monotonic() - started, 3)
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    result_output(run.shop.run, payload["key"]).write(
+        lambda path: path.write_text(text, encoding="utf-8"), run.files.fingerprint, seconds=seconds
+    )
+    if not run.shop.settings.compare.keep_models:
+        shutil.rmtree(run.files.root, ignore_errors=True)
+    return {"steps": value["steps"], "seconds": seconds}
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One training run, ready to begin or to go on."""
+
+    shop: Workshop
+    fitting: Fit
+    schedule: Schedule
+    optimiser: Optimiser
+    data: Data
+    files: Files
+
+
+def _prepare(payload: dict[str, Any]) -> _Run:
+    """Everything that training takes, from what a task carries."""
+    shop, seed = open_workshop(payload), int(payload["seed"])
+    budget, draws = Budget(**payload["budget"]), training_draws(shop.settings, seed)
     rows = rows_of(shop.run, payload["set"])
-    lengths = [each.lengths for each in rows]
-    draws = training_draws(shop.settings, seed)
-    fitting = fit(lengths, draws, budget, training(shop.settings).batch_tokens)
+    start = training(shop.settings).batch_tokens
+    fitting = fit([each.lengths for each in rows], draws, budget, start)
     rows = tiled_rows(rows, fitting.together)
-    lengths, size = [each.lengths for each in rows], fitting.batch_tokens
-    shop = _with_batch(shop, size)
-    schedule = _schedule(lengths, draws, budget, size, shop.settings.compare.points)
-    folder = result_output(shop.run, key).path.parent
-    root = folder / "checkpoints"
-    begin(root / f"seed-{seed}", mark)
+    lengths = [each.lengths for each in rows]
+    shop = _with_batch(shop, fitting.batch_tokens)
+    points = shop.settings.compare.points
+    schedule = _schedule(lengths, draws, budget, fitting.batch_tokens, points)
+    root = result_output(shop.run, payload["key"]).path.parent / "checkpoints"
+    begin(root / f"seed-{seed}", payload["fingerprint"])
     optimiser = open_optimiser(shop, draws, schedule.total_steps)
-    parameters = sum(p.numel() for p in optimiser.model.parameters())
     files = Files(
         root=root,
         seed=seed,
-        fingerprint=mark,
+        fingerprint=payload["fingerprint"],
         write_model=lambda target: write_model(optimiser.model, shop.tokenizer, target),
     )
     data = Data(
@@ -101,33 +144,7 @@ def train_arm(payload: dict[str, Any]) -> dict[str, Any]:
         write_log=lambda epoch, part, values: None,
         weights=_weights(rows) if payload["weighted"] else None,
     )
-    value: dict[str, Any] = {
-        "schema_version": 1,
-        "seed": seed,
-        "steps": schedule.total_steps,
-        "batch_tokens": size,
-        "parameters": parameters,
-        "passes_together": fitting.together,
-        "epochs": round(fitting.together * schedule.progress(schedule.total_steps), 6),
-        "diverged": None,
-        "points": [],
-    }
-    try:
-        points = train(optimiser, shop.task, data, schedule, files)
-    except DivergedError as error:
-        value["diverged"] = error.what
-        value["tokens"] = None
-    else:
-        value["tokens"] = points[-1]["tokens"]
-        value["points"] = _measure(shop, files, points)
-    seconds = round(time.monotonic() - started, 3)
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    result_output(shop.run, key).write(
-        lambda path: path.write_text(text, encoding="utf-8"), mark, seconds=seconds
-    )
-    if not shop.settings.compare.keep_models:
-        shutil.rmtree(root, ignore_errors=True)
-    return {"steps": value["steps"], "seconds": seconds}
+    return _Run(shop, fitting, schedule, optimiser, data, files)
 
 
 def _measure(shop: Workshop, files: Files, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
