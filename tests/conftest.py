@@ -1,0 +1,6 @@
+"""Settings of all tests: hypothesis draws the same examples each time, so that a run repeats."""
+
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
