@@ -4,7 +4,7 @@ Shapes: P phases, D domains, G groups.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -140,6 +140,20 @@ def demand(
     Raises:
         CurateError: the mixture does not know a domain.
     """
+    # Equal remainders go to the first name, not to what happens to stand first in the input.
+    order = sorted(range(len(supplies)), key=lambda code: supplies[code].group)
+    found = _demand([supplies[code] for code in order], keep, mixture, most_copies)
+    back = np.argsort(order).tolist()
+    return replace(
+        found,
+        shares=tuple(found.shares[at] for at in back),
+        steps=tuple(found.steps[at] for at in back),
+    )
+
+
+def _demand(
+    supplies: Sequence[Supply], keep: Keep, mixture: Mixture | None, most_copies: float
+) -> Demand:
     unit, asked = asked_amount(keep, supplies)
     eligible = [s.eligible_rows if unit == "rows" else s.eligible_tokens for s in supplies]
     limits = np.floor(np.array(eligible, np.float64) * most_copies).astype(np.int64)

@@ -203,3 +203,9 @@ def test_boundaries_rise_within_the_limits_and_the_last_is_exact(
     assert found.placed == min(asked, possible)
     for (n, _), steps in zip(sizes, found.steps, strict=True):
         assert 0 <= steps[0] <= steps[1] <= int(n * most)
+
+
+def test_equal_remainders_go_to_the_first_name_whatever_comes_first():
+    supplies = [supply("b", 3, 30), supply("a", 3, 30), supply("c", 3, 30)]
+    wanted = demand(supplies, Keep(examples=4), mixture=None, most_copies=1.0)
+    assert wanted.steps == ((1,), (2,), (1,))
