@@ -57,11 +57,18 @@ GRADIENT = {
 }
 """Quantities of one forward and one backward pass, which gives those of `FORWARD` too."""
 
+LOG = {
+    "loss_by_epoch": "mean cross-entropy each time the example was trained on, nats",
+    "correct_by_epoch": "share of its positions that were right each time, 0 to 1",
+    "margin_by_epoch": "mean lead of the target logit each time; below 0 where it was beaten",
+}
+"""Quantities of a whole training run, (E, N): a row for each time that the examples were shown."""
+
 MEASURED = FORWARD | GRADIENT
 """Quantities that need a model."""
 
-QUANTITIES = MEASURED | TABLE
-"""Name -> what it is; what a scorer's `needs` may hold."""
+QUANTITIES = MEASURED | TABLE | LOG
+"""Name -> what it is; what a scorer's `needs` may hold, beside what its own passes measure."""
 
 _ROWS_NUMBERS = 1 << 19
 """Logits worked on at a time on a CPU: 2 MB, which its cache holds."""
