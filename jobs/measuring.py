@@ -19,10 +19,10 @@ from curate.models.load import LoadedModel, load_cached, pick_device
 from curate.models.quantities import GRADIENT, measure
 from curate.models.settings import Score
 from curate.models.tasks import Encoded, Task, build_task
+from jobs.chosen import chosen_scorers, needed
 from jobs.lengths import content_of, content_settings
 from jobs.measurers import Measurer, measurer_tokenizer
 from jobs.run import Task as Work
-from jobs.score_columns import chosen_scorers, needed
 from jobs.settings import Settings, parse_settings, task_settings
 
 log = logging.getLogger(__name__)

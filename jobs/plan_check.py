@@ -4,8 +4,8 @@ from pathlib import Path
 
 from curate.data.layout import RunFolder
 from curate.plan.plan import columns_read
+from jobs.chosen import Chosen, chosen_scorers
 from jobs.plan_tables import score_columns
-from jobs.score_columns import Chosen, chosen_scorers
 from jobs.settings import Settings
 
 
@@ -29,6 +29,6 @@ def _columns(entry: Chosen) -> tuple[str, ...]:
         return entry.table.measurements()
     assert entry.scorer is not None
     names = tuple(entry.scorer.columns)
-    if not entry.needs_model:
+    if entry.kind == "plain":
         return names
     return (*names, *(f"{name}_std" for name in names), "num_scored")

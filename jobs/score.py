@@ -18,6 +18,7 @@ from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, remove_strays
 from curate.errors import InputError
+from jobs.chosen import Chosen, chosen_scorers
 from jobs.cluster import Pool
 from jobs.lengths import (
     length_tasks,
@@ -28,6 +29,7 @@ from jobs.lengths import (
 )
 from jobs.measurers import Measurer, measurers
 from jobs.measuring import measure_work, measuring_tasks
+from jobs.own_passes import OwnPasses, own_passes, run_phases
 from jobs.run import (
     Listener,
     Outcome,
@@ -38,7 +40,7 @@ from jobs.run import (
     require,
     run_tasks,
 )
-from jobs.score_columns import Chosen, chosen_scorers, column_tasks, column_work
+from jobs.score_columns import column_tasks, column_work
 from jobs.score_estimate import estimate
 from jobs.settings import Settings, task_settings
 
@@ -86,36 +88,42 @@ def score_run(
     require(partitions, stage="the index", command=f"curate index {run.root}")
     chosen = chosen_scorers(settings.score.named)
     _check_tables(chosen, settings)
-    used = measurers(settings) if any(entry.needs_model for entry in chosen) else []
+    used = measurers(settings) if _needs_pass(chosen, settings) else []
     passes = measuring_tasks(settings, used) if used else []
+    own = _own(settings, chosen)
     reused = _reuse(passes, reuse)
     measured = run_tasks("score", passes, measure_work, pool=pool, listener=listener)
+    phases = run_phases(own, pool=pool, listener=listener)
     lengths, counted = "", Outcome()
     if any("num_tokens" in entry.needs for entry in chosen):
         lengths = tokenizer_for(settings)[1]
         counting = length_tasks(settings, lengths)
         counted = run_tasks("lengths", counting, lengths_work, pool=pool, listener=listener)
-    columns = column_tasks(settings, chosen, used, lengths=lengths)
+    columns = column_tasks(settings, chosen, used, own=own, lengths=lengths)
     scored = run_tasks("columns", columns, column_work, pool=pool, listener=listener)
-    _remove_strays(run, chosen, used)
+    _remove_strays(run, chosen, [measurer.slug for measurer in used] + _slugs(own))
     summary: dict[str, Any] = {
         "rows": sum((run.examples(part).mark() or {}).get("rows", 0) for part in partitions),
         "scorers": _describe(run, chosen, columns),
         "checkpoints": [measurer.name for measurer in used],
-        "done": len(measured.done),
-        "skipped": len(measured.skipped) - reused,
+        "done": len(measured.done) + sum(len(outcome.done) for outcome in phases.values()),
+        "skipped": len(measured.skipped)
+        - reused
+        + sum(len(outcome.skipped) for outcome in phases.values()),
         "reused": reused,
         **_counts(run, used, passes),
         "seconds": round(time.monotonic() - started, 3),
     }
     if lengths == "characters":
         summary["tokens"] = "characters, as no tokenizer is set"
-    if measured.done or scored.done or reused or "score" not in load_manifest(run)["stages"]:
-        outputs = [task.output for task in (*passes, *columns)]
+    if summary["done"] or scored.done or reused or "score" not in load_manifest(run)["stages"]:
+        outputs = [task.output for task in (*passes, *_tasks(own), *columns)]
         facts = {"summary": {k: v for k, v in summary.items() if k not in ("done", "skipped")}}
         facts["checkpoints"] = {measurer.name: measurer.digest for measurer in used}
         record_stage(run, "score", outputs=outputs, seconds=summary["seconds"], facts=facts)
     raise_failures("score", measured)
+    for name, outcome in phases.items():
+        raise_failures(name, outcome)
     raise_failures("lengths", counted)
     raise_failures("columns", scored)
     return summary
@@ -128,18 +136,19 @@ def plan_score(settings: Settings) -> StageState:
     chosen = chosen_scorers(settings.score.named)
     if not partitions:
         return StageState("score", 0, 0, ("the index has not been made yet",))
-    needs_model = any(entry.needs_model for entry in chosen)
     try:
-        used = measurers(settings) if needs_model else []
+        used = measurers(settings) if _needs_pass(chosen, settings) else []
         passes = measuring_tasks(settings, used) if used else []
+        own = _own(settings, chosen)
+        passes += _tasks(own)
         needs_tokens = any("num_tokens" in entry.needs for entry in chosen)
         lengths = tokenizer_for(settings)[1] if needs_tokens else ""
     except InputError as error:
         return StageState("score", len(partitions), 0, (error.what,))
     due = [task for task in passes if not task.is_done()]
-    columns = column_tasks(settings, chosen, used, lengths=lengths)
+    columns = column_tasks(settings, chosen, used, own=own, lengths=lengths)
     # Columns whose quantities are due or missing cannot be done, even where an old table stands.
-    waiting = {task.payload["partition"]["name"] for task in due}
+    waiting = {task.output.path.name for task in due}
     pending = [task for task in columns if not task.is_done() or _waits(task, waiting, chosen)]
     expected = len(chosen) * len(partitions)
     total = len(passes) + expected
@@ -159,16 +168,40 @@ def plan_score(settings: Settings) -> StageState:
 def measure_score(settings: Settings) -> dict[str, float]:
     """`seconds` and `size_bytes` of all passes that are due, from a few timed batches."""
     chosen = chosen_scorers(settings.score.named)
-    if not any(entry.needs_model for entry in chosen):
+    if not _needs_pass(chosen, settings):
         return {"seconds": 0.0, "size_bytes": 0}
     passes = measuring_tasks(settings, measurers(settings))
     return estimate(settings, [task for task in passes if not task.is_done()])
 
 
+def _needs_pass(chosen: Iterable[Chosen], settings: Settings) -> bool:
+    """Whether the checkpoints are shown the examples, for scorers that share the pass."""
+    trains = settings.checkpoints.train is not None
+    kinds = {entry.kind for entry in chosen if not (entry.wants_log and trains)}
+    return not kinds.isdisjoint(("pass", "log"))
+
+
+def _own(settings: Settings, chosen: Iterable[Chosen]) -> dict[str, OwnPasses]:
+    """Scorer -> its own passes."""
+    return {
+        entry.folder: own_passes(settings, entry.name, entry.scorer)
+        for entry in chosen
+        if entry.kind == "own" and entry.scorer is not None
+    }
+
+
+def _slugs(own: Mapping[str, OwnPasses]) -> list[str]:
+    return [slug for passes in own.values() for slug, _ in passes.tables]
+
+
+def _tasks(own: Mapping[str, OwnPasses]) -> list[Task]:
+    return [task for passes in own.values() for task in passes.tasks]
+
+
 def _waits(task: Task, waiting: set[str], chosen: Iterable[Chosen]) -> bool:
     """Whether a column task needs a pass that is still due."""
-    needy = {entry.folder for entry in chosen if entry.needs_model}
-    return task.payload["folder"] in needy and task.payload["partition"]["name"] in waiting
+    needy = {entry.folder for entry in chosen if entry.kind in ("pass", "own")}
+    return task.payload["folder"] in needy and task.output.path.name in waiting
 
 
 def _check_tables(chosen: Iterable[Chosen], settings: Settings) -> None:
@@ -177,7 +210,7 @@ def _check_tables(chosen: Iterable[Chosen], settings: Settings) -> None:
         if entry.table is not None:
             entry.table.key(single_source=len(settings.sources) == 1)
             entry.table.measurements()
-        if entry.needs_model:
+        if entry.kind in ("pass", "log"):
             task_settings(settings)
 
 
@@ -218,12 +251,12 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _remove_strays(run: RunFolder, chosen: Iterable[Chosen], used: Iterable[Measurer]) -> None:
+def _remove_strays(run: RunFolder, chosen: Iterable[Chosen], slugs: Iterable[str]) -> None:
     """Tables of partitions that are gone must not be read with the rest."""
     names = {part.name for part in run.partitions()}
     for folder in {entry.folder for entry in chosen}:
         remove_strays(run.root / "scores" / folder, names)
-    for slug in {measurer.slug for measurer in used}:
+    for slug in set(slugs):
         remove_strays(run.root / "quantities" / slug, names)
 
 

@@ -1,7 +1,7 @@
 """`scores/`: quantities become columns, one light task for each scorer and partition."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,86 +14,20 @@ from curate.data.files import digest_file, fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples, write_table
-from curate.errors import ConfigError
-from curate.models.quantities import MEASURED, QUANTITIES, TABLE
+from curate.models.quantities import TABLE
 from curate.models.settings import TabularClassification
+from jobs.chosen import Chosen, chosen_scorers
+from jobs.history import log_digest, read_log, stacked
 from jobs.lengths import CHARACTERS, content_of
 from jobs.measurers import Measurer
+from jobs.own_passes import OwnPasses
 from jobs.run import Task as Work
 from jobs.settings import Settings, parse_settings, task_settings
 from scorers.apply import columns_of, plain_columns
-from scorers.catalog import EXTERNAL, SCORERS, build_scorer
-from scorers.external import External, tables
-from scorers.protocol import Scorer
 from scorers.random import uniform
 
 VERSION = 1
 """Of what is computed: raised when the same quantities would give other columns."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """One scorer of a run, and the folder of its table."""
-
-    name: str
-    """As in the settings; of an external table, its name there."""
-    options: dict[str, Any]
-    scorer: Scorer | None
-    """None for an external table."""
-    table: External | None = None
-
-    @property
-    def folder(self) -> str:
-        """Under `scores/`: the name, of a user's own class the class' name."""
-        return self.name.rpartition(":")[2]
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset() if self.scorer is None else self.scorer.needs
-
-    @property
-    def needs_model(self) -> bool:
-        return not self.needs.isdisjoint(MEASURED)
-
-
-def chosen_scorers(named: Mapping[str, Mapping[str, Any]]) -> list[Chosen]:
-    """The scorers of `score.named`, in its order, their options checked.
-
-    Raises:
-        ConfigError: there is none, a name or an option is unknown, a scorer needs a quantity that
-            does not exist, or two would write to the same folder.
-    """
-    found: list[Chosen] = []
-    for name, options in named.items():
-        if name == EXTERNAL:
-            found += [
-                Chosen(table, dict(options), None, entry)
-                for table, entry in tables(dict(options)).items()
-            ]
-            continue
-        scorer = build_scorer(name, options)
-        for need in sorted(scorer.needs):
-            if need not in QUANTITIES:
-                raise ConfigError(
-                    f"scorer {name} needs {need}, which nothing measures",
-                    fix=f"use quantities among {', '.join(QUANTITIES)}",
-                )
-        found.append(Chosen(name, dict(options), scorer))
-    folders = [entry.folder for entry in found]
-    for entry in found:
-        if folders.count(entry.folder) > 1 or (entry.table and entry.name in SCORERS):
-            raise ConfigError(
-                f"two scores would be called {entry.folder}",
-                fix="give the external table another name",
-            )
-    if not found:
-        raise ConfigError("score.scorers is empty", fix="name one, such as el2n")
-    return found
-
-
-def needed(chosen: Sequence[Chosen]) -> frozenset[str]:
-    """Quantities that a model's pass must measure for these scorers."""
-    return frozenset(name for entry in chosen for name in entry.needs if name in MEASURED)
 
 
 def column_tasks(
@@ -101,6 +35,7 @@ def column_tasks(
     chosen: Sequence[Chosen],
     measurers: Sequence[Measurer],
     *,
+    own: Mapping[str, OwnPasses],
     lengths: str,
 ) -> list[Work]:
     """Tasks of all scorers for the partitions whose quantities are there.
@@ -109,13 +44,14 @@ def column_tasks(
         settings: of the run.
         chosen: from `chosen_scorers`.
         measurers: whose quantities are averaged.
+        own: scorer -> its own passes.
         lengths: digest of the tokenizer whose tokens `length` reads.
     """
     run = RunFolder(Path(settings.run))
     values = plain(settings)
     found: list[Work] = []
     for entry in chosen:
-        used = list(measurers) if entry.needs_model else []
+        used = _tables_of(entry, settings, measurers, own)
         table = digest_file(Path(entry.table.path)) if entry.table else None
         for part in run.partitions():
             inputs = _inputs(run, part, entry, used, lengths)
@@ -126,7 +62,7 @@ def column_tasks(
                 version=VERSION,
                 scorer=[entry.name, plain(entry.scorer or entry.table), table],
                 own_version=getattr(entry.scorer, "version", 1),
-                seeds=[measurer.seed for measurer in used],
+                seeds=[seed for _, seed in used],
                 seed=settings.seed if "uniform" in entry.needs else None,
                 single_source=len(settings.sources) == 1 if entry.table else None,
                 inputs=inputs,
@@ -135,13 +71,26 @@ def column_tasks(
                 "settings": values,
                 "partition": asdict(part),
                 "folder": entry.folder,
-                "measurers": [[measurer.slug, measurer.seed] for measurer in used],
+                "tables": used,
                 "lengths": lengths,
                 "fingerprint": stamp,
             }
             output = run.scores(part, entry.folder)
             found.append(Work(f"{entry.name}, {part.name}", payload, output, stamp))
     return found
+
+
+def _tables_of(
+    entry: Chosen, settings: Settings, measurers: Sequence[Measurer], own: Mapping[str, OwnPasses]
+) -> list[tuple[str, int]]:
+    """Folders under `quantities/` that a scorer reads, and their seeds; "" is the training log."""
+    if entry.kind == "own":
+        return list(own[entry.folder].tables) if entry.folder in own else []
+    if entry.wants_log and settings.checkpoints.train is not None:
+        return [("", seed) for seed in settings.checkpoints.train.seeds]
+    if entry.kind in ("pass", "log"):
+        return [(measurer.slug, measurer.seed) for measurer in measurers]
+    return []
 
 
 def column_work(payload: dict[str, Any]) -> dict[str, Any]:
@@ -153,22 +102,22 @@ def column_work(payload: dict[str, Any]) -> dict[str, Any]:
     entry = next(entry for entry in chosen if entry.folder == payload["folder"])
     examples = read_examples(run, part, [*KEY, "id", "num_chars"])
     keys = examples.select(KEY)
+    used = [(str(slug), int(seed)) for slug, seed in payload["tables"]]
     if entry.table is not None:
         table = entry.table.join(examples, single_source=len(settings.sources) == 1)
-    elif entry.scorer is not None and entry.needs_model:
-        frames = [_meeting(run.quantities(part, slug), keys) for slug, _ in payload["measurers"]]
-        extra = _table_quantities(run, part, examples, entry.needs, settings, payload["lengths"])
-        columns = columns_of(
-            entry.scorer,
-            [quantities_of(frame, entry.needs) | extra for frame in frames],
-            [seed for _, seed in payload["measurers"]],
-        )
-        table = keys.hstack(columns)
-        if not isinstance(task_settings(settings), TabularClassification):
-            table = table.hstack(frames[0].select("num_scored"))
-    elif entry.scorer is not None:
+    elif entry.scorer is not None and entry.kind == "plain":
         found = _table_quantities(run, part, examples, entry.needs, settings, payload["lengths"])
         table = keys.hstack(plain_columns(entry.scorer, found))
+    elif entry.scorer is not None and entry.kind == "log":
+        seeds, histories = _histories(run, part, keys, used)
+        table = keys.hstack(columns_of(entry.scorer, histories, seeds))
+    elif entry.scorer is not None:
+        frames = [_meeting(run.quantities(part, slug), keys) for slug, _ in used]
+        extra = _table_quantities(run, part, examples, entry.needs, settings, payload["lengths"])
+        measured = [quantities_of(frame, entry.needs) | extra for frame in frames]
+        table = keys.hstack(columns_of(entry.scorer, measured, [seed for _, seed in used]))
+        if _counts_tokens(settings) and "num_scored" in frames[0].columns:
+            table = table.hstack(frames[0].select("num_scored"))
     else:
         raise AssertionError(f"{entry.name} is neither a scorer nor a table")
     run.scores(part, entry.folder).write(
@@ -177,11 +126,31 @@ def column_work(payload: dict[str, Any]) -> dict[str, Any]:
     return {"rows": table.height}
 
 
+def _counts_tokens(settings: Settings) -> bool:
+    return not isinstance(task_settings(settings), TabularClassification)
+
+
+def _histories(
+    run: RunFolder, part: Partition, keys: pl.DataFrame, used: Sequence[tuple[str, int]]
+) -> tuple[list[int], list[dict[str, np.ndarray]]]:
+    """Seeds, and what each one's training showed of the examples."""
+    seeds = sorted({seed for _, seed in used})
+    histories: list[dict[str, np.ndarray]] = []
+    for seed in seeds:
+        slugs = [slug for slug, own in used if own == seed]
+        if slugs == [""]:
+            histories.append(read_log(run, part, keys, seed))
+            continue
+        frames = [_meeting(run.quantities(part, slug), keys) for slug in slugs]
+        histories.append(stacked(frames, keys.height))
+    return seeds, histories
+
+
 def quantities_of(frame: pl.DataFrame, needs: frozenset[str]) -> dict[str, np.ndarray]:
-    """Measured quantities among `needs`, NaN for null."""
+    """The quantities among `needs` that a table holds, NaN for null."""
     return {
         name: frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        for name in sorted(needs & MEASURED.keys())
+        for name in sorted(needs & set(frame.columns))
     }
 
 
@@ -228,16 +197,18 @@ def _meeting(output: Output, keys: pl.DataFrame) -> pl.DataFrame:
 
 
 def _inputs(
-    run: RunFolder, part: Partition, entry: Chosen, used: Sequence[Measurer], lengths: str
+    run: RunFolder, part: Partition, entry: Chosen, used: Sequence[tuple[str, int]], lengths: str
 ) -> list[str] | None:
     """Digests of what a partition's columns are made from; None where something is missing."""
-    outputs = [run.quantities(part, measurer.slug) for measurer in used]
+    outputs = [run.quantities(part, slug) for slug, _ in used if slug]
     if "num_tokens" in entry.needs:
         outputs.append(run.lengths(part, lengths))
     marks = [output.mark() for output in outputs]
-    if any(mark is None for mark in marks):
-        return None
+    digests = [mark["digest"] if mark else None for mark in marks]
+    digests += [log_digest(run, part, seed) for slug, seed in used if not slug]
     # A table may name examples by the user's id, which is no part of the content.
     own = run.examples(part).mark() if entry.table else None
     index = own["digest"] if own else content_of(run, part)
-    return [index, *(mark["digest"] for mark in marks if mark)]
+    found = [index, *(digest for digest in digests if digest)]
+    is_whole = None not in digests and (used or entry.kind in ("plain", "external"))
+    return found if is_whole else None

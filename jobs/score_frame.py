@@ -21,9 +21,11 @@ from curate.models.quantities import measure
 from curate.models.settings import Model, Score, TabularClassification
 from curate.models.tasks import build_task
 from curate.models.tokens import count_tokens
+from jobs.chosen import Chosen, chosen_scorers, needed
+from jobs.history import stacked
 from jobs.measurers import seeds_of
 from jobs.measuring import as_columns, batch_tokens, counts_of
-from jobs.score_columns import Chosen, chosen_scorers, needed, quantities_of, table_quantities
+from jobs.score_columns import quantities_of, table_quantities
 from scorers.apply import columns_of, plain_columns
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def score_table(table: pa.Table, source: Source, how: Measure) -> pl.DataFrame:
 
 def _measured(chosen: Sequence[Chosen], fields: pl.DataFrame, how: Measure) -> list[pl.DataFrame]:
     """Quantities of all examples, one table for each checkpoint."""
-    if not any(entry.needs_model for entry in chosen):
+    if not any(entry.kind in ("pass", "log") for entry in chosen):
         return []
     found: list[pl.DataFrame] = []
     for folder in how.checkpoints or (None,):
@@ -155,9 +157,9 @@ def _columns(
     for entry in chosen:
         if entry.scorer is None:
             continue
-        if entry.needs_model:
-            each = [quantities_of(frame, entry.needs) | dict(extra) for frame in measured]
-            columns = columns_of(entry.scorer, each, seeds)
+        if entry.kind in ("pass", "log"):
+            each, own = _each(entry, measured, seeds, extra)
+            columns = columns_of(entry.scorer, each, own)
             if len(set(seeds)) == 1:
                 columns = columns.select(list(entry.scorer.columns))
         else:
@@ -173,13 +175,35 @@ def _columns(
     return pl.DataFrame([series.alias(name) for name, series in found.items()])
 
 
+def _each(
+    entry: Chosen,
+    measured: Sequence[pl.DataFrame],
+    seeds: Sequence[int],
+    extra: Mapping[str, np.ndarray],
+) -> tuple[list[dict[str, np.ndarray]], list[int]]:
+    """Quantities by checkpoint, or by training run where its history is asked for; their seeds."""
+    if entry.kind == "pass":
+        each = [quantities_of(frame, entry.needs) | dict(extra) for frame in measured]
+        return each, list(seeds)
+    own = sorted(set(seeds))
+    of = [
+        [frame for frame, seed in zip(measured, seeds, strict=True) if seed == each] for each in own
+    ]
+    return [stacked(frames, frames[0].height) for frames in of], own
+
+
 def _check(chosen: Sequence[Chosen], how: Measure) -> None:
     for entry in chosen:
         if entry.table is not None:
             raise ConfigError(
                 "external joins tables to the examples of a run", fix="join them yourself here"
             )
-        if entry.needs_model and how.task is None:
+        if entry.kind == "own":
+            raise ConfigError(
+                f"{entry.name} makes passes of its own, which need a run folder",
+                fix="score it with `curate score CONFIG`",
+            )
+        if entry.kind in ("pass", "log") and how.task is None:
             raise ConfigError(
                 f"{entry.name} is measured by a model, but no task is set",
                 fix='set task, such as task="causal-lm"',

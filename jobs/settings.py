@@ -65,7 +65,7 @@ def parse_settings(
 ) -> Settings:
     """Check a whole configuration, the options of task and mixer included.
 
-    Those of the scorers are checked by `jobs.score_columns.chosen_scorers`: they load torch, which
+    Those of the scorers are checked by `jobs.chosen.chosen_scorers`: they load torch, which
     index, plan and write do without.
 
     Args:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from curate.config import gather
-from jobs.score_columns import chosen_scorers
+from jobs.chosen import chosen_scorers
 from jobs.settings import parse_settings
 
 FOLDER = Path(__file__).parents[1] / "configs"

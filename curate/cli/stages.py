@@ -20,7 +20,7 @@ def run_command(command: str, common: Common) -> None:
     settings, raw = read_settings(command, common)
     names = {stage.name for stage in stages_for(settings, command)}
     if "score" in names:
-        from jobs.score_columns import chosen_scorers
+        from jobs.chosen import chosen_scorers
 
         chosen_scorers(settings.score.named)
     if "plan" in names:
