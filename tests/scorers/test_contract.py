@@ -14,10 +14,14 @@ from tiny_models import save_classifier, save_language_model
 import curate
 from curate.config import resolve
 from curate.models.mlp import MLP
-from curate.models.quantities import QUANTITIES
+from curate.models.quantities import LOG, QUANTITIES
+from jobs.chosen import chosen_scorers
 from scorers.catalog import EXTERNAL, SCORERS, build_scorer
 
 NAMES = [name for name in SCORERS if name != EXTERNAL]
+KINDS = {entry.name: entry.kind for entry in chosen_scorers({name: {} for name in NAMES})}
+MEASURED = [name for name in NAMES if KINDS[name] in ("pass", "plain")]
+LOGGED = [name for name in NAMES if KINDS[name] == "log"]
 WORDS = ["the", "cat", "in", "a", "hat", "then", "sat", "there", "until", "dawn"]
 TEXTS = [" ".join(WORDS[(i * k) % 10] for k in range(1, 2 + i % 11)) for i in range(30)]
 
@@ -67,8 +71,9 @@ def scored(
 def test_it_names_what_it_needs_and_what_it_gives(name: str):
     scorer = build_scorer(name, {})
     assert is_dataclass(scorer)
-    assert scorer.needs <= QUANTITIES.keys()
-    values = {need: torch.tensor([0.5, 0.25]) for need in scorer.needs}
+    assert scorer.needs <= QUANTITIES.keys() or KINDS[name] == "own"
+    shape = (3, 2) if KINDS[name] == "log" else (2,)
+    values = {need: torch.full(shape, 0.5) for need in scorer.needs}
     found = scorer.score(values)
     assert found.keys() == scorer.columns.keys()
     assert all(column.shape == (2,) for column in found.values())
@@ -93,7 +98,7 @@ def test_its_file_opens_with_source_departures_and_cost(name: str):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_example_has_a_finite_score_and_the_same_one_twice(
     worlds: dict[str, dict[str, Any]], name: str, task: str
 ):
@@ -107,7 +112,7 @@ def test_every_example_has_a_finite_score_and_the_same_one_twice(
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MEASURED)
 def test_batch_size_matters_only_to_rounding(
     worlds: dict[str, dict[str, Any]], name: str, task: str
 ):
@@ -120,7 +125,7 @@ def test_batch_size_matters_only_to_rounding(
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "random"])
+@pytest.mark.parametrize("name", [name for name in MEASURED if name != "random"])
 def test_the_score_of_an_example_does_not_depend_on_its_neighbours(
     worlds: dict[str, dict[str, Any]], name: str, task: str
 ):
@@ -128,3 +133,29 @@ def test_the_score_of_an_example_does_not_depend_on_its_neighbours(
     whole, some = scored(worlds[task], name), scored(worlds[task], name, rows=order)
     for column in whole.columns:
         np.testing.assert_allclose(some[column], whole[column].gather(order), rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_a_history_is_read_example_by_example(name: str):
+    draw = torch.Generator().manual_seed(0)
+    history = {need: torch.rand(5, 20, generator=draw, dtype=torch.float64) for need in LOG}
+    history["correct_by_epoch"] = history["correct_by_epoch"].round()
+    order = torch.randperm(20, generator=draw)
+    scorer = build_scorer(name, {})
+    whole = scorer.score(history)
+    some = scorer.score({need: values[:, order] for need, values in history.items()})
+    for column, values in whole.items():
+        assert values.isfinite().all()
+        torch.testing.assert_close(some[column], values[order])
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_what_was_never_trained_on_has_no_score_and_a_missed_epoch_leaves_one(name: str):
+    history = {need: torch.full((4, 3), 0.75, dtype=torch.float64) for need in LOG}
+    for values in history.values():
+        values[:, 1] = torch.nan
+        values[2, 2] = torch.nan
+    for values in build_scorer(name, {}).score(history).values():
+        assert values[0].isfinite()
+        assert values[1].isnan()
+        assert values[2].isfinite()
