@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-
 from curate.data.partitions import Output
 from curate.errors import CurateError
 from jobs.cluster import Cluster, open_pool
