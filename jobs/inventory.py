@@ -161,16 +161,16 @@ def _check_columns(
     if file.source not in inventory.columns:
         inventory.columns[file.source] = resolved
         given = source_settings(source)
-        taken = {name: value for name, value in resolved.items() if value != given[name]}
+        taken = {name: value for name, value in resolved.items() if value != given.get(name)}
         if taken:
             log.info("%s: taking %s", file.source, ", ".join(map(_taken, taken, taken.values())))
     known = inventory.columns[file.source]
-    differing = [name for name in resolved if resolved[name] != known[name]]
+    differing = [name for name in resolved if resolved[name] != known.get(name)]
     if differing:
         name = differing[0]
         raise InputError(
             f"{where}: {name} would be {resolved[name]!r}, in the source's first file it is"
-            f" {known[name]!r}",
+            f" {known.get(name)!r}",
             fix=f"set sources.{file.source}.{name}, or make two sources of the files",
         )
 

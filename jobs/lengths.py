@@ -155,7 +155,8 @@ def length_tasks(settings: Settings, digest: str) -> list[Task]:
 def content_settings(source: Source) -> dict[str, Any]:
     """The settings of a source that say which columns hold what a model reads."""
     values = plain(source)
-    return {name: values[name] for name in (*_CONTENT, "label", "classes")}
+    pair = {name: values[name] for name in ("chosen", "rejected") if values[name] is not None}
+    return {name: values[name] for name in (*_CONTENT, "label", "classes")} | pair
 
 
 def content_of(run: RunFolder, part: Partition) -> str:

@@ -12,7 +12,8 @@ from jobs.opening import saved_values
 from jobs.settings import Settings, parse_settings
 
 _COLUMNS = ("text", "label", "domain")
-_TARGET_FIELDS = ("text", "prompt", "response", "messages", "features", "label", "classes")
+_TARGET_FIELDS = ("text", "prompt", "response", "messages", "chosen", "rejected", "features",
+                  "label", "classes")  # fmt: skip
 
 
 def read_settings(command: str, common: Common) -> tuple[Settings, Raw]:

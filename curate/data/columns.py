@@ -64,11 +64,12 @@ def resolve_columns(source: Source, schema: pa.Schema, *, where: str = "the inpu
             )
     for field, columns in source.content_columns.items():
         for column in columns:
-            _check_type(field, column, types[column], where)
+            _check_type(field, column, types[column], source, where)
+    _check_pair(source, types, where)
     for field in ("label", "domain", "id", "document"):
         column: str | None = getattr(source, field)
         if column is not None:
-            _check_type(field, column, types[column], where)
+            _check_type(field, column, types[column], source, where)
     if source.label is not None and is_text(types[source.label]) and not source.classes:
         raise InputError(
             f"{where}: the label column {source.label!r} holds text",
@@ -93,6 +94,10 @@ def _well_known(types: dict[str, pa.DataType], where: str) -> dict[str, str]:
         if prompt in types and response in types
         if is_text(types[prompt]) and is_text(types[response])
     ]
+    if {"chosen", "rejected"} <= types.keys() and _is_said(types["chosen"]):
+        # A text beside messages repeats the prompt that they hold.
+        alike = "prompt" in types and is_text(types["prompt"]) == is_text(types["chosen"])
+        found.append({n: n for n in (*(("prompt",) if alike else ()), "chosen", "rejected")})
     if len(found) == 1:
         return found[0]
     if found:
@@ -101,7 +106,9 @@ def _well_known(types: dict[str, pa.DataType], where: str) -> dict[str, str]:
     else:
         what = f"{where}: no column is known to be the content; it has {_listed(types)}"
     raise InputError(
-        what, fix="name it in the source: text, prompt and response, messages, or features"
+        what,
+        fix="name it in the source: text, prompt and response, messages, chosen and rejected,"
+        " or features",
     )
 
 
@@ -124,12 +131,29 @@ def _expand_features(source: Source, types: dict[str, pa.DataType], where: str) 
     return tuple(dict.fromkeys(found))
 
 
-def _check_type(field: str, column: str, kind: pa.DataType, where: str) -> None:
+def _is_said(kind: pa.DataType) -> bool:
+    return is_text(kind) or turn_columns(kind) is not None
+
+
+def _check_pair(source: Source, types: dict[str, pa.DataType], where: str) -> None:
+    """Both answers, and their prompt where there is one, are texts or all are messages."""
+    names = [c for c in (source.prompt, source.chosen, source.rejected) if c is not None]
+    kinds = {name: types[name] for name in names if not pa.types.is_null(types[name])}
+    if source.chosen is not None and len({is_text(kind) for kind in kinds.values()}) > 1:
+        raise InputError(
+            f"{where}: {', '.join(names)} are to be texts, or messages all of them",
+            fix="leave out prompt where the answers hold it, or convert the columns",
+        )
+
+
+def _check_type(field: str, column: str, kind: pa.DataType, source: Source, where: str) -> None:
     suits: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
         "text": (is_text, "text"),
-        "prompt": (is_text, "text"),
+        "prompt": (is_text if source.chosen is None else _is_said, "text"),
         "response": (is_text, "text"),
         "messages": (lambda k: turn_columns(k) is not None, "a list of {role, content}"),
+        "chosen": (_is_said, "text or a list of {role, content}"),
+        "rejected": (_is_said, "text or a list of {role, content}"),
         "features": (lambda k: is_number(k) or is_number(item_kind(k)), "numbers"),
         "label": (lambda k: is_number(k) or is_text(k), "integers or class names"),
     }

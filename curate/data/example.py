@@ -48,6 +48,11 @@ class Source:
     """Column of the response to `prompt`."""
     messages: str | None = None
     """Column of chat messages: a list of {role, content}."""
+    chosen: str | None = None
+    """Column of the preferred answer to `prompt`, or of the whole chat with it: text or messages;
+    `prompt` may be messages too, or be left out where both answers hold it."""
+    rejected: str | None = None
+    """Column of the answer that is not preferred, of the type of `chosen`."""
     features: str | tuple[str, ...] | None = None
     """One column of number lists, or the number columns of a table; `pixel_*` stands for all
     columns of that form."""
@@ -63,7 +68,14 @@ class Source:
     """Column that says which rows belong to one document; they share a split."""
 
     def __post_init__(self) -> None:
-        if (self.prompt is None) != (self.response is None):
+        if (self.chosen is None) != (self.rejected is None):
+            raise ConfigError(
+                "chosen and rejected belong together, but only one of them is set",
+                fix="set both columns",
+            )
+        if (self.prompt is None) != (self.response is None) and (
+            self.chosen is None or self.response is not None
+        ):
             raise ConfigError(
                 "prompt and response belong together, but only one of them is set",
                 fix="set both columns, or text",
@@ -75,9 +87,9 @@ class Source:
 
     @property
     def content_columns(self) -> dict[str, tuple[str, ...]]:
-        """Field (`text`, `prompt`, `response`, `messages`, `features`) -> its input columns."""
+        """Field (`text`, `prompt`, `chosen`, `features` ...) -> its input columns."""
         found: dict[str, tuple[str, ...]] = {}
-        for name in ("text", "prompt", "response", "messages", "features"):
+        for name in ("text", "prompt", "response", "messages", "chosen", "rejected", "features"):
             value = getattr(self, name)
             if value is not None:
                 found[name] = (value,) if isinstance(value, str) else tuple(value)

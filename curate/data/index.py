@@ -144,7 +144,8 @@ def source_settings(source: Source) -> dict[str, Any]:
     names = ("text", "prompt", "response", "messages", "features", "label", "classes", "domain",
              "id", "document")  # fmt: skip
     settings = asdict(source)
-    return {name: settings[name] for name in names}
+    pair = {name: settings[name] for name in ("chosen", "rejected") if settings[name] is not None}
+    return {name: settings[name] for name in names} | pair
 
 
 def counts_by_reason(quarantine: pl.DataFrame) -> dict[str, int]:
@@ -161,7 +162,7 @@ def _note_empty(values: dict[str, Values], problems: Problems) -> None:
             words = filled[array.starts[1:]] - filled[array.starts[:-1]]
             for row in np.flatnonzero(words == 0).tolist():
                 problems.setdefault(row, ("empty", "no message has content"))
-        elif field == "text" or field == "response":
+        elif field in ("text", "response", "chosen", "rejected"):
             for row in pc.indices_nonzero(_blank(array)).to_pylist():
                 problems.setdefault(row, ("empty", f"{field} is empty"))
 

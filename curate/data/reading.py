@@ -92,8 +92,9 @@ def read_fields(run: RunFolder, part: Partition, source: Source) -> pl.DataFrame
     """The content of a partition's examples, one column a field, in the order of `examples/`.
 
     Returns:
-        `text`; or `prompt` and `response`; or `messages`, a list of {role, content}; or
-        `features`, an array of float32; and `label`, int64 or null.
+        `text`; or `prompt` and `response`; or `messages`, a list of {role, content}; or `chosen`
+        and `rejected`, with or without `prompt`, texts or messages; or `features`, an array of
+        float32; and `label`, int64 or null.
     """
     examples = read_examples(run, part, ["row", "label"])
     schema = stored_schema(run, part)

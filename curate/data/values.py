@@ -51,13 +51,14 @@ def field_values(table: pa.Table, source: Source, problems: Problems) -> dict[st
         problems: added to.
 
     Returns:
-        text, prompt, response: large_string arrays; messages: `Turns`; features: (N, F) float32.
+        text, prompt, response: large_string arrays; messages: `Turns`; features: (N, F) float32;
+        chosen, rejected and their prompt: texts or `Turns`, as the columns are.
     """
     found: dict[str, Values] = {}
     for field, columns in source.content_columns.items():
         if field == "features":
             found[field] = _features(table, columns, problems)
-        elif field == "messages":
+        elif field == "messages" or turn_columns(table.column(columns[0]).type) is not None:
             found[field] = _messages(table.column(columns[0]), columns[0], problems)
         else:
             found[field] = _texts(table.column(columns[0]), columns[0], problems)

@@ -8,13 +8,14 @@ same order gives the same bytes, whatever the number of threads.
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from curate.errors import ConfigError, InputError
 from curate.models.checkpoints import native_errors
+from curate.models.tokens import text_columns
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
@@ -64,18 +65,18 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
 
 
 def texts_of(fields: pl.DataFrame) -> Iterator[str]:
-    """All text of some examples: the text, or prompt and response, or every message.
+    """All text of some examples: the text, or prompt and answers, or every message.
 
     Args:
         fields: columns as `curate.data.reading.read_fields` gives them.
     """
-    if "messages" in fields.columns:
-        for messages in fields["messages"].to_list():
-            yield from (message["content"] for message in messages or [] if message["content"])
-        return
-    columns = [name for name in ("text", "prompt", "response") if name in fields.columns]
-    for row in fields.select(columns).iter_rows():
-        yield from (text for text in row if text)
+    for row in fields.select(text_columns(fields)).iter_rows():
+        for value in row:
+            if isinstance(value, list):
+                messages = cast(list[dict[str, str | None]], value)
+                yield from (text for message in messages if (text := message["content"]))
+            elif value:
+                yield value
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -92,27 +92,35 @@ def token_ids(
 def count_tokens(fields: pl.DataFrame, tokenizer: Any | None) -> np.ndarray:
     """(N,) int64 tokens of the whole example: nothing cut, no special tokens.
 
-    A prompt and its response are added up, and so are the messages of a chat, without what a chat
-    template puts around them. A row of numbers counts as 1.
+    A prompt and its response or responses are added up, and so are the messages of a chat, without
+    what a chat template puts around them. A row of numbers counts as 1.
 
     Args:
         fields: columns as `curate.data.reading.read_fields` gives them.
         tokenizer: of transformers; None counts characters instead.
     """
-    columns = [column for column in ("text", "prompt", "response") if column in fields.columns]
-    total = np.zeros(fields.height, dtype=np.int64)
-    if "messages" in fields.columns:
-        pieces = fields.select(pl.col("messages").list.eval(pl.element().struct.field("content")))
-        lists: list[list[str | None] | None] = pieces["messages"].to_list()
-        flat = [text or "" for texts in lists for text in texts or []]
-        owner = np.repeat(np.arange(len(lists)), [len(texts or []) for texts in lists])
-        np.add.at(total, owner, _lengths(flat, tokenizer))
-        return total
+    columns = text_columns(fields)
     if not columns:
         return np.ones(fields.height, dtype=np.int64)
+    total = np.zeros(fields.height, dtype=np.int64)
     for column in columns:
-        total += _lengths(fields[column].fill_null("").to_list(), tokenizer)
+        if isinstance(fields[column].dtype, pl.List):  # messages
+            pieces = fields.select(pl.col(column).list.eval(pl.element().struct.field("content")))
+            lists: list[list[str | None] | None] = pieces[column].to_list()
+            flat = [text or "" for texts in lists for text in texts or []]
+            owner = np.repeat(np.arange(len(lists)), [len(texts or []) for texts in lists])
+            np.add.at(total, owner, _lengths(flat, tokenizer))
+        else:
+            total += _lengths(fields[column].fill_null("").to_list(), tokenizer)
     return total
+
+
+def text_columns(fields: pl.DataFrame) -> list[str]:
+    """The columns of a table of examples that hold their text, plain or as messages."""
+    if "messages" in fields.columns:
+        return ["messages"]
+    names = ("text", "prompt", "response", "chosen", "rejected")
+    return [name for name in names if name in fields.columns]
 
 
 def _is_plain(folder: Path) -> bool:
