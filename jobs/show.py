@@ -304,8 +304,16 @@ def _content(fields: Mapping[str, Any]) -> str:
     if "features" in fields:
         numbers = " ".join(f"{value:g}" for value in fields["features"] or [])
         return f"label {fields['label']}: {numbers}"
+    if "chosen" in fields:
+        named = [(n, fields[n]) for n in ("prompt", "chosen", "rejected") if fields.get(n)]
+        return "\n".join(f"{name}: {_said(value)}" for name, value in named)
     parts = [fields[name] for name in ("text", "prompt", "response") if fields.get(name)]
     return "\n".join(parts)
+
+
+def _said(value: Any) -> str:
+    """A text, or messages one after the other."""
+    return value if isinstance(value, str) else _content({"messages": value})
 
 
 def _load_lines(run: RunFolder) -> list[str]:
