@@ -64,12 +64,12 @@ class Collector:
         waiting = self._waiting.setdefault(name, [])
         waiting.append(entry)
         if len(waiting) == uses:
-            self._found.squares[name] = self._squares.of(self._waiting.pop(name))
+            self._found.squares[name] = self._here(self._squares.of(self._waiting.pop(name)))
 
     def finish(self) -> Gradients:
         """The results; a parameter without a use has a gradient of zero."""
         for name, entries in self._waiting.items():  # a call whose output had no part in the loss
-            self._found.squares[name] = self._squares.of(entries)
+            self._found.squares[name] = self._here(self._squares.of(entries))
         self._waiting.clear()
         num, found = self._num_examples, self._found
         for name, shape in self._shapes.items():
@@ -88,15 +88,19 @@ class Collector:
         found = self._found
         for key, direction in self._wanted.directions.items():
             if name in direction:
-                found.inner[key] += form.dot(direction[name])
+                found.inner[key] += self._here(form.dot(direction[name]))
         if name in self._wanted.projections:
-            add = raised(form.project(*self._wanted.projections[name]))
+            add = self._here(raised(form.project(*self._wanted.projections[name])))
             before = found.projections.get(name)
             found.projections[name] = add if before is None else before + add
         if name in self._wanted.whole:
             add = raised(form.whole()).reshape(self._num_examples, *self._shapes[name])
             before = found.whole.get(name)
             found.whole[name] = add if before is None else before + add
+
+    def _here(self, values: Tensor) -> Tensor:
+        """Results of a model on several devices come together on one."""
+        return values.to(self._device, non_blocking=self._device.type != "cpu")
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self._num_examples, dtype=torch.float64, device=self._device)

@@ -18,6 +18,7 @@ from curate.models.gradients.forms import Whole, raised
 from curate.models.gradients.layout import Layout, NoExampleAxisError
 from curate.models.gradients.request import Gradients, Wanted
 from curate.models.gradients.rules import Rule, local, rule_of
+from curate.models.sharded import is_whole, main_device, sharded_gradients
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Engine:
                 fix="choose at least one parameter",
             )
         self._owners: dict[str, list[nn.Module]] = {name: [] for name in self._names.values()}
+        self._own: dict[nn.Module, dict[str, str]] = {}
+        """Layer -> its own parameters: short name -> name. Sharded ones change with every call."""
         self._rules: dict[nn.Module, Rule] = {}
         self._loose: dict[nn.Module, Rule | None] = {}
         self._uncovered: list[str] = []
@@ -63,6 +66,7 @@ class Engine:
         self._is_checked = False
         first = next(iter(self._names))
         self._scale = _HALF_SCALE if first.dtype == torch.float16 else 1.0
+        self._device = main_device(model)
         for module in model.modules():
             self._enlist(module)
 
@@ -114,6 +118,13 @@ class Engine:
         """Gradients of the parameters that no rule covers, times the loss scale."""
         if not self._uncovered:
             return {}
+        away = [p for p, name in self._names.items() if name in self._uncovered and not is_whole(p)]
+        if away:
+            raise ConfigError(
+                f"parameter {self._names[away[0]]} has no layer that can be watched, and its values"
+                " are not all here: it is sharded, or waits on another device",
+                fix="freeze it, or measure a subset of the parameters without it",
+            )
         if segments is not None:
             raise ConfigError(
                 f"parameter {self._uncovered[0]} cannot be measured in packed rows",
@@ -127,9 +138,8 @@ class Engine:
 
     def _watch(self, losses: Losses, batch: Batch, layout: Layout, wanted: Wanted) -> Collector:
         """One forward and one backward pass."""
-        first = next(iter(self._names))
         shapes = {name: parameter.shape for parameter, name in self._names.items()}
-        collector = Collector(wanted, shapes, layout.num_examples, first.device)
+        collector = Collector(wanted, shapes, layout.num_examples, self._device)
         with Capture(self._rules, self._loose, layout, self._sink(collector)) as taps:
             self._taps = taps
             with torch.enable_grad():
@@ -150,21 +160,24 @@ class Engine:
         first = next(iter(self._names))
         draw = torch.Generator().manual_seed(0)
         weights = torch.rand(layout.num_examples, generator=draw, dtype=torch.float64) + 0.5
-        weights = weights.to(first.device)
+        weights = weights.to(self._device)
         signs = {
-            name: (torch.randint(0, 2, parameter.shape, generator=draw) * 2 - 1).to(parameter)
+            name: (torch.randint(0, 2, parameter.shape, generator=draw) * 2 - 1).to(
+                parameter.device if is_whole(parameter) else self._device, parameter.dtype
+            )
             for parameter, name in self._names.items()
         }
         wanted = Wanted(directions={name: {name: sign} for name, sign in signs.items()})
         found = self._watch(losses, batch, layout, wanted).finish()
-        truth = weighted_gradients(self.model, losses, batch, weights * self._scale, self.names)
+        truth = self._truth(losses, batch, weights * self._scale)
         tolerance = _TOLERANCE_HALF if first.dtype.itemsize == 2 else _TOLERANCE
         # A gradient that is zero but for rounding, as of a key's bias, is not compared.
         rounding = 16 * torch.finfo(first.dtype).eps * (weights * found.total().sqrt()).sum()
         for name, gradient in truth.items():
             gradient = gradient.double() / self._scale
-            expected = (gradient * signs[name]).sum()
-            scale = gradient.norm() + (weights * found.squares[name].sqrt()).sum()
+            expected = (gradient * signs[name]).sum().to(self._device)
+            scale = gradient.norm().to(self._device)
+            scale += (weights * found.squares[name].sqrt()).sum()
             distance = ((found.inner[name] * weights).sum() - expected).abs()
             if name in self._uncovered:
                 continue
@@ -178,11 +191,32 @@ class Engine:
                 len(self._uncovered), _listed(self._uncovered),
             )  # fmt: skip
 
+    def _truth(self, losses: Losses, batch: Batch, weights: Tensor) -> dict[str, Tensor]:
+        """Gradients by autograd, of the parameters whose values can be had."""
+        here = [name for parameter, name in self._names.items() if is_whole(parameter)]
+        away = [n for p, n in self._names.items() if not is_whole(p) and p.device.type != "meta"]
+        truth = weighted_gradients(self.model, losses, batch, weights, here) if here else {}
+        if away:
+            truth |= sharded_gradients(self.model, losses, batch, weights, away)
+        unseen = [name for name in self.names if name not in here and name not in away]
+        for name in unseen:
+            if not all(owner in self._rules for owner in self._owners[name]):
+                self._uncovered.append(name)
+        if unseen:
+            log.info("%d parameters wait on another device: their layers' rules are not checked"
+                     " against autograd", len(unseen))  # fmt: skip
+        return truth
+
     def _enlist(self, module: nn.Module) -> None:
-        own = [self._names[p] for p in module.parameters(recurse=False) if p in self._names]
+        own = {
+            short: self._names[parameter]
+            for short, parameter in module.named_parameters(recurse=False)
+            if parameter in self._names
+        }
         if not own:
             return
-        for name in own:
+        self._own[module] = own
+        for name in own.values():
             self._owners[name].append(module)
         rule = rule_of(module)
         if rule is None or rule is local.forms:
@@ -196,12 +230,7 @@ class Engine:
             module: nn.Module, rule: Rule, inputs: tuple[Tensor, ...], grad: Tensor, where: Layout
         ) -> None:
             grad = grad if self._scale == 1 else grad.float() / self._scale
-            own = {
-                short: self._names[parameter]
-                for short, parameter in module.named_parameters(recurse=False)
-                if parameter in self._names
-            }
-            own = {short: name for short, name in own.items() if name not in self._uncovered}
+            own = {s: name for s, name in self._own[module].items() if name not in self._uncovered}
             if not own:
                 return
             try:

@@ -50,7 +50,7 @@ class Layout:
         if self._even:
             size = len(flat) // self.num_examples
             return flat.reshape(self.num_examples, size * flat.shape[1], *kept)
-        index, present = self._gather()
+        index, present = (part.to(flat.device) for part in self._gather())
         found = flat[index]  # (N, S, inner, ...)
         found = found.masked_fill(~present.reshape(*present.shape, *[1] * (found.dim() - 2)), 0)
         return found.flatten(1, 2)

@@ -8,7 +8,7 @@ Shapes: N examples, C channels or width.
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional
 from curate.errors import CurateError
 from curate.models.gradients.forms import Form, Whole, raised
 from curate.models.gradients.layout import Layout
+from curate.models.sharded import run_alone
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -73,11 +74,12 @@ def _is_rms(module: nn.Module) -> bool:
         return False
     if not hasattr(module, "variance_epsilon") and not hasattr(module, "eps"):
         return False
-    trial = torch.linspace(-1, 2, 3 * len(gain), dtype=torch.float32, device=gain.device)
-    trial = trial.view(1, 3, -1)
+    # Where the layer is sharded or waits elsewhere, its own gain cannot be had.
+    gain = torch.linspace(0.5, 1.5, len(gain), dtype=torch.float32).to(gain.dtype)
+    trial = torch.linspace(-1, 2, 3 * len(gain), dtype=torch.float32).view(1, 3, -1)
     try:
         with torch.no_grad():
-            found = cast(Any, module)(trial.to(gain.dtype)).float()
+            found = run_alone(module, gain, trial.to(gain.dtype)).float()
     except (TypeError, RuntimeError, ValueError):
         return False
     normal = _rms(trial.to(gain.dtype).float(), _eps(module))
