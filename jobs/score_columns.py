@@ -116,14 +116,19 @@ def column_work(payload: dict[str, Any]) -> dict[str, Any]:
         extra = _table_quantities(run, part, examples, entry.needs, settings, payload["lengths"])
         measured = [quantities_of(frame, entry.needs) | extra for frame in frames]
         table = keys.hstack(columns_of(entry.scorer, measured, [seed for _, seed in used]))
-        if _counts_tokens(settings) and "num_scored" in frames[0].columns:
-            table = table.hstack(frames[0].select("num_scored"))
+        if _counts_tokens(settings):
+            table = table.hstack(frames[0].select(scored_columns(frames[0])))
     else:
         raise AssertionError(f"{entry.name} is neither a scorer nor a table")
     run.scores(part, entry.folder).write(
         lambda path: write_table(table, path), payload["fingerprint"], rows=table.height
     )
     return {"rows": table.height}
+
+
+def scored_columns(frame: pl.DataFrame) -> list[str]:
+    """Columns that say what a score stands on: its tokens and, with windows, their share."""
+    return [name for name in ("num_scored", "scored_share") if name in frame.columns]
 
 
 def _counts_tokens(settings: Settings) -> bool:

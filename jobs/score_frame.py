@@ -25,7 +25,7 @@ from jobs.chosen import Chosen, chosen_scorers, needed
 from jobs.history import stacked
 from jobs.measurers import seeds_of
 from jobs.measuring import as_columns, batch_tokens, counts_of
-from jobs.score_columns import quantities_of, table_quantities
+from jobs.score_columns import quantities_of, scored_columns, table_quantities
 from scorers.apply import columns_of, plain_columns
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def _columns(
                 )
             found[column.name] = column
     if measured and "num_scored" not in found:
-        found["num_scored"] = measured[0]["num_scored"]
+        found |= {name: measured[0][name] for name in scored_columns(measured[0])}
     return pl.DataFrame([series.alias(name) for name, series in found.items()])
 
 

@@ -34,7 +34,13 @@ _known: WeakKeyDictionary[nn.Module, _Parts | None] = WeakKeyDictionary()
 
 
 def counted_logits(
-    model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor, *, whole: bool
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    whole: bool,
+    owner: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """(m, V) logits of the chosen positions, in order, in pieces; m sums to M.
 
@@ -45,9 +51,10 @@ def counted_logits(
     Args:
         model: a causal language model of transformers.
         inputs: its forward's arguments.
-        rows: (M,) which example.
+        rows: (M,) which row of the batch.
         columns: (M,) which position of it.
         whole: all in one piece, as training needs.
+        owner: (M,) which example, where examples have several rows.
     """
     parts = _split(model, inputs)
     if parts is None:
@@ -65,7 +72,8 @@ def counted_logits(
     for start in range(0, max(len(states), 1), size):
         given = states[start : start + size]
         logits = functional.linear(given, weight, bias)
-        yield watched(parts.head, given, logits, rows[start : start + size])
+        owners = rows if owner is None else owner
+        yield watched(parts.head, given, logits, owners[start : start + size])
 
 
 def _split(model: nn.Module, inputs: dict[str, Tensor]) -> _Parts | None:

@@ -205,6 +205,9 @@ def measure(
     on_cpu = {name: values.cpu() for name, values in results.items()}
     counts = torch.from_numpy(encoded.num_scored).float()
     on_cpu["num_scored"] = counts.masked_fill(counts == 0, torch.nan)
+    if encoded.scored_share is not None:
+        share = torch.from_numpy(encoded.scored_share).float()
+        on_cpu["scored_share"] = share.masked_fill(counts == 0, torch.nan)
     return on_cpu, passed
 
 

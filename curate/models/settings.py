@@ -42,6 +42,29 @@ class TabularClassification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Examples longer than `max_tokens` are read in windows of that size, none of them cut."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    overlap: int = 128
+    """Tokens that a window repeats from the one before: read as context, not counted again."""
+    max_windows: int | None = None
+    """Most windows of an example; what is behind them is cut, and the scored share says so."""
+
+    def __post_init__(self) -> None:
+        if self.overlap < 1:
+            raise ConfigError(
+                f"overlap is {self.overlap}: a window's first token would have nothing before it",
+                fix="set task.window.overlap to 1 or more, such as a quarter of task.max_tokens",
+            )
+        if self.max_windows is not None and self.max_windows < 1:
+            raise ConfigError(
+                f"max_windows is {self.max_windows}", fix="remove task.window.max_windows"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CausalLM:
     """Next-token prediction: plain text, prompt and response, or chat messages."""
 
@@ -50,9 +73,38 @@ class CausalLM:
 
     kind: Literal["causal-lm"] = "causal-lm"
     max_tokens: int = 1024
-    """Longer examples are cut here; the scores say how many tokens counted."""
+    """Longer examples are cut here, or read in windows; the scores say how many tokens counted."""
     turns: Literal["all", "last"] = "all"
     """Which assistant turns of a chat count in the loss."""
+    window: Window | None = None
+    """How longer examples are read in windows; without it they are cut."""
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window.overlap >= self.max_tokens:
+            raise ConfigError(
+                f"overlap is {self.window.overlap}, but a window has {self.max_tokens} tokens",
+                fix="set task.window.overlap below task.max_tokens",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """Which of two answers is better, by the loss of direct preference optimisation."""
+
+    __pydantic_config__: ClassVar = STRICT
+    implementation: ClassVar[str] = "curate.models.tasks.preference:PreferenceTask"
+
+    kind: Literal["preference"] = "preference"
+    beta: float = 0.1
+    """How far the model may leave the reference: the margin is this times the gain in log odds."""
+    max_tokens: int = 1024
+    """Longer answers, with their prompt, are cut here; the scores say how many tokens counted."""
+    reference: str | None = None
+    """Folder or hub id of the model that both answers are compared with; by default model.name."""
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ConfigError(f"beta is {self.beta}", fix="set task.beta to 0.1")
 
 
 def _check_classes(num_classes: int) -> None:
@@ -64,6 +116,7 @@ TASKS = {
     "text-classification": "curate.models.settings:TextClassification",
     "tabular-classification": "curate.models.settings:TabularClassification",
     "causal-lm": "curate.models.settings:CausalLM",
+    "preference": "curate.models.settings:Preference",
 }
 """Kind -> settings class; its `implementation` is imported when a model is built."""
 

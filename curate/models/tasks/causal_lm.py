@@ -3,10 +3,10 @@
 A sequence starts with the tokenizer's beginning token where it has one, so that the first token of
 the text counts too; a chat starts as its template says. No end token is added. A prompt and its
 response are tokenized apart and joined, so that no token straddles the border; the prompt is read
-and never counted. Sequences are cut on the right at `max_tokens`.
+and never counted. Sequences are cut on the right at `max_tokens`, or read in windows.
 
-Shapes: N examples of a partition, B examples of a batch, T positions, M counted positions,
-D width, V tokens of the vocabulary.
+Shapes: N examples of a partition, B examples of a batch, W windows of an example, T positions,
+M counted positions, V tokens of the vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,9 +24,15 @@ from curate.models.settings import CausalLM
 from curate.models.tasks.chat import ChatEncoder
 from curate.models.tasks.protocol import Batch, Encoded, Flat
 from curate.models.tasks.ragged import Ragged, pad
+from curate.models.tasks.windows import (
+    IGNORED,
+    Rows,
+    row_batch,
+    row_groups,
+    rows_of,
+    window_bounds,
+)
 from curate.models.tokens import padding_id, token_ids
-
-_IGNORED = -100
 
 
 class CausalLMTask:
@@ -42,6 +48,12 @@ class CausalLMTask:
         self.tokenizer = tokenizer
         self.max_tokens = min(settings.max_tokens, max_positions or settings.max_tokens)
         self._padding = padding_id(tokenizer, needed=False)
+        if settings.window is not None and settings.window.overlap >= self.max_tokens:
+            raise ConfigError(
+                f"task.window.overlap is {settings.window.overlap}, but the model reads"
+                f" {self.max_tokens} tokens at a time",
+                fix="lower it, to a quarter of that for instance",
+            )
 
     def encode(self, fields: pl.DataFrame) -> Encoded:
         problems: dict[int, str] = {}
@@ -57,6 +69,8 @@ class CausalLMTask:
                 "task causal-lm reads text, but the source names none",
                 fix="set sources.NAME.text, or prompt and response, or messages",
             )
+        if self.settings.window is not None:
+            return self._encoded(ids, counted, problems)
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         tokens = Ragged.of([row[: self.max_tokens] for row in ids])
         marks = Ragged.of([row[: self.max_tokens] for row in counted], dtype=np.bool_)
@@ -69,20 +83,30 @@ class CausalLMTask:
         )
 
     def collate(self, encoded: Encoded, indices: Sequence[int] | np.ndarray) -> Batch:
-        """`targets` (B, T - 1) holds at each position the token that follows, or -100."""
+        """`targets` (B, T - 1) holds at each position the token that follows, or -100.
+
+        With windows, where an example has several: `input_ids` (B, W, T), `targets` (B, W, T - 1).
+        """
+        if self.settings.window is not None:
+            windows = [self._windows(encoded, int(index)) for index in indices]
+            batch = row_batch(windows, self._padding)
+            several = batch["input_ids"].shape[1] > 1
+            return batch if several else {key: value[:, 0] for key, value in batch.items()}
         starts = encoded.arrays["starts"]
         batch = pad(Ragged(encoded.arrays["tokens"], starts), indices, self._padding)
         counted = Ragged(encoded.arrays["counted"], starts).rectangle(indices, 0)
         following = batch["input_ids"][:, 1:]
-        batch["targets"] = following.masked_fill(~torch.from_numpy(counted[:, 1:]), _IGNORED)
+        batch["targets"] = following.masked_fill(~torch.from_numpy(counted[:, 1:]), IGNORED)
         return batch
 
     def logits_and_targets(self, model: nn.Module, batch: Batch) -> Flat:
-        (flat,) = self._flat(model, batch, whole=True)
+        (flat,) = self._flat(model, rows_of(model, batch), whole=True)
         return flat
 
     def pieces(self, model: nn.Module, batch: Batch) -> Iterator[Flat]:
-        return self._flat(model, batch, whole=False)
+        rows = rows_of(model, batch)
+        for group in [rows] if batch["input_ids"].dim() == 2 else row_groups(rows):
+            yield from self._flat(model, group, whole=False)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         flat = self.logits_and_targets(model, batch)
@@ -96,16 +120,51 @@ class CausalLMTask:
             "template": ChatEncoder(self.tokenizer, self.settings.turns).digest,
         }
 
-    def _flat(self, model: nn.Module, batch: Batch, *, whole: bool) -> Iterator[Flat]:
-        targets = batch["targets"]
-        inputs = {key: value for key, value in batch.items() if key != "targets"}
-        owner, column = torch.nonzero(targets != _IGNORED, as_tuple=True)
+    def _flat(self, model: nn.Module, given: Rows, *, whole: bool) -> Iterator[Flat]:
+        rows, columns, targets, owner = given.counted()
         start = 0
-        for logits in counted_logits(model, inputs, owner, column, whole=whole):
+        found = counted_logits(model, given.inputs, rows, columns, whole=whole, owner=owner)
+        for logits in found:
             stop = start + len(logits)
-            rows, columns = owner[start:stop], column[start:stop]
-            yield Flat(logits, targets[rows, columns], rows)
+            yield Flat(logits, targets[start:stop], owner[start:stop])
             start = stop
+
+    def _encoded(
+        self, ids: list[np.ndarray], counted: list[np.ndarray], problems: dict[int, str]
+    ) -> Encoded:
+        """Examples to be read in windows: whole, but for what is behind the last window."""
+        window = self.settings.window
+        assert window is not None
+        tokens, marks = Ragged.of(ids), Ragged.of(counted, dtype=np.bool_)
+        lengths = np.ones(len(ids), dtype=np.int64)
+        scored = np.zeros(len(ids), dtype=np.int64)
+        for index, own in enumerate(counted):
+            bounds = window_bounds(own, self.max_tokens, window.overlap)[: window.max_windows]
+            scored[index] = sum(int(own[first:end].sum()) for _, first, end in bounds)
+            if bounds:
+                lengths[index] = len(bounds) * max(end - start for start, _, end in bounds)
+        wanted = marks.sums()
+        return Encoded(
+            lengths=lengths,
+            num_scored=scored,
+            truncated=scored < wanted,
+            arrays={"tokens": tokens.values, "starts": tokens.starts, "counted": marks.values},
+            problems=problems,
+            scored_share=scored / np.maximum(wanted, 1),
+        )
+
+    def _windows(self, encoded: Encoded, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Tokens of each window of an example, and which of them count."""
+        window = self.settings.window
+        assert window is not None
+        begin, stop = encoded.arrays["starts"][index : index + 2]
+        tokens = encoded.arrays["tokens"][begin:stop]
+        counted = encoded.arrays["counted"][begin:stop]
+        bounds = window_bounds(counted, self.max_tokens, window.overlap)[: window.max_windows]
+        return [
+            (tokens[start:end], counted[start:end] & (np.arange(start, end) >= first))
+            for start, first, end in bounds
+        ]
 
     def _texts(self, fields: pl.DataFrame) -> tuple[list[np.ndarray], list[np.ndarray]]:
         first = self._beginning()
@@ -126,7 +185,8 @@ class CausalLMTask:
 
     def _ids(self, fields: pl.DataFrame, column: str) -> list[np.ndarray]:
         texts: list[str] = fields[column].fill_null("").to_list()
-        return token_ids(self.tokenizer, texts, limit=self.max_tokens)
+        limit = self.max_tokens if self.settings.window is None else None
+        return token_ids(self.tokenizer, texts, limit=limit)
 
     def _beginning(self) -> np.ndarray:
         token = self.tokenizer.bos_token_id

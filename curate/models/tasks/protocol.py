@@ -12,7 +12,8 @@ import polars as pl
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
-"""What `collate` makes and a model's forward takes, plus `targets` or `labels`."""
+"""What `collate` makes and a model's forward takes, plus `targets` or `labels`; the first axis of
+every tensor is the example."""
 
 
 class Flat(NamedTuple):
@@ -40,6 +41,8 @@ class Encoded:
     """The task's own: `tokens` with `starts`, `features`, `labels` ..."""
     problems: dict[int, str]
     """Example -> why it could not be encoded; such examples have `num_scored` 0."""
+    scored_share: np.ndarray | None = None
+    """(N,) float64 share of the tokens that count which the score stands on, where it is known."""
 
     def __len__(self) -> int:
         return len(self.lengths)
