@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from curate.data.files import read_json, write_json
-from curate.errors import CurateError, OutputError
+from curate.data.files import read_document, write_json
+from curate.errors import CurateError, InputError, OutputError
 from curate.models.settings import Tokenizer
 from jobs.cluster import Pool
 from jobs.run import Listener, StageState, ignore
@@ -173,7 +173,15 @@ def run_stages(
 
 def failures(root: Path) -> dict[str, dict[str, Any]]:
     """Stage -> `what` and `tasks` (names) of its last failure, where it has not succeeded since."""
-    return read_json(root / _FAILURES) or {}
+    try:
+        noted = read_document(root / _FAILURES) or {}
+    except InputError:  # no more than a note for `curate status`
+        return {}
+    return {
+        stage: entry
+        for stage, entry in noted.items()
+        if isinstance(entry, dict) and {"what", "tasks"} <= set(cast(dict[str, Any], entry))
+    }
 
 
 def _note_failure(settings: Settings, stage: str, error: CurateError | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from curate.data.layout import RunFolder
-from curate.data.tables import scan
+from curate.data.tables import damage_named, read_table, scan, table_paths
 from curate.errors import InputError, TooManyBadError
 from jobs.inventory import Inventory, quarantine_output
 from jobs.run import Outcome
@@ -38,11 +38,12 @@ def index_summary(run: RunFolder, inventory: Inventory, outcome: Outcome) -> dic
     }
     if rows and not outcome.failures:
         examples = scan(run, "examples")
-        counts = examples.group_by("domain").len().sort("domain").collect()
+        with damage_named(table_paths(run, "examples")):
+            counts = examples.group_by("domain").len().sort("domain").collect()
+            held_out = examples.select((pl.col("split") == "held_out").sum()).collect().item()
         summary["num_domains"] = counts.height
         largest = counts.sort("len", "domain", descending=[True, False]).head(_SHOWN_DOMAINS)
         summary["domains"] = dict(largest.sort("domain").iter_rows())
-        held_out = examples.select((pl.col("split") == "held_out").sum()).collect().item()
         summary["held_out"] = int(held_out)
     return summary
 
@@ -103,15 +104,16 @@ def _broken_files(run: RunFolder, inventory: Inventory) -> dict[tuple[str, str],
     for part in inventory.partitions:
         mark = run.examples(part).mark() or {}
         if mark.get("bad", {}).get("unreadable_file"):
-            table = pl.read_parquet(quarantine_output(run, part.name).path)
+            table = read_table(quarantine_output(run, part.name).path)
             broken.setdefault((part.source, part.file), str(table["detail"][0]))
     return broken
 
 
 def _first_bad(run: RunFolder) -> str:
-    table = pl.read_parquet(sorted(run.quarantine.glob("part-*.parquet")), glob=False)
-    rows = table.filter(pl.col("row").is_not_null()).sort("source", "file", "row")
-    first = rows.row(0, named=True)
+    paths = sorted(run.quarantine.glob("part-*.parquet"))
+    tables = [read_table(path).filter(pl.col("row").is_not_null()) for path in paths]
+    heads = pl.concat([table.sort("source", "file", "row").head(1) for table in tables])
+    first = heads.sort("source", "file", "row").row(0, named=True)
     return (
         f"row {first['row']} of {first['source']}/{first['file']}:"
         f" {first['reason']}, {first['detail']}"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from curate.config import plain
-from curate.data.files import fingerprint, read_json
+from curate.data.files import fingerprint, misshapen, read_document
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition, remove_strays
@@ -34,6 +34,7 @@ from jobs.plan_tables import (
     complete_scorers,
     open_tables,
     read_frame,
+    read_summary,
     score_columns,
     score_digests,
 )
@@ -76,7 +77,7 @@ def plan_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> 
     if outcome.done or strays or summary_is_new or "plan" not in load_manifest(run)["stages"]:
         outputs = [*(task.output for task in tasks), *_documents(run)]
         record_stage(run, "plan", outputs=outputs, seconds=outcome.seconds)
-    summary: dict[str, Any] = read_json(_summary_output(run).path)
+    summary = read_summary(run) or {}
     for note in summary["notes"]:
         log.warning("plan: %s", note)
     del summary["groups"]
@@ -222,8 +223,17 @@ def _stored(work: _Work) -> dict[str, Thresholds] | None:
 def _load(folder: str, digest: str) -> dict[str, Thresholds]:
     """The stored plans; `digest` is that of the file, so that a worker reads each only once."""
     ranks_path = Path(folder) / "ranks.npy"
-    ranks = np.load(ranks_path, mmap_mode="r") if ranks_path.exists() else np.zeros(0, np.float32)
-    return from_values(read_json(Path(folder) / "thresholds.json"), ranks)
+    path = Path(folder) / "thresholds.json"
+    values = read_document(path, plans=dict) or {"plans": {}}
+    try:
+        has_ranks = ranks_path.exists()
+        ranks = np.load(ranks_path, mmap_mode="r") if has_ranks else np.zeros(0, np.float32)
+    except (ValueError, EOFError) as error:
+        raise misshapen(ranks_path, str(error)) from error
+    try:
+        return from_values(values, ranks)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise misshapen(path, f"{type(error).__name__}: {error}") from error
 
 
 def _tasks(work: _Work) -> list[Task]:

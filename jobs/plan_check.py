@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from curate.data.layout import RunFolder
+from curate.errors import InputError
 from curate.plan.plan import columns_read
 from jobs.chosen import Chosen, chosen_scorers
 from jobs.plan_tables import score_columns
@@ -20,7 +21,13 @@ def check_plan(settings: Settings) -> None:
         return
     named = settings.score.named
     coming = {entry.folder: _columns(entry) for entry in chosen_scorers(named)} if named else {}
-    columns_read(settings.plan, {**score_columns(RunFolder(Path(settings.run))), **coming})
+    try:
+        there = score_columns(RunFolder(Path(settings.run)))
+    except InputError:  # a damaged table of a scorer that runs again is made anew
+        if not coming:
+            raise
+        there = {}
+    columns_read(settings.plan, {**there, **coming})
 
 
 def _columns(entry: Chosen) -> tuple[str, ...]:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from curate.data.example import KEY
+from curate.data.files import misshapen, read_document
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
-from curate.data.tables import meet, read_examples, read_table
+from curate.data.tables import meet, read_examples, read_table, table_columns
 from curate.errors import InputError
 from curate.plan.groups import INDEX, Tables
 
@@ -17,6 +18,20 @@ _INDEX = [name for name in INDEX if name != "num_tokens"]
 
 _CACHED_ROWS = 500_000
 """Up to this many examples the frames stay in memory between passes: some 50 MB."""
+
+
+def read_summary(run: RunFolder) -> dict[str, Any] | None:
+    """What `plan/summary.json` says of the plan; None before there is one.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = run.plan / "summary.json"
+    found = read_document(path, training=dict, kept=dict, domains=dict, yardsticks=dict,
+                          means=dict, notes=list, groups=list)  # fmt: skip
+    if found is not None and not {"tokenizer", "mixer"} <= set(found):
+        raise misshapen(path, "it has no tokenizer or no mixer")
+    return found
 
 
 def open_tables(run: RunFolder, lengths: str) -> Tables:
@@ -30,15 +45,25 @@ def open_tables(run: RunFolder, lengths: str) -> Tables:
 
 
 def score_columns(run: RunFolder) -> dict[str, tuple[str, ...]]:
-    """Scorer -> its columns, of all that has been scored in this run, complete or not."""
+    """Scorer -> its columns, of all that has been scored in this run, complete or not.
+
+    Raises:
+        InputError: all tables of a scorer are damaged.
+    """
     found: dict[str, tuple[str, ...]] = {}
     for folder in sorted(path for path in (run.root / "scores").glob("*") if path.is_dir()):
-        for part in run.partitions():
-            output = run.scores(part, folder.name)
-            if output.mark() is not None:
-                names: list[str] = pq.read_schema(output.path).names
-                found[folder.name] = tuple(name for name in names if name not in KEY)
-                break
+        outputs = [run.scores(part, folder.name) for part in run.partitions()]
+        damage: InputError | None = None
+        for output in (output for output in outputs if output.mark() is not None):
+            try:
+                names = table_columns(output.path)
+            except InputError as error:
+                damage = error
+                continue
+            found[folder.name] = tuple(name for name in names if name not in KEY)
+            break
+        if damage is not None and folder.name not in found:
+            raise damage
     return found
 
 

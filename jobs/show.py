@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 
 from curate.data.card import Written, load_lines
-from curate.data.files import read_json
+from curate.data.files import misshapen, read_document
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.reading import read_fields
-from curate.data.tables import scan
+from curate.data.tables import damage_named, read_examples, read_table, scan, table_paths
 from curate.errors import ConfigError, InputError
 from curate.plan.expression import INDEX_COLUMNS, parse_expression
 from curate.plan.groups import Batch, Cells, Grouping, batch_of
@@ -22,7 +22,7 @@ from curate.plan.plan import run_together
 from curate.plan.scoring import Scoring, scoring_passes
 from jobs.lengths import tokenizer_for
 from jobs.opening import load_settings
-from jobs.plan_tables import open_tables
+from jobs.plan_tables import open_tables, read_summary
 from jobs.settings import Settings
 from jobs.status import set_aside
 
@@ -115,7 +115,7 @@ def shown(
     """
     settings = load_settings(root)
     run = RunFolder(Path(settings.run))
-    summary = read_json(run.plan / "summary.json")
+    summary = read_summary(run)
     domains = _from_summary(summary) if summary else _from_index(run)
     if domain is not None:
         known = [entry.domain for entry in domains]
@@ -148,12 +148,14 @@ def quarantined(root: Path, *, limit: int = 3) -> Quarantine:
     """
     run = RunFolder(Path(load_settings(root).run))
     counts = set_aside(run)
-    paths = sorted(run.quarantine.glob("part-*.parquet"))
-    if not paths:
-        return Quarantine(counts, [])
-    rows = pl.scan_parquet(paths, glob=False).group_by("reason", maintain_order=True).head(limit)
-    keys = ["source", "file", "row", "reason", "detail"]
-    return Quarantine(counts, rows.select(keys).collect().to_dicts())
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(run.quarantine.glob("part-*.parquet")):
+        rows = read_table(path, ["source", "file", "row", "reason", "detail"])
+        for row in rows.group_by("reason", maintain_order=True).head(limit).to_dicts():
+            of_reason = found.setdefault(row["reason"], [])
+            if len(of_reason) < limit:
+                of_reason.append({key: row[key] for key in rows.columns})
+    return Quarantine(counts, [row for rows in found.values() for row in rows])
 
 
 def _yardsticks(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -210,7 +212,8 @@ def _from_index(run: RunFolder) -> list[Domain]:
     if not run.partitions():
         raise InputError(f"{run.root} has no index yet", fix=f"run `curate index {run.root}`")
     train = scan(run, "examples").filter(pl.col("split") == "train")
-    counts = train.group_by("domain").len().sort("domain").collect().rows()
+    with damage_named(table_paths(run, "examples")):
+        counts = train.group_by("domain").len().sort("domain").collect().rows()
     total = sum(count for _, count in counts)
     return [
         Domain(domain=name, rows=count, tokens=count, natural_share=count / max(1, total))
@@ -285,13 +288,13 @@ def _with_texts(
     complete: list[Shown] = []
     for part, example in found:
         fields = read_fields(run, part, settings.sources[part.source])
-        rows = pl.read_parquet(run.examples(part).path, columns=["row"])["row"]
+        rows = read_examples(run, part, ["row"])["row"]
         at = rows.index_of(example.row)
         assert at is not None
         planned = run.planned(part).path
         reason = None
         if planned.exists():
-            reason = pl.read_parquet(planned, columns=["reason"])["reason"][at]
+            reason = read_table(planned, ["reason"])["reason"][at]
         text = _content(fields.row(at, named=True))[:_TEXT_CHARS]
         complete.append(replace(example, reason=reason, text=text))
     return complete
@@ -317,7 +320,8 @@ def _said(value: Any) -> str:
 
 
 def _load_lines(run: RunFolder) -> list[str]:
-    manifest = read_json(run.shards / "manifest.json")
+    path = run.shards / "manifest.json"
+    manifest = read_document(path, shards=list, domains=dict, columns=dict)
     if manifest is None:
         return []
     written = Written(
@@ -330,7 +334,10 @@ def _load_lines(run: RunFolder) -> list[str]:
         asked=(),
         tokenizer=None,
     )
-    return load_lines(written, repr(str(run.shards)))
+    try:
+        return load_lines(written, repr(str(run.shards)))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise misshapen(path, f"{type(error).__name__}: {error}") from error
 
 
 def _some(names: list[str]) -> str:

@@ -1,12 +1,12 @@
 """What of a run is done, failed and remaining, and what was set aside."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
+from curate.data.tables import read_table
 from curate.errors import CurateError
 from jobs.all_stages import Stage, failures, stages_for, state_of
 from jobs.opening import holder, load_settings
@@ -64,12 +64,15 @@ def _stages(settings: Settings) -> list[Stage]:
 
 
 def set_aside(run: RunFolder) -> dict[str, int]:
-    """Reason -> number of rows in quarantine, the most frequent first."""
-    paths = sorted(run.quarantine.glob("part-*.parquet"))
-    if not paths:
-        return {}
-    counted = pl.scan_parquet(paths, glob=False).group_by("reason").len().collect()
-    return dict(counted.sort(["len", "reason"], descending=[True, False]).iter_rows())
+    """Reason -> number of rows in quarantine, the most frequent first.
+
+    Raises:
+        InputError: a table is damaged.
+    """
+    counts = Counter[str]()
+    for path in sorted(run.quarantine.glob("part-*.parquet")):
+        counts.update(read_table(path, ["reason"])["reason"].to_list())
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
 def _stage(stage: Stage, settings: Settings) -> StageStatus:

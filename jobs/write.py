@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from curate.data.card import card, load_lines
-from curate.data.files import digest_file, read_json
+from curate.data.files import digest_file
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output
@@ -35,6 +35,7 @@ from jobs.write_tasks import (
     is_whole,
     receipt,
     require_plan,
+    shards_of,
     stale_files,
 )
 
@@ -177,7 +178,7 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _written(run: RunFolder, work: Work) -> Written:
-    receipts = [s for task in work.tasks for s in read_json(task.output.path)["shards"]]
+    receipts = [s for task in work.tasks for s in shards_of(task)]
     found = work.survey
     asked: list[Asked] = []
     if work.mixer is not None:

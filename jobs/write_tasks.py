@@ -8,7 +8,7 @@ from typing import Any
 import xxhash
 
 from curate.config import plain
-from curate.data.files import fingerprint, read_json
+from curate.data.files import fingerprint, misshapen, read_document
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.shard_folder import list_files
@@ -62,7 +62,10 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
         InputError: an input file is gone, or its columns have no common type.
     """
     found = survey(run, run.partitions(), settings.shards)
-    summary = read_json(run.plan / "summary.json")
+    path = run.plan / "summary.json"
+    summary = read_document(path) or {}
+    if not {"tokenizer", "mixer"} <= set(summary):
+        raise misshapen(path, "it has no tokenizer or no mixer")
     tokenizer, mixer = summary["tokenizer"], summary["mixer"]
     tasks = [_task(run, settings, group, found, tokenizer) for group in found.groups]
     return Work(found, tasks, tokenizer, mixer)
@@ -122,11 +125,21 @@ def is_whole(run: RunFolder, task: Task) -> bool:
     """Whether a group is done and all its shards are still there."""
     if not task.is_done():
         return False
-    for shard in read_json(task.output.path)["shards"]:
-        path = run.shards / shard["file"]
-        if not path.is_file() or path.stat().st_size != shard["bytes"]:
-            return False
-    return True
+    try:
+        shards = shards_of(task)
+        places = [(run.shards / shard["file"], shard["bytes"]) for shard in shards]
+    except (InputError, TypeError, KeyError):  # a damaged receipt vouches for nothing
+        return False
+    return all(path.is_file() and path.stat().st_size == size for path, size in places)
+
+
+def shards_of(task: Task) -> list[dict[str, Any]]:
+    """What the receipt of a finished group says of its shards.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    return (read_document(task.output.path, shards=list) or {"shards": []})["shards"]
 
 
 def stale_files(run: RunFolder, work: Work) -> list[Path]:

@@ -138,10 +138,36 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except ValueError as error:  # not UTF-8, or no JSON
-        raise InputError(
-            f"{path} is damaged: {error}",
-            fix="restore it; in a run folder, remove it and run the same command again",
-        ) from error
+        raise misshapen(path, str(error)) from error
+
+
+def read_document(path: Path, **keys: type) -> dict[str, Any] | None:
+    """The JSON object at `path`, or None where there is no such file.
+
+    Args:
+        path: of the file.
+        **keys: what it must hold, each with the type of its value.
+
+    Raises:
+        InputError: it is no JSON, no object, or lacks one of the keys.
+    """
+    value = read_json(path)
+    if value is None and not path.exists():
+        return None
+    if not isinstance(value, dict):
+        raise misshapen(path, "it holds no JSON object")
+    for key, kind in keys.items():
+        if not isinstance(value.get(key), kind):
+            raise misshapen(path, f"it has no {key}")
+    return value
+
+
+def misshapen(path: Path, why: str) -> InputError:
+    """The error of a JSON file whose values are not of the shape that curate writes."""
+    return InputError(
+        f"{path} is damaged: {why}",
+        fix="restore it; in a run folder, remove it and run the same command again",
+    )
 
 
 def digest_file(path: Path) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from curate.data.files import read_json, write_json
+from curate.data.files import read_document, write_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output
 
@@ -17,8 +17,13 @@ _PACKAGES = ("curate-data", "torch", "transformers", "tokenizers", "polars", "py
 
 
 def load_manifest(run: RunFolder) -> dict[str, Any]:
-    """The manifest of a run; an empty one where the run is new."""
-    return read_json(run.manifest) or {"schema_version": SCHEMA_VERSION, "stages": {}}
+    """The manifest of a run; an empty one where the run is new.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    found = read_document(run.manifest, stages=dict)
+    return {"schema_version": SCHEMA_VERSION, "stages": {}} if found is None else found
 
 
 def record_stage(

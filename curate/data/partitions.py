@@ -13,7 +13,14 @@ from typing import Any
 
 import xxhash
 
-from curate.data.files import digest_file, discard, read_json, replace, write_json
+from curate.data.files import (
+    digest_file,
+    discard,
+    misshapen,
+    read_document,
+    replace,
+    write_json,
+)
 from curate.errors import InputError
 
 
@@ -49,9 +56,16 @@ def save_partitions(path: Path, partitions: Sequence[Partition]) -> None:
 
 
 def load_partitions(path: Path) -> list[Partition]:
-    """The list that `save_partitions` wrote; empty where there is none yet."""
-    saved = read_json(path)
-    return [Partition(**part) for part in saved["partitions"]] if saved else []
+    """The list that `save_partitions` wrote; empty where there is none yet.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    saved = read_document(path, partitions=list)
+    try:
+        return [Partition(**part) for part in saved["partitions"]] if saved else []
+    except TypeError as error:
+        raise misshapen(path, str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +82,10 @@ class Output:
     def mark(self) -> dict[str, Any] | None:
         """What the mark says, or None where the file is not done."""
         try:
-            mark = read_json(self.mark_path)
+            mark = read_document(self.mark_path, fingerprint=str, digest=str, size_bytes=int)
         except InputError:  # torn by a power cut: marks are not flushed, since tables are
             return None
-        return mark if isinstance(mark, dict) and self.path.exists() else None
+        return mark if self.path.exists() else None
 
     def is_done(self, fingerprint: str) -> bool:
         """Whether the file was made, whole, from just what `fingerprint` stands for."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,6 +18,7 @@ from curate.data.reading import payload_schema, resolve_address
 from curate.data.shard_layout import Component, Group, Kept, lay_out, slugs
 from curate.data.shard_settings import Shards
 from curate.data.shards import complete_rows, shard_schema, writer_options
+from curate.data.tables import read_examples
 from curate.errors import CurateError, InputError
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def forecast(
     sizes = _Sizes(run)
     size = seconds = 0.0
     for part in partitions:
-        raw, num_rows = sizes.of(part), pl.read_parquet(run.examples(part).path, columns=["row"])
+        raw, num_rows = sizes.of(part), read_examples(run, part, ["row"])
         if part.source not in samples and num_rows.height:
             choice = everything(num_rows["row"].to_numpy())
             samples[part.source] = _sample(

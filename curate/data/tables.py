@@ -2,16 +2,23 @@
 
 All tables of a run exist once per partition, with the same rows in the same order, so that they
 meet by position. The key stands first in each of them and is compared wherever two meet.
+A table is held against the digest in its mark whenever it is read whole: Parquet has no checksums
+of its own here, and a flipped byte may well read as another number.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
 
 from curate.data.example import KEY
 from curate.data.layout import RunFolder
-from curate.data.partitions import Partition
+from curate.data.partitions import Output, Partition
 from curate.errors import CurateError, InputError
 
 SCHEMA_VERSION = 1
@@ -23,6 +30,8 @@ REASONS = (
     "invalid_utf8",
     "empty",
     "label_out_of_range",
+    "missing_image",
+    "unreadable_image",
     "unreadable_file",
 )
 """Why a row, or with `unreadable_file` a whole file, was set aside."""
@@ -55,6 +64,20 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
 }
 """Table -> its columns. Scores and quantities have the key and one Float32 column each."""
 
+_MADE_BY = {
+    "examples": "index",
+    "quarantine": "index",
+    "lengths": "plan",
+    "checkpoints": "train",
+    "quantities": "score",
+    "scores": "score",
+    "plan": "plan",
+    "compare": "compare",
+}
+"""Folder of a run -> command that makes the tables in it."""
+
+_DAMAGE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
 
 def write_table(frame: pl.DataFrame, path: Path) -> None:
     """Write `frame` as Parquet; equal frames give equal bytes."""
@@ -86,18 +109,48 @@ def read_examples(
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """A table of the run.
+    """A table of the run, as its mark knows it.
 
     Raises:
-        InputError: it is damaged; names the file.
+        InputError: it is missing or damaged; names the file and the command that makes it anew.
     """
     try:
-        return pl.read_parquet(path, columns=list(columns) if columns is not None else None)
-    except (pl.exceptions.ComputeError, FileNotFoundError) as error:
-        raise InputError(
-            f"{path} is missing or damaged: {error}",
-            fix="remove what is left of it and run the same command again, which makes it anew",
-        ) from error
+        content = path.read_bytes()
+        mark = Output(path).mark()
+        if mark is not None and mark["digest"] != xxhash.xxh3_128_hexdigest(content):
+            raise _damaged(path, "its bytes are not those that were written")
+        return pl.read_parquet(
+            io.BytesIO(content), columns=list(columns) if columns is not None else None
+        )
+    except _DAMAGE as error:
+        raise _damaged(path, _first_line(error)) from error
+
+
+def table_columns(path: Path) -> list[str]:
+    """Names of a table's columns.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, _first_line(error)) from error
+
+
+@contextmanager
+def damage_named(paths: Iterable[Path]) -> Generator[None]:
+    """Around the reading of many tables at once: damage becomes an InputError that names the file.
+
+    Raises:
+        InputError: one of the tables is missing or damaged.
+    """
+    try:
+        yield
+    except _DAMAGE:
+        for path in paths:
+            read_table(path)
+        raise
 
 
 def meet(left: pl.DataFrame, right: pl.DataFrame) -> None:
@@ -132,7 +185,7 @@ def scan(run: RunFolder, folder: str) -> pl.LazyFrame:
     Raises:
         InputError: a partition's table is missing: the stage has not finished.
     """
-    paths = [run.root / folder / f"{part.name}.parquet" for part in run.partitions()]
+    paths = table_paths(run, folder)
     missing = [path for path in paths if not path.exists()]
     if missing or not paths:
         raise InputError(
@@ -140,4 +193,24 @@ def scan(run: RunFolder, folder: str) -> pl.LazyFrame:
             f" {len(missing)} of {len(paths)} tables are missing",
             fix=f"finish the stage first: `curate status {run.root}` says what is due",
         )
-    return pl.scan_parquet(paths, glob=False)
+    with damage_named(paths):
+        return pl.scan_parquet(paths, glob=False)
+
+
+def table_paths(run: RunFolder, folder: str) -> list[Path]:
+    """One table of all partitions, as `scan` reads them; not all need be there."""
+    return [run.root / folder / f"{part.name}.parquet" for part in run.partitions()]
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    root = next((p for p in path.parents if RunFolder(p).config.is_file()), None)
+    stage = root and _MADE_BY.get(path.relative_to(root).parts[0])
+    again = f"`curate {stage} {root}`" if stage else "the same command"
+    return InputError(
+        f"{path} is missing or damaged: {why}",
+        fix=f"remove what is left of it and run {again} again: only this partition is redone",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from curate.data.files import digest_file
 from curate.errors import ConfigError, InputError
 from curate.plan.mixture import load_mixture
 from jobs.mix import budget_tokens, mix_run, plan_mix
@@ -64,7 +65,7 @@ def test_a_domain_without_training_tokens_is_left_out_and_named(tmp_path: Path):
             table.with_columns(num_tokens=pl.lit(0, pl.Int64)).write_parquet(path)
             mark = path.parent / ".done" / f"{path.name}.json"
             facts = json.loads(mark.read_text())
-            facts |= {"size_bytes": path.stat().st_size, "digest": "changed"}
+            facts |= {"size_bytes": path.stat().st_size, "digest": digest_file(path)}
             mark.write_text(json.dumps(facts))
     summary = mix_run(settings, pool=POOL)
     assert [entry["domain"] for entry in summary["domains"]] == ["large", "middle"]

@@ -238,8 +238,9 @@ def test_scores_that_stopped_half_way_are_refused_by_name(tmp_path: Path):
 def test_scores_of_other_examples_are_refused(tmp_path: Path):
     settings = scored_run(tmp_path, plan={"score": "el2n", "keep": 0.5})
     run = RunFolder(tmp_path / "run")
-    path = run.scores(run.partitions()[0], "el2n").path
-    pl.read_parquet(path).reverse().write_parquet(path)
+    output = run.scores(run.partitions()[0], "el2n")
+    turned = pl.read_parquet(output.path).reverse()
+    output.write(turned.write_parquet, "by hand")
     with pytest.raises(CurateError, match="two tables of one partition differ"):
         plan_run(settings, pool=POOL)
 
