@@ -198,12 +198,13 @@ def _inputs(settings: Settings, run: RunFolder) -> _Inputs:
 
 
 def model_facts(settings: Settings) -> dict[str, Any]:
-    from curate.models.load import model_digest, model_folder
+    from curate.models.adapters import measurer_digest
+    from curate.models.load import model_folder
 
     model = settings.model
     if model.config is not None:
         return {"config": model.config, "dtype": model.dtype}
-    return {"digest": model_digest(model_folder(model)), "dtype": model.dtype}
+    return {"digest": measurer_digest(model, model_folder(model)), "dtype": model.dtype}
 
 
 def _check_model(settings: Settings) -> None:

@@ -22,6 +22,7 @@ from curate.data.partitions import Output, Partition
 from curate.data.reading import read_fields
 from curate.data.tables import meet, read_examples, write_table
 from curate.errors import InputError
+from curate.models.adapters import has_adapter, save_adapter
 from curate.models.checkpoints import facts_of, list_checkpoints
 from curate.models.epochs import Lengths, Schedule, plan_epochs, random_permutation, random_seed
 from curate.models.load import (
@@ -278,13 +279,16 @@ def _held_out(shop: Workshop) -> Encoded | None:
 
 
 def write_model(model: nn.Module, tokenizer: Any | None, folder: Path) -> None:
-    """Save a model, and its tokenizer where it has one, so that it loads like any other."""
+    """Save a model, or the adapter in it, and its tokenizer, so that it loads like any other."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # bars belong to the command line
     try:
-        model.save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
+        if has_adapter(model):
+            save_adapter(model, folder)
+        else:
+            model.save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
     finally:
         if shown:
             transformers_logging.enable_progress_bar()

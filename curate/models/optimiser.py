@@ -19,6 +19,7 @@ from curate.errors import ConfigError
 from curate.models.checkpoints import Moments
 from curate.models.epochs import random_seed
 from curate.models.settings import Train
+from curate.models.sharded import is_placed
 
 _PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -90,7 +91,7 @@ class Optimiser:
         self._accelerator = _accelerator(device, _PRECISION[dtype])
         # Moved before AdamW sees the parameters. It is not "prepared": that wraps `forward` only,
         # and a task may call a model's body and head apart.
-        self.model = model.float().to(self._accelerator.device)
+        self.model = model if is_placed(model) else model.float().to(self._accelerator.device)
         self._adamw = torch.optim.AdamW(_groups(self.model, settings.weight_decay), lr=settings.lr)
         self._optimiser = self._accelerator.prepare_optimizer(self._adamw)
 

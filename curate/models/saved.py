@@ -107,7 +107,8 @@ def weights_files(folder: Path) -> list[Path]:
     if (folder / "adapter_config.json").exists():
         raise InputError(
             f"{folder} holds an adapter, not a model",
-            fix="merge it into its model with merge_and_unload() and save that",
+            fix="set model.name to the model under it and model.adapter to this folder, or merge"
+            " the two with merge_and_unload() and save that",
         )
     raise InputError(
         f"{missing[0]} is missing", fix="save the model with save_pretrained, or check model.name"

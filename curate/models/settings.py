@@ -169,6 +169,35 @@ class Train:
 
     epochs: float = 1.0
     """Passes over the training examples."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRA:
+    """A fresh low-rank adapter; the model itself is frozen. Needs the extra `lora`."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    rank: int = 8
+    """Of the update of each matrix."""
+    alpha: float = 16.0
+    """The update is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Layers that get one, by the end of their names: [q_proj, v_proj]; none: all linear layers
+    but the head."""
+    dropout: float = 0.0
+    """Before the adapter, while it is trained; never while measuring."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ConfigError(
+                f"model.lora has rank {self.rank} and alpha {self.alpha:g}",
+                fix="set both to positive numbers such as 8 and 16",
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"model.lora.dropout is {self.dropout}, outside [0, 1)",
+                fix="set it to a share such as 0.05",
+            )
+
+
     max_steps: int | None = None
     """Stop after this many optimiser steps, where that comes first."""
     seeds: tuple[int, ...] = (0,)
@@ -189,6 +218,19 @@ class Train:
     """A checkpoint for scoring each time this much of an epoch has passed, and at the end."""
     save_moments: bool = False
     """Keep AdamW's moments beside each checkpoint, by parameter name."""
+    adapter: str | None = None
+    """Folder of a saved adapter (peft, safetensors) on top of `name`; only it is measured and
+    trained, the model is frozen."""
+    lora: LoRA | None = None
+    """A fresh adapter on top of `name`, to be trained or measured; likewise."""
+    quantize: Literal["4bit", "8bit"] | None = None
+    """Load the frozen model in 4 (NF4) or 8 bits: needs a GPU, bitsandbytes, and an adapter where
+    gradients are measured."""
+    device_map: (
+        Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None
+    ) = None
+    """Spread one model over the devices of a machine, as accelerate does; or module -> device
+    (0, 1, cpu, disk). In place of `device`."""
     resume_every_seconds: float = 30.0
     """How often the state to resume from is written."""
 
@@ -196,6 +238,17 @@ class Train:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(
                 f"seeds are {list(self.seeds)}", fix="list different seeds: [0, 1, 2]"
+        for field in ("adapter", "lora", "quantize", "device_map"):
+            if self.config is not None and getattr(self, field) is not None:
+                raise ConfigError(
+                    f"model.{field} needs a model that exists, but model.config makes a new one",
+                    fix=f"remove model.{field}, or set model.name in place of model.config",
+                )
+        if self.adapter is not None and self.lora is not None:
+            raise ConfigError(
+                "model has an adapter and lora; it is one or the other",
+                fix="remove model.lora to go on with the adapter, or model.adapter to start anew",
+            )
             )
         for name in ("epochs", "lr", "batch_tokens", "save_every_epochs"):
             if getattr(self, name) <= 0:
