@@ -134,42 +134,6 @@ class Tokenizer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """Which model measures: one that exists, or one made from scratch."""
-
-    __pydantic_config__: ClassVar = STRICT
-
-    name: str | None = None
-    """Folder saved by transformers, or a hub id."""
-    revision: str | None = None
-    """Commit of a hub model; the resolved settings hold the one that was used."""
-    config: dict[str, Any] | None = None
-    """From scratch: `model_type` and the fields of its transformers configuration, or
-    `model_type: mlp` with `hidden: [64]` for tables."""
-    tokenizer: Tokenizer | str | None = None
-    """From scratch: a tokenizer to train here, or the name of one that exists."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights while measuring; losses and sums are float32 or better."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
-
-    def __post_init__(self) -> None:
-        if self.name is not None and self.config is not None:
-            raise ConfigError(
-                "model has a name and a config; it is one or the other",
-                fix="remove model.config to load the model, or model.name to start from scratch",
-            )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Train:
-    """How the scoring models are trained."""
-
-    __pydantic_config__: ClassVar = STRICT
-
-    epochs: float = 1.0
-    """Passes over the training examples."""
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LoRA:
     """A fresh low-rank adapter; the model itself is frozen. Needs the extra `lora`."""
 
@@ -198,6 +162,66 @@ class LoRA:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Which model measures: one that exists, or one made from scratch."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    name: str | None = None
+    """Folder saved by transformers, or a hub id."""
+    revision: str | None = None
+    """Commit of a hub model; the resolved settings hold the one that was used."""
+    config: dict[str, Any] | None = None
+    """From scratch: `model_type` and the fields of its transformers configuration, or
+    `model_type: mlp` with `hidden: [64]` for tables."""
+    tokenizer: Tokenizer | str | None = None
+    """From scratch: a tokenizer to train here, or the name of one that exists."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights while measuring; losses and sums are float32 or better."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 ...; auto takes a GPU where there is one."""
+    adapter: str | None = None
+    """Folder of a saved adapter (peft, safetensors) on top of `name`; only it is measured and
+    trained, the model is frozen."""
+    lora: LoRA | None = None
+    """A fresh adapter on top of `name`, to be trained or measured; likewise."""
+    quantize: Literal["4bit", "8bit"] | None = None
+    """Load the frozen model in 4 (NF4) or 8 bits: needs a GPU, bitsandbytes, and an adapter where
+    gradients are measured."""
+    device_map: (
+        Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None
+    ) = None
+    """Spread one model over the devices of a machine, as accelerate does; or module -> device
+    (0, 1, cpu, disk). In place of `device`."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None and self.config is not None:
+            raise ConfigError(
+                "model has a name and a config; it is one or the other",
+                fix="remove model.config to load the model, or model.name to start from scratch",
+            )
+        for field in ("adapter", "lora", "quantize", "device_map"):
+            if self.config is not None and getattr(self, field) is not None:
+                raise ConfigError(
+                    f"model.{field} needs a model that exists, but model.config makes a new one",
+                    fix=f"remove model.{field}, or set model.name in place of model.config",
+                )
+        if self.adapter is not None and self.lora is not None:
+            raise ConfigError(
+                "model has an adapter and lora; it is one or the other",
+                fix="remove model.lora to go on with the adapter, or model.adapter to start anew",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """How the scoring models are trained."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    epochs: float = 1.0
+    """Passes over the training examples."""
     max_steps: int | None = None
     """Stop after this many optimiser steps, where that comes first."""
     seeds: tuple[int, ...] = (0,)
@@ -218,19 +242,6 @@ class LoRA:
     """A checkpoint for scoring each time this much of an epoch has passed, and at the end."""
     save_moments: bool = False
     """Keep AdamW's moments beside each checkpoint, by parameter name."""
-    adapter: str | None = None
-    """Folder of a saved adapter (peft, safetensors) on top of `name`; only it is measured and
-    trained, the model is frozen."""
-    lora: LoRA | None = None
-    """A fresh adapter on top of `name`, to be trained or measured; likewise."""
-    quantize: Literal["4bit", "8bit"] | None = None
-    """Load the frozen model in 4 (NF4) or 8 bits: needs a GPU, bitsandbytes, and an adapter where
-    gradients are measured."""
-    device_map: (
-        Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None
-    ) = None
-    """Spread one model over the devices of a machine, as accelerate does; or module -> device
-    (0, 1, cpu, disk). In place of `device`."""
     resume_every_seconds: float = 30.0
     """How often the state to resume from is written."""
 
@@ -238,17 +249,6 @@ class LoRA:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(
                 f"seeds are {list(self.seeds)}", fix="list different seeds: [0, 1, 2]"
-        for field in ("adapter", "lora", "quantize", "device_map"):
-            if self.config is not None and getattr(self, field) is not None:
-                raise ConfigError(
-                    f"model.{field} needs a model that exists, but model.config makes a new one",
-                    fix=f"remove model.{field}, or set model.name in place of model.config",
-                )
-        if self.adapter is not None and self.lora is not None:
-            raise ConfigError(
-                "model has an adapter and lora; it is one or the other",
-                fix="remove model.lora to go on with the adapter, or model.adapter to start anew",
-            )
             )
         for name in ("epochs", "lr", "batch_tokens", "save_every_epochs"):
             if getattr(self, name) <= 0:
