@@ -25,6 +25,7 @@ from curate.data.partitions import (
     Partition,
 )
 from curate.data.reading import resolve_address
+from curate.data.shard_columns import refuse_taken_names
 from curate.data.sources import InputFile, find_files
 from curate.data.storage import is_damage
 from curate.errors import CurateError, InputError
@@ -151,7 +152,10 @@ def _check_columns(
 ) -> None:
     source = settings.sources[file.source]
     where = f"{file.source}/{file.file} ({file.address})"
-    resolved = source_settings(resolve_columns(source, footer.schema, where=where))
+    found = resolve_columns(source, footer.schema, where=where)
+    read = set(found.columns) - {found.domain}
+    refuse_taken_names(footer.schema.names, read, where=where)
+    resolved = source_settings(found)
     num_classes = _num_classes(settings)
     if num_classes is not None and resolved["label"] is None:
         raise InputError(

@@ -15,9 +15,10 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.payload import Payload
 from curate.data.reading import payload_schema, resolve_address
+from curate.data.shard_columns import shard_schema
 from curate.data.shard_layout import Component, Group, Kept, lay_out, slugs
 from curate.data.shard_settings import Shards
-from curate.data.shards import complete_rows, shard_schema, writer_options
+from curate.data.shards import complete_rows, writer_options
 from curate.data.tables import read_examples
 from curate.errors import CurateError, InputError
 

@@ -6,8 +6,6 @@ Every file of a group is complete and on disk before the first one gets its name
 """
 
 import errno
-import json
-import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,44 +24,8 @@ from curate.data.shard_layout import Component, Group, Shard
 from curate.data.shard_settings import Shards
 from curate.errors import CurateError, OutputError
 
-log = logging.getLogger(__name__)
-
-ADDED = pa.schema(
-    [
-        pa.field("curate_source", pa.string()),
-        pa.field("curate_file", pa.string()),
-        pa.field("curate_row", pa.int64()),
-        pa.field("curate_weight", pa.float32()),
-        pa.field("curate_domain", pa.string()),
-    ]
-)
-"""Columns that every shard has behind those of the input."""
-
 # The next file would meet the same end.
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_FEATURES = b"huggingface"
-
-
-def shard_schema(payload: pa.Schema) -> pa.Schema:
-    """Schema of the shards: the input's columns, then `ADDED`.
-
-    Columns that an earlier curate run added are replaced. The features that `datasets` keeps in
-    the metadata (images, class names) stay and cover the new columns too; pandas' notes on its
-    index do not, since they describe the rows that were there before.
-    """
-    replaced = [name for name in ADDED.names if name in payload.names]
-    if replaced:
-        log.warning("columns of an earlier curate run are replaced: %s", ", ".join(replaced))
-    fields = [field.with_nullable(True) for field in payload if field.name not in ADDED.names]
-    metadata = {k: v for k, v in (payload.metadata or {}).items() if k != b"pandas"}
-    if _FEATURES in metadata:
-        info: dict[str, Any] = json.loads(metadata[_FEATURES]).get("info") or {}
-        features: dict[str, Any] = info.get("features") or {}
-        for field in ADDED:
-            dtype = "float32" if pa.types.is_float32(field.type) else str(field.type)
-            features[field.name] = {"dtype": dtype, "_type": "Value"}
-        metadata[_FEATURES] = json.dumps({"info": {"features": features}}).encode()
-    return pa.schema([*fields, *ADDED], metadata=metadata)
 
 
 def writer_options(settings: Shards) -> dict[str, Any]:

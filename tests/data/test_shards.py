@@ -17,10 +17,11 @@ from PIL import Image
 
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
+from curate.data.shard_columns import ADDED, shard_schema
 from curate.data.shard_layout import Group
 from curate.data.shard_settings import Shards
 from curate.data.shard_survey import survey
-from curate.data.shards import ADDED, shard_schema, write_group
+from curate.data.shards import write_group
 
 
 def png(shade: int) -> bytes:

@@ -491,3 +491,33 @@ def test_real_instructions_are_indexed_in_place(tmp_path: Path) -> None:
     assert summary["num_domains"] == 7
     examples = scan(RunFolder(tmp_path / "run"), "examples").collect()
     assert 0.04 < (examples["split"] == "held_out").sum() / examples.height < 0.06
+
+
+@pytest.mark.parametrize(
+    ("columns", "source"),
+    [
+        ({"text": "a", "curate_weight": 2.0}, {"text": "text"}),
+        ({"curate_row": "a"}, {"text": "curate_row"}),
+        (
+            {"curate_source": "s", "curate_file": "f", "curate_row": 1, "curate_weight": 1.0,
+             "curate_domain": "d", "text": "a"},
+            {"text": "text", "id": "curate_row"},
+        ),
+    ],
+)  # fmt: skip
+def test_a_column_that_the_shards_would_lose_is_refused(
+    tmp_path: Path, columns: dict[str, Any], source: dict[str, Any]
+):
+    pl.DataFrame([columns] * 4).write_parquet(tmp_path / "data.parquet")
+    settings = settings_for(tmp_path, a={"path": str(tmp_path / "data.parquet"), **source})
+    for look in (run_index, plan_index):
+        with pytest.raises(InputError, match=r"has a column curate_.*\n  fix: rename the column"):
+            look(settings)
+
+
+def test_the_shards_of_an_earlier_run_are_data_like_any_other(tmp_path: Path):
+    row = {"text": "a", "curate_source": "s", "curate_file": "f", "curate_row": 1,
+           "curate_weight": 1.0, "curate_domain": "d"}  # fmt: skip
+    pl.DataFrame([row] * 4).write_parquet(tmp_path / "data.parquet")
+    source = {"path": str(tmp_path / "data.parquet"), "text": "text", "domain": "curate_domain"}
+    assert run_index(settings_for(tmp_path, a=source))["domains"] == {"d": 4}
