@@ -6,7 +6,7 @@ Shapes: B examples, T positions, M chosen positions, D width, V tokens of the vo
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,12 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curate.models.gradients import watched
+from curate.models.sharded import is_spread
 
 log = logging.getLogger(__name__)
 
 _PIECE_NUMBERS = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Logits that exist at a time."""
 _HALF = (torch.float16, torch.bfloat16)
+
+
+class Before(NamedTuple):
+    """What an output head would turn into logits."""
+
+    states: Tensor
+    """(M, D) of the chosen positions, with a graph where gradients are enabled."""
+    head: nn.Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,23 @@ def counted_logits(
         yield watched(parts.head, given, logits, owners[start : start + size])
 
 
+def counted_states(
+    model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, columns: Tensor
+) -> Before | None:
+    """What the head is given at the chosen positions; None where it is more than a linear head.
+
+    Args:
+        model: a causal language model of transformers.
+        inputs: its forward's arguments.
+        rows: (M,) which example.
+        columns: (M,) which position of it.
+    """
+    parts = _split(model, inputs)
+    if parts is None:
+        return None
+    return Before(parts.body(**inputs, use_cache=False)[0][rows, columns], parts.head)
+
+
 def _split(model: nn.Module, inputs: dict[str, Tensor]) -> _Parts | None:
     """The model's body and head, or None where they are not all there is to it."""
     if model not in _known:
@@ -93,6 +119,8 @@ def _find(model: nn.Module, inputs: dict[str, Tensor]) -> _Parts | None:
     it neither scales nor caps its logits; comparing logits themselves could miss a cap, as it
     hardly shows while they are small.
     """
+    if is_spread(model):  # a weight may be elsewhere while its layer does not run
+        return None
     head = cast(Any, model).get_output_embeddings()
     body = cast(Any, model).base_model
     if type(head) is not nn.Linear or body is model or not isinstance(body, nn.Module):

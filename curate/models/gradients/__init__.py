@@ -1,8 +1,19 @@
 """Per-example gradients: norms, inner products, projections, without forming weight gradients."""
 
-from curate.models.gradients.capture import watched
+from curate.models.gradients.capture import softmax_losses, watched
 from curate.models.gradients.engine import Engine
 from curate.models.gradients.forms import LowRank
 from curate.models.gradients.request import Gradients, Sides, Wanted
+from curate.models.gradients.softmax import Sweep, first_sweep
 
-__all__ = ["Engine", "Gradients", "LowRank", "Sides", "Wanted", "watched"]
+__all__ = [
+    "Engine",
+    "Gradients",
+    "LowRank",
+    "Sides",
+    "Sweep",
+    "Wanted",
+    "first_sweep",
+    "softmax_losses",
+    "watched",
+]

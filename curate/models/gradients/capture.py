@@ -19,7 +19,11 @@ from torch.overrides import TorchFunctionMode
 from curate.errors import CurateError
 from curate.models.gradients.layout import Layout
 from curate.models.gradients.rules import Rule, embedding, linear, local
+from curate.models.gradients.softmax import Sweep, plain_losses, watched_losses
 
+HeadSink = Callable[[nn.Linear, Sweep, Tensor, bool], Tensor | None]
+"""What is told of a head: (head, first sweep, gradient of the losses, whether the gradient of its
+states is wanted); gives that one."""
 Sink = Callable[[nn.Module, Rule, tuple[Tensor, ...], Tensor, Layout], None]
 """What is told: (layer, its rule, inputs of the call, gradient of its output, layout)."""
 
@@ -52,6 +56,7 @@ class Capture:
         loose: layers of which only products with their matrices can be seen.
         layout: which rows belong to which example.
         sink: called in the backward pass, once for each call of a layer.
+        head_sink: called in the backward pass for `softmax_losses`.
     """
 
     def __init__(
@@ -60,11 +65,13 @@ class Capture:
         loose: Mapping[nn.Module, Rule | None],
         layout: Layout,
         sink: Sink,
+        head_sink: HeadSink,
     ) -> None:
         self._rules = rules
         self._loose = loose
         self.layout = layout
         self._sink = sink
+        self._head_sink = head_sink
         self._handles: list[Any] = []
         self._is_backward = False
         self._busy = False
@@ -148,6 +155,17 @@ class Capture:
         where = Layout(self.layout.num_examples, owner)
         return self.tap(module, linear.forms, (given,), output, where)
 
+    def take_losses(self, head: nn.Linear, sweep: Sweep) -> Tensor:
+        """The losses of a first sweep, watched; see `softmax_losses`."""
+        self.calls[head] = self.calls.get(head, 0) + 1
+        if self._anchor is None:
+            self._anchor = torch.zeros((), requires_grad=True)
+
+        def tell(weights: Tensor, wants_states: bool) -> Tensor | None:
+            return self._head_sink(head, sweep, weights, wants_states)
+
+        return watched_losses(sweep.terms.loss, sweep.given, self._anchor, tell)
+
     def _on_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         rule = self._rules[module]
         given = (*args, *kwargs.values())
@@ -219,3 +237,19 @@ def watched(module: nn.Module, given: Tensor, output: Tensor, owner: Tensor) -> 
     reference = _active.get()
     capture: Capture | None = None if reference is None else reference()
     return output if capture is None else capture.take(module, given, output, owner)
+
+
+def softmax_losses(head: nn.Linear, sweep: Sweep) -> Tensor:
+    """(M,) cross-entropy of an output head that is too large for its logits to be kept.
+
+    Without a capture they are computed again, by autograd alone.
+
+    Args:
+        head: a Linear layer that nothing follows; not called by itself in the same pass.
+        sweep: the first one over the counted positions.
+    """
+    reference = _active.get()
+    capture: Capture | None = None if reference is None else reference()
+    if capture is None:
+        return plain_losses(head, sweep.given, sweep.targets)
+    return capture.take_losses(head, sweep)

@@ -4,20 +4,22 @@ Shapes: N examples, B rows of the batch, T positions.
 """
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from curate.errors import ConfigError
-from curate.models.gradients.capture import Capture
+from curate.models.gradients.capture import Capture, HeadSink
 from curate.models.gradients.collector import Collector
 from curate.models.gradients.fallback import Batch, Losses, one_by_one, weighted_gradients
 from curate.models.gradients.forms import Whole, raised
+from curate.models.gradients.head_part import HeadPart
 from curate.models.gradients.layout import Layout, NoExampleAxisError
 from curate.models.gradients.request import Gradients, Wanted
 from curate.models.gradients.rules import Rule, local, rule_of
+from curate.models.gradients.softmax import Sweep
 from curate.models.sharded import is_whole, main_device, sharded_gradients
 
 log = logging.getLogger(__name__)
@@ -39,13 +41,24 @@ class Engine:
     Args:
         model: in eval mode: dropout would give every example another network.
         only: parameters to measure, by name; None for all that require a gradient.
+        head: a layer whose use of its own parameters is measured by itself too: what it shares
+            with an embedding counts in `Gradients.alone` as the head's alone.
+        head_only: measure no other layer; the gradient then goes no further back than the head.
 
     Raises:
         ConfigError: nothing is left to measure.
     """
 
-    def __init__(self, model: nn.Module, *, only: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        only: Callable[[str], bool] | None = None,
+        head: nn.Module | None = None,
+        head_only: bool = False,
+    ) -> None:
         self.model = model
+        self._head = head
         self._names = {
             parameter: name
             for name, parameter in model.named_parameters()
@@ -68,7 +81,10 @@ class Engine:
         self._scale = _HALF_SCALE if first.dtype == torch.float16 else 1.0
         self._device = main_device(model)
         for module in model.modules():
-            self._enlist(module)
+            if module is head or not head_only:
+                self._enlist(module)
+        # Autograd would add the embedding's use to the head's.
+        self._unchecked = _shared(model, head, self._names) if head_only else set[str]()
 
     @property
     def names(self) -> list[str]:
@@ -138,9 +154,10 @@ class Engine:
 
     def _watch(self, losses: Losses, batch: Batch, layout: Layout, wanted: Wanted) -> Collector:
         """One forward and one backward pass."""
-        shapes = {name: parameter.shape for parameter, name in self._names.items()}
-        collector = Collector(wanted, shapes, layout.num_examples, self._device)
-        with Capture(self._rules, self._loose, layout, self._sink(collector)) as taps:
+        parameters = {name: parameter for parameter, name in self._names.items()}
+        collector = Collector(wanted, parameters, layout.num_examples, self._device)
+        sink, head_sink = self._sink(collector), self._head_sink(collector)
+        with Capture(self._rules, self._loose, layout, sink, head_sink) as taps:
             self._taps = taps
             with torch.enable_grad():
                 total = losses(self.model, batch).sum() * self._scale
@@ -193,12 +210,13 @@ class Engine:
 
     def _truth(self, losses: Losses, batch: Batch, weights: Tensor) -> dict[str, Tensor]:
         """Gradients by autograd, of the parameters whose values can be had."""
-        here = [name for parameter, name in self._names.items() if is_whole(parameter)]
-        away = [n for p, n in self._names.items() if not is_whole(p) and p.device.type != "meta"]
+        names = {p: name for p, name in self._names.items() if name not in self._unchecked}
+        here = [name for parameter, name in names.items() if is_whole(parameter)]
+        away = [n for p, n in names.items() if not is_whole(p) and p.device.type != "meta"]
         truth = weighted_gradients(self.model, losses, batch, weights, here) if here else {}
         if away:
             truth |= sharded_gradients(self.model, losses, batch, weights, away)
-        unseen = [name for name in self.names if name not in here and name not in away]
+        unseen = [n for n in names.values() if n not in here and n not in away]
         for name in unseen:
             if not all(owner in self._rules for owner in self._owners[name]):
                 self._uncovered.append(name)
@@ -230,7 +248,7 @@ class Engine:
             module: nn.Module, rule: Rule, inputs: tuple[Tensor, ...], grad: Tensor, where: Layout
         ) -> None:
             grad = grad if self._scale == 1 else grad.float() / self._scale
-            own = {s: name for s, name in self._own[module].items() if name not in self._uncovered}
+            own = self._covered(module)
             if not own:
                 return
             try:
@@ -238,11 +256,37 @@ class Engine:
                     for short, form in rule(module, inputs, grad, where):
                         if short in own:
                             uses, ids = self._uses(own[short], module, where)
-                            collector.take(own[short], form, uses=uses, lookup_ids=ids)
+                            alone = module is self._head
+                            collector.take(own[short], form, uses=uses, lookup_ids=ids, alone=alone)
             except NoExampleAxisError:
                 if self._is_checked:
                     raise
                 self._uncovered += own.values()
+
+        return sink
+
+    def _covered(self, module: nn.Module) -> dict[str, str]:
+        """Short name -> name of the parameters of a layer that its rule measures."""
+        own = self._own.get(module, {})
+        return {short: name for short, name in own.items() if name not in self._uncovered}
+
+    def _head_sink(self, collector: Collector) -> HeadSink:
+        def sink(
+            head: nn.Linear, sweep: Sweep, weights: Tensor, wants_states: bool
+        ) -> Tensor | None:
+            own = self._covered(head) if head in self._rules else {}
+            if not own and not wants_states:
+                return None
+            with torch.no_grad():
+                part = HeadPart(head, sweep, weights / self._scale, own, collector)
+                layout = Layout(self._taps.layout.num_examples, sweep.owner)
+                states = part.run(
+                    layout,
+                    {name: self._uses(name, head, layout) for name in own.values()},
+                    wants_states=wants_states,
+                    alone=head is self._head,
+                )
+            return None if states is None else (states * self._scale).to(sweep.given.dtype)
 
         return sink
 
@@ -270,3 +314,13 @@ class Engine:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _shared(
+    model: nn.Module, head: nn.Module | None, names: Mapping[nn.Parameter, str]
+) -> set[str]:
+    """Parameters of the head that other layers have too."""
+    own = set() if head is None else set(head.parameters(recurse=False))
+    others = [module for module in model.modules() if module is not head]
+    found = {p for module in others for p in module.parameters(recurse=False) if p in own}
+    return {names[parameter] for parameter in found if parameter in names}

@@ -50,6 +50,9 @@ class Gradients(NamedTuple):
     """Parameter -> (N, p, q)"""
     whole: dict[str, Tensor]
     """Parameter -> (N, ...) of the parameter's shape."""
+    alone: dict[str, Tensor]
+    """Parameter of the head -> (N,) float64 squared norm of the gradient of its use there alone;
+    missing where it has no other use."""
 
     def total(self) -> Tensor:
         """(N,) float64 squared norm over all parameters."""

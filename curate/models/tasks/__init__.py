@@ -6,9 +6,9 @@ from typing import Any
 
 from curate.config import resolve
 from curate.errors import ConfigError
-from curate.models.tasks.protocol import Batch, Encoded, Flat, Task
+from curate.models.tasks.protocol import Batch, Encoded, Flat, Task, Unheaded
 
-__all__ = ["Batch", "Encoded", "Flat", "Task", "build_task", "task_class"]
+__all__ = ["Batch", "Encoded", "Flat", "Task", "Unheaded", "build_task", "task_class"]
 
 
 log = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curate.errors import ConfigError
-from curate.models.head import counted_logits
+from curate.models.head import counted_logits, counted_states
 from curate.models.settings import CausalLM
 from curate.models.tasks.chat import ChatEncoder
-from curate.models.tasks.protocol import Batch, Encoded, Flat
+from curate.models.tasks.protocol import Batch, Encoded, Flat, Unheaded
 from curate.models.tasks.ragged import Ragged, pad
 from curate.models.tasks.windows import (
     IGNORED,
@@ -107,6 +107,12 @@ class CausalLMTask:
         rows = rows_of(model, batch)
         for group in [rows] if batch["input_ids"].dim() == 2 else row_groups(rows):
             yield from self._flat(model, group, whole=False)
+
+    def before_head(self, model: nn.Module, batch: Batch) -> Unheaded | None:
+        given = rows_of(model, batch)
+        rows, columns, targets, owner = given.counted()
+        found = counted_states(model, given.inputs, rows, columns)
+        return None if found is None else Unheaded(found.states, found.head, targets, owner)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         flat = self.logits_and_targets(model, batch)

@@ -27,6 +27,22 @@ class Flat(NamedTuple):
     """(M,) position of the example within its batch, ascending."""
 
 
+class Unheaded(NamedTuple):
+    """What a linear output head would turn into the rows of a `Flat`.
+
+    A task of many classes may have `before_head(model, batch) -> Unheaded | None`: then gradients
+    are measured without all its logits at once. None where the model is more than such a head.
+    """
+
+    states: Tensor
+    """(M, D) what goes into the head, with gradients where they are enabled."""
+    head: nn.Linear
+    targets: Tensor
+    """(M,)"""
+    owner: Tensor
+    """(M,) position of the example within its batch, ascending."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
     """The examples of a partition as numbers; small enough to stay in memory."""
