@@ -11,14 +11,14 @@ import polars as pl
 from curate.config import plain
 from curate.data.example import KEY, Source
 from curate.data.files import fingerprint
-from curate.data.index import content_digest
+from curate.data.index import LATER_FIELDS, content_digest
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Partition, remove_strays
 from curate.data.reading import read_fields
 from curate.data.tables import read_examples, write_table
 from curate.errors import InputError
-from curate.models.settings import TabularClassification, Tokenizer
+from curate.models.settings import ImageClassification, TabularClassification, Tokenizer
 from jobs.cluster import Pool
 from jobs.run import Listener, StageState, Task, ignore, raise_failures, require, run_tasks
 from jobs.settings import Settings, parse_settings, task_settings
@@ -31,7 +31,7 @@ VERSION = 1
 CHARACTERS = "characters"
 """In place of a tokenizer's digest where none is set: characters are counted."""
 EXAMPLES = "examples"
-"""In place of a tokenizer's digest where examples are rows of numbers: each counts as 1."""
+"""In place of a tokenizer's digest where examples are rows of numbers or images: each is 1."""
 
 _CONTENT = ("text", "prompt", "response", "messages", "features")
 
@@ -43,14 +43,14 @@ def tokenizer_for(settings: Settings) -> tuple[Any | None, str]:
 
     `plan.tokenizer` if set (the trainer's), else the scoring model's: trained in the run, named by
     `model.tokenizer`, or beside the model or the first of the user's checkpoints. Without any the
-    digest is `CHARACTERS`, for tables `EXAMPLES`, and there is no tokenizer.
+    digest is `CHARACTERS`, for tables and images `EXAMPLES`, and there is no tokenizer.
 
     Raises:
         InputError: the tokenizer is missing, or is to be trained in this run and was not yet.
     """
     from curate.models.tokens import load_tokenizer, tokenizer_digest
 
-    if _is_tabular(settings):
+    if _has_no_tokens(settings):
         return None, EXAMPLES
     place = _place(settings)
     if place is None:
@@ -155,8 +155,8 @@ def length_tasks(settings: Settings, digest: str) -> list[Task]:
 def content_settings(source: Source) -> dict[str, Any]:
     """The settings of a source that say which columns hold what a model reads."""
     values = plain(source)
-    pair = {name: values[name] for name in ("chosen", "rejected") if values[name] is not None}
-    return {name: values[name] for name in (*_CONTENT, "label", "classes")} | pair
+    more = {name: values[name] for name in LATER_FIELDS if values[name] is not None}
+    return {name: values[name] for name in (*_CONTENT, "label", "classes")} | more
 
 
 def content_of(run: RunFolder, part: Partition) -> str:
@@ -188,10 +188,11 @@ def _tasks(
     return found
 
 
-def _is_tabular(settings: Settings) -> bool:
+def _has_no_tokens(settings: Settings) -> bool:
     if settings.task:
-        return isinstance(task_settings(settings), TabularClassification)
-    return all(source.features is not None for source in settings.sources.values())
+        return isinstance(task_settings(settings), TabularClassification | ImageClassification)
+    sources = settings.sources.values()
+    return all(source.features is not None or source.image is not None for source in sources)
 
 
 def _place(settings: Settings) -> str | None:
@@ -216,7 +217,7 @@ def _described(settings: Settings, digest: str) -> str:
     if digest == CHARACTERS:
         return "characters, as no tokenizer is set"
     if digest == EXAMPLES:
-        return "examples, as they are rows of numbers"
+        return "examples, as they are rows of numbers or images"
     place = _place(settings)
     return (
         "trained in this run"

@@ -32,8 +32,8 @@ from curate.models.load import (
     model_folder,
     pick_device,
 )
-from curate.models.mlp import MODEL_TYPE
 from curate.models.optimiser import Optimiser
+from curate.models.own import is_own
 from curate.models.saved import read_config
 from curate.models.settings import Train
 from curate.models.tasks import Encoded, Task, build_task
@@ -247,7 +247,7 @@ def _max_positions(settings: Settings) -> int | None:
     from transformers import AutoConfig
 
     folder = model_folder(settings.model)
-    if read_config(folder).get("model_type") == MODEL_TYPE:
+    if is_own(read_config(folder)):
         return None
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     return max_positions(cast(nn.Module, SimpleNamespace(config=config)))

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from curate.config import nearest
 from curate.data.example import Source
+from curate.data.image_values import is_file, is_image, list_depth
 from curate.data.kinds import is_number, is_simple, is_text, item_kind, turn_columns
 from curate.errors import InputError
 
@@ -17,6 +18,7 @@ PROBLEM = "curate_problem"
 
 _TEXT_NAMES = ("text", "content", "body")
 _MESSAGE_NAMES = ("messages", "conversations")
+_IMAGE_NAMES = ("image", "img")
 _PAIR_NAMES = (
     ("prompt", "response"),
     ("prompt", "completion"),
@@ -66,6 +68,7 @@ def resolve_columns(source: Source, schema: pa.Schema, *, where: str = "the inpu
         for column in columns:
             _check_type(field, column, types[column], source, where)
     _check_pair(source, types, where)
+    _check_image(source, types, where)
     for field in ("label", "domain", "id", "document"):
         column: str | None = getattr(source, field)
         if column is not None:
@@ -98,6 +101,10 @@ def _well_known(types: dict[str, pa.DataType], where: str) -> dict[str, str]:
         # A text beside messages repeats the prompt that they hold.
         alike = "prompt" in types and is_text(types["prompt"]) == is_text(types["chosen"])
         found.append({n: n for n in (*(("prompt",) if alike else ()), "chosen", "rejected")})
+    if not found:  # beside a text a picture is left alone
+        found = [
+            {"image": name} for name in _IMAGE_NAMES if name in types and _is_images(types[name])
+        ]
     if len(found) == 1:
         return found[0]
     if found:
@@ -108,7 +115,7 @@ def _well_known(types: dict[str, pa.DataType], where: str) -> dict[str, str]:
     raise InputError(
         what,
         fix="name it in the source: text, prompt and response, messages, chosen and rejected,"
-        " or features",
+        " features, or image",
     )
 
 
@@ -146,6 +153,29 @@ def _check_pair(source: Source, types: dict[str, pa.DataType], where: str) -> No
         )
 
 
+def _is_images(kind: pa.DataType) -> bool:
+    """Surely images: files, or lists that say their shape."""
+    return is_file(kind) or (list_depth(kind) or 0) > 1
+
+
+def _check_image(source: Source, types: dict[str, pa.DataType], where: str) -> None:
+    """Numbers in one list need a shape; more than three lists in each other are no image."""
+    if source.image is None:
+        return
+    kind = types[source.image]
+    depth = list_depth(kind)
+    if depth == 1 and source.shape is None:
+        raise InputError(
+            f"{where}: column {source.image!r} holds images as one list of numbers ({kind})",
+            fix="set shape in the source, such as [28, 28] or [32, 32, 3]",
+        )
+    if depth is not None and depth > 3 and source.shape is None:
+        raise InputError(
+            f"{where}: column {source.image!r} holds {kind}: {depth} lists in each other",
+            fix="images have height, width and channels: set shape in the source",
+        )
+
+
 def _check_type(field: str, column: str, kind: pa.DataType, source: Source, where: str) -> None:
     suits: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
         "text": (is_text, "text"),
@@ -155,6 +185,7 @@ def _check_type(field: str, column: str, kind: pa.DataType, source: Source, wher
         "chosen": (_is_said, "text or a list of {role, content}"),
         "rejected": (_is_said, "text or a list of {role, content}"),
         "features": (lambda k: is_number(k) or is_number(item_kind(k)), "numbers"),
+        "image": (is_image, "images: structs of bytes and path, bytes, paths or pixels"),
         "label": (lambda k: is_number(k) or is_text(k), "integers or class names"),
     }
     fits, wanted = suits.get(field, (lambda k: is_text(k) or is_simple(k), "text or numbers"))

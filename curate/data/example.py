@@ -7,6 +7,7 @@ from typing import ClassVar
 import xxhash
 
 from curate.config import STRICT
+from curate.data.images import channels_last
 from curate.errors import ConfigError
 
 KEY = ("source", "file", "row")
@@ -26,7 +27,7 @@ class Source:
     """A file, a folder, a glob, or a list of them: local, `pkg://package/folder` (data inside an
     installed package), `hf://datasets/owner/name`, `s3://` and any other fsspec address."""
     format: str | None = None
-    """parquet, jsonl, csv, arrow, text or datasets; by default from the file names."""
+    """parquet, jsonl, csv, arrow, text, images or datasets; by default from the file names."""
     include: str | None = None
     """For a folder: only files whose relative path matches this glob, such as `**/*.py`."""
     split: str | None = None
@@ -56,6 +57,12 @@ class Source:
     features: str | tuple[str, ...] | None = None
     """One column of number lists, or the number columns of a table; `pixel_*` stands for all
     columns of that form."""
+    image: str | None = None
+    """Column of images: structs of `bytes` and `path` as `datasets` keeps them, bytes, paths
+    (relative to the file), or pixels as numbers."""
+    shape: tuple[int, ...] | None = None
+    """Of one image, where its numbers stand in one list: [28, 28] or [32, 32, 3]; not needed for
+    lists in lists."""
     label: str | None = None
     """Column of the class: integers from 0, or class names where `classes` lists them."""
     classes: tuple[str, ...] = ()
@@ -80,6 +87,7 @@ class Source:
                 "prompt and response belong together, but only one of them is set",
                 fix="set both columns, or text",
             )
+        _check_shape(self.shape)
         if self.passage_chars < 1:
             raise ConfigError(
                 f"passage_chars is {self.passage_chars}", fix="set a length such as 2000"
@@ -89,7 +97,8 @@ class Source:
     def content_columns(self) -> dict[str, tuple[str, ...]]:
         """Field (`text`, `prompt`, `chosen`, `features` ...) -> its input columns."""
         found: dict[str, tuple[str, ...]] = {}
-        for name in ("text", "prompt", "response", "messages", "chosen", "rejected", "features"):
+        for name in ("text", "prompt", "response", "messages", "chosen", "rejected", "features",
+                     "image"):  # fmt: skip
             value = getattr(self, name)
             if value is not None:
                 found[name] = (value,) if isinstance(value, str) else tuple(value)
@@ -129,6 +138,14 @@ class Index:
                     f"{name} is {getattr(self, name)}, outside [0, 1]",
                     fix=f"set index.{name} to a share such as 0.01",
                 )
+
+
+def _check_shape(shape: tuple[int, ...] | None) -> None:
+    if shape is not None and channels_last(shape) is None:
+        raise ConfigError(
+            f"shape is {list(shape)}, which is no image's",
+            fix="set height and width, and 1 or 3 channels last or first: [32, 32, 3]",
+        )
 
 
 def content_hash(values: Sequence[bytes]) -> int:

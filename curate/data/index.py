@@ -11,6 +11,7 @@ import pyarrow.compute
 import xxhash
 
 from curate.data.example import Source, content_hash, split_of
+from curate.data.image_values import note_damaged
 from curate.data.tables import SCHEMAS
 from curate.data.values import (
     Problems,
@@ -28,6 +29,9 @@ pc: Any = pyarrow.compute
 
 VERSION = 1
 """Of the rules below: part of every fingerprint of the index."""
+
+LATER_FIELDS = ("chosen", "rejected", "image", "shape")
+"""Settings of a source that are part of fingerprints only where they are set."""
 
 UNKNOWN_DOMAIN = "unknown"
 
@@ -73,6 +77,8 @@ def index_rows(table: pa.Table, source: Source, *, name: str, file: str, first_r
     noted_problems(table, problems)
     values = field_values(table, source, problems)
     _note_empty(values, problems)
+    if isinstance(files := values.get("image"), pa.Array):
+        note_damaged(files, problems)
     label = None
     if source.label is not None:
         column = table.column(source.label)
@@ -144,8 +150,9 @@ def source_settings(source: Source) -> dict[str, Any]:
     names = ("text", "prompt", "response", "messages", "features", "label", "classes", "domain",
              "id", "document")  # fmt: skip
     settings = asdict(source)
-    pair = {name: settings[name] for name in ("chosen", "rejected") if settings[name] is not None}
-    return {name: settings[name] for name in names} | pair
+    # Later fields only where they are set: a run without them keeps its fingerprints.
+    more = {name: settings[name] for name in LATER_FIELDS if settings[name] is not None}
+    return {name: settings[name] for name in names} | more
 
 
 def counts_by_reason(quarantine: pl.DataFrame) -> dict[str, int]:
@@ -190,21 +197,22 @@ def _content(values: dict[str, Values], count: int) -> list[int]:
         if isinstance(array, Turns):
             columns.append(turn_bytes(array))
         elif isinstance(array, np.ndarray):
-            columns.append([row.tobytes() for row in np.ascontiguousarray(array, "<f4")])
+            kind = "u1" if array.dtype == np.uint8 else "<f4"
+            columns.append([row.tobytes() for row in np.ascontiguousarray(array, kind)])
         else:
             columns.append(byte_views(array))
     return [content_hash(row) for row in zip(*columns, strict=True)] if columns else [0] * count
 
 
 def _num_chars(values: dict[str, Values], count: int) -> np.ndarray:
-    """Characters of text, prompt and response, or of all messages; 0 for features."""
+    """Characters of text, prompt and response, or of all messages; 0 for features and images."""
     total = np.zeros(count, np.int64)
     for array in values.values():
         if isinstance(array, Turns):
             lengths = pc.utf8_length(array.contents).to_numpy(zero_copy_only=False)
             sums = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
             total += sums[array.starts[1:]] - sums[array.starts[:-1]]
-        elif not isinstance(array, np.ndarray):
+        elif isinstance(array, pa.LargeStringArray):
             total += pc.utf8_length(array).to_numpy(zero_copy_only=False)
     return total
 

@@ -2,6 +2,9 @@
 
 import pyarrow as pa
 
+Problems = dict[int, tuple[str, str]]
+"""Row of a table -> (reason, detail); the first that is found stands."""
+
 
 def plain_kind(kind: pa.DataType | None) -> pa.DataType | None:
     """The type of the values: without dictionary and extension around it."""
@@ -11,6 +14,13 @@ def plain_kind(kind: pa.DataType | None) -> pa.DataType | None:
     if kind is not None and pa.types.is_dictionary(kind):
         return plain_kind(kind.value_type)
     return kind
+
+
+def unwrapped(array: pa.Array) -> pa.Array:
+    """The values of an array: without dictionary and extension around them."""
+    if isinstance(array.type, pa.BaseExtensionType):
+        return unwrapped(array.storage)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def is_text(kind: pa.DataType | None) -> bool:

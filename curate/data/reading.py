@@ -11,9 +11,12 @@ import pyarrow as pa
 from curate.config import nearest
 from curate.data.columns import PROBLEM, resolve_columns
 from curate.data.example import Source
+from curate.data.file_names import is_glob, split_glob
+from curate.data.image_values import anchored
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
-from curate.data.storage import store_errors
+from curate.data.places import expanded
+from curate.data.storage import is_local, store_errors
 from curate.data.stored import (
     StoredFile,
     is_stale,
@@ -85,7 +88,8 @@ def read_used(run: RunFolder, part: Partition, source: Source) -> tuple[pa.Table
         if PROBLEM in file.parquet.schema_arrow.names:
             names.append(PROBLEM)
         with store_errors(file.address):
-            return take_rows(file, part, names, None), resolved
+            table = take_rows(file, part, names, None)
+    return anchored(table, resolved, _folders(run, part, resolved)), resolved
 
 
 def read_fields(run: RunFolder, part: Partition, source: Source) -> pl.DataFrame:
@@ -94,13 +98,15 @@ def read_fields(run: RunFolder, part: Partition, source: Source) -> pl.DataFrame
     Returns:
         `text`; or `prompt` and `response`; or `messages`, a list of {role, content}; or `chosen`
         and `rejected`, with or without `prompt`, texts or messages; or `features`, an array of
-        float32; and `label`, int64 or null.
+        float32; or `image`, the bytes of image files, or arrays (H, W, C) of uint8 or float32; and
+        `label`, int64 or null.
     """
     examples = read_examples(run, part, ["row", "label"])
     schema = stored_schema(run, part)
     resolved = resolve_columns(source, schema, where=f"{part.source}/{part.file}")
     names = [c for group in resolved.content_columns.values() for c in group]
     table = read_rows(run, part, list(dict.fromkeys(names)), examples["row"].to_numpy())
+    table = anchored(table, resolved, _folders(run, part, resolved))
     return field_frame(table, resolved).hstack([examples["label"]])
 
 
@@ -114,8 +120,8 @@ def field_frame(table: pa.Table, source: Source) -> pl.DataFrame:
     columns: list[pl.Series] = []
     for field, values in field_values(table, source, {}).items():
         if isinstance(values, np.ndarray):
-            kind = pl.Array(pl.Float32, values.shape[1])
-            columns.append(pl.Series(field, values, dtype=kind))
+            inner = pl.UInt8 if values.dtype == np.uint8 else pl.Float32
+            columns.append(pl.Series(field, values, dtype=pl.Array(inner, values.shape[1:])))
         elif isinstance(values, Turns):
             turns = pa.StructArray.from_arrays(
                 [values.roles, values.contents], names=["role", "content"]
@@ -125,6 +131,25 @@ def field_frame(table: pa.Table, source: Source) -> pl.DataFrame:
         else:
             columns.append(pl.Series(field, values))
     return pl.DataFrame(columns)
+
+
+def _folders(run: RunFolder, part: Partition, source: Source) -> list[str]:
+    """Where a relative path in a file may start: at the file, or at the place its source names."""
+    own = resolve_address(run, part.address)
+    if source.image is None:
+        return []
+    if own == part.address:
+        return [own.rpartition("/")[0]]
+    # A converted input: its copy lies in the run folder.
+    paths = [source.path] if isinstance(source.path, str) else list(source.path)
+    inner = part.file.rpartition("/")[0]
+    places: list[str] = []
+    for path in paths:
+        fixed = split_glob(path)[0] if is_glob(path) else path
+        root = fixed if is_local(fixed) and expanded(fixed).is_dir() else fixed.rpartition("/")[0]
+        root = str(expanded(root)) if is_local(root) else root
+        places += [f"{root}/{inner}" if inner else root, root]
+    return list(dict.fromkeys(places))
 
 
 def payload_schema(run: RunFolder, partitions: Iterable[Partition]) -> pa.Schema:

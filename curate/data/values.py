@@ -2,7 +2,7 @@
 
 Values that cannot be used are noted as problems of their rows; the rest of the rows go on.
 
-Shapes: N rows, F features.
+Shapes: N rows, F features, H height, W width, C channels.
 """
 
 from collections import Counter
@@ -17,13 +17,11 @@ import pyarrow.compute
 
 from curate.data.columns import PROBLEM
 from curate.data.example import Source
-from curate.data.kinds import is_text, item_kind, plain_kind, turn_columns
+from curate.data.image_values import image_values
+from curate.data.kinds import Problems, is_text, item_kind, plain_kind, turn_columns, unwrapped
 
 # The functions are made at import time, unseen by type checkers.
 pc: Any = pyarrow.compute
-
-Problems = dict[int, tuple[str, str]]
-"""Row of the table -> (reason, detail); the first that is found stands."""
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
 
@@ -39,7 +37,7 @@ class Turns:
 
 
 Values = pa.Array | Turns | np.ndarray
-"""Text, messages, or (N, F) float32 features."""
+"""Text, messages, the bytes of image files; (N, F) float32 features, (N, H, W, C) pixels."""
 
 
 def field_values(table: pa.Table, source: Source, problems: Problems) -> dict[str, Values]:
@@ -52,12 +50,16 @@ def field_values(table: pa.Table, source: Source, problems: Problems) -> dict[st
 
     Returns:
         text, prompt, response: large_string arrays; messages: `Turns`; features: (N, F) float32;
-        chosen, rejected and their prompt: texts or `Turns`, as the columns are.
+        chosen, rejected and their prompt: texts or `Turns`, as the columns are; image:
+        large_binary of image files, or (N, H, W, C) uint8 or float32 pixels.
     """
     found: dict[str, Values] = {}
     for field, columns in source.content_columns.items():
         if field == "features":
             found[field] = _features(table, columns, problems)
+        elif field == "image":
+            column = table.column(columns[0])
+            found[field] = image_values(column, columns[0], source.shape, problems)
         elif field == "messages" or turn_columns(table.column(columns[0]).type) is not None:
             found[field] = _messages(table.column(columns[0]), columns[0], problems)
         else:
@@ -168,7 +170,7 @@ def _messages(column: pa.ChunkedArray, name: str, problems: Problems) -> Turns:
     if names is None:  # a column of nulls only
         empty = pa.array([], pa.large_string())
         return Turns(np.zeros(len(lists) + 1, np.int64), empty, empty)
-    turns = _unwrapped(lists.flatten())
+    turns = unwrapped(lists.flatten())
     owners = np.repeat(np.arange(len(lists)), lengths)
     inner: Problems = {}
     parts: list[pa.Array] = []
@@ -207,7 +209,7 @@ def _list_features(lists: pa.Array, name: str, problems: Problems) -> np.ndarray
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     counts = Counter(lengths[pc.is_valid(lists).to_numpy(zero_copy_only=False)].tolist())
     width = max(counts, key=lambda length: (counts[length], length), default=0)
-    flat = _unwrapped(lists.flatten())
+    flat = unwrapped(lists.flatten())
     owners = np.repeat(np.arange(len(lists)), lengths)
     for at in _where(pc.is_null(flat)):
         problems.setdefault(int(owners[at]), ("wrong_type", f"{name} has a null"))
@@ -243,18 +245,12 @@ def _whole_numbers(column: pa.Array, name: str, problems: Problems) -> pa.Array:
 
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     """One array without dictionary or extension; 64-bit offsets, so that texts cannot overflow."""
-    chunks = [_unwrapped(chunk) for chunk in column.chunks]
+    chunks = [unwrapped(chunk) for chunk in column.chunks]
     kind = plain_kind(column.type)
     if is_text(kind):
         kind = pa.large_binary()
         chunks = [chunk.cast(kind) for chunk in chunks]
     return pa.chunked_array(chunks, kind).combine_chunks() if chunks else pa.array([], kind)
-
-
-def _unwrapped(array: pa.Array) -> pa.Array:
-    if isinstance(array.type, pa.BaseExtensionType):
-        return _unwrapped(array.storage)
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def _where(mask: pa.Array) -> list[int]:

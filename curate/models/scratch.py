@@ -1,4 +1,4 @@
-"""Models from scratch: a configuration of transformers, or a small network for tables."""
+"""Models from scratch: a configuration of transformers, or a small network of our own."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,10 @@ from torch import nn
 
 from curate.config import nearest, resolve
 from curate.errors import ConfigError
-from curate.models.mlp import MLP, MODEL_TYPE
+from curate.models import cnn, mlp
+from curate.models.image_models import check_image_model, set_image_fields
 from curate.models.saved import max_positions
-from curate.models.settings import Model
+from curate.models.settings import ImageClassification, Model, TabularClassification
 from curate.models.tasks import task_class
 
 
@@ -39,12 +40,24 @@ def build_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(xxhash.xxh3_64_intdigest(f"weights/{seed}".encode()) >> 1)
-        if kind == MODEL_TYPE:
+        if kind == mlp.MODEL_TYPE:
             return _build_mlp(fields, task, num_features)
+        if kind == cnn.MODEL_TYPE:
+            return _build_cnn(fields, task)
+        if isinstance(task, TabularClassification):
+            raise ConfigError(
+                f"model.config makes a {kind} model, which does not read tables",
+                fix="set model.config to {model_type: mlp, hidden: [64]}",
+            )
         return _build_transformer(kind, fields, task, tokenizer)
 
 
 def _build_mlp(fields: Mapping[str, Any], task: Any, num_features: int | None) -> nn.Module:
+    if isinstance(task, ImageClassification):
+        raise ConfigError(
+            "an mlp reads rows of numbers, but task.kind is image-classification",
+            fix="set model.config to {model_type: cnn, widths: [16, 32]}",
+        )
     unknown = set(fields) - {"hidden", "num_features", "num_classes"}
     if unknown:
         raise ConfigError(
@@ -55,11 +68,27 @@ def _build_mlp(fields: Mapping[str, Any], task: Any, num_features: int | None) -
         raise ConfigError(
             "the number of features is not known", fix="set model.config.num_features"
         )
-    return MLP(
+    return mlp.MLP(
         num_features=int(features),
         num_classes=task.num_classes,
         hidden=[int(width) for width in fields.get("hidden", (64,))],
     )
+
+
+def _build_cnn(fields: Mapping[str, Any], task: Any) -> nn.Module:
+    known = ("widths", "hidden", "norm", "grid")
+    for key in fields:
+        if key not in known:
+            raise ConfigError(
+                f"unknown key model.config.{key}",
+                fix=nearest(key, known) or "known keys: model_type, " + ", ".join(known),
+            )
+    if not isinstance(task, ImageClassification):
+        raise ConfigError(
+            f"a cnn reads images, but task.kind is {task.kind}",
+            fix="set task.kind to image-classification, or another model.config",
+        )
+    return cnn.CNN(channels=task.channels, num_classes=task.num_classes, **fields)
 
 
 def _build_transformer(
@@ -72,7 +101,7 @@ def _build_transformer(
     except (ValueError, KeyError) as error:
         raise ConfigError(
             f"model.config.model_type {kind!r} is not known to transformers",
-            fix="use a name such as llama, gpt2, bert, or mlp for tables",
+            fix="use a name such as llama, gpt2, bert, vit; mlp for tables, cnn for images",
         ) from error
     known |= set(getattr(type(AutoConfig.for_model(kind)), "attribute_map", {}))
     for key in fields:
@@ -93,6 +122,8 @@ def _build_transformer(
                 f" {len(tokenizer)} tokens",
                 fix="remove model.config.vocab_size",
             )
+    if isinstance(task, ImageClassification):
+        set_image_fields(fields, known, task)
     if hasattr(task, "num_classes"):
         fields["num_labels"] = task.num_classes
     auto = resolve({}, task_class(task).model_class, what="model class")
@@ -103,10 +134,13 @@ def _build_transformer(
             f"transformers cannot make a {kind} model of model.config: {error}",
             fix="correct model.config",
         ) from error
+    if isinstance(task, ImageClassification):
+        check_image_model(model, task, "the model of model.config")
     limit = max_positions(model)
-    if limit is not None and getattr(task, "max_tokens", 0) > limit:
+    wanted: int = getattr(task, "max_tokens", 0)
+    if limit is not None and wanted > limit:
         raise ConfigError(
-            f"task.max_tokens is {task.max_tokens}, but model.config allows {limit} positions",
+            f"task.max_tokens is {wanted}, but model.config allows {limit} positions",
             fix=f"set task.max_tokens to {limit}, or raise model.config.max_position_embeddings",
         )
     return model.float().eval()

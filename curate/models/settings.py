@@ -65,6 +65,41 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageClassification:
+    """One label per image."""
+
+    __pydantic_config__: ClassVar = STRICT
+    implementation: ClassVar[str] = "curate.models.tasks.images:ImageTask"
+
+    kind: Literal["image-classification"] = "image-classification"
+    num_classes: int
+    """Number of classes; labels lie in [0, num_classes)."""
+    size: int | None = None
+    """The largest centred square of each image is scaled to this height and width; none: images
+    stay as they are, and all have one size."""
+    channels: Literal[1, 3] = 3
+    """1 makes all images grey, 3 gives grey ones three equal channels."""
+    mean: float | tuple[float, ...] = 0.5
+    """Subtracted from pixels in [0, 1]; one number, or one for each channel."""
+    std: float | tuple[float, ...] = 0.5
+    """What is left is divided by this."""
+
+    def __post_init__(self) -> None:
+        _check_classes(self.num_classes)
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"size is {self.size}", fix="set task.size to pixels such as 224")
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            if isinstance(given, tuple) and len(given) != self.channels:
+                raise ConfigError(
+                    f"{name} has {len(given)} numbers, but channels is {self.channels}",
+                    fix=f"set task.{name} to one number, or to one for each channel",
+                )
+        if min(self.std if isinstance(self.std, tuple) else (self.std,)) <= 0:
+            raise ConfigError("std is not above 0", fix="set task.std to 0.5; 1 changes nothing")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CausalLM:
     """Next-token prediction: plain text, prompt and response, or chat messages."""
 
@@ -115,6 +150,7 @@ def _check_classes(num_classes: int) -> None:
 TASKS = {
     "text-classification": "curate.models.settings:TextClassification",
     "tabular-classification": "curate.models.settings:TabularClassification",
+    "image-classification": "curate.models.settings:ImageClassification",
     "causal-lm": "curate.models.settings:CausalLM",
     "preference": "curate.models.settings:Preference",
 }
@@ -174,7 +210,8 @@ class Model:
     """Commit of a hub model; the resolved settings hold the one that was used."""
     config: dict[str, Any] | None = None
     """From scratch: `model_type` and the fields of its transformers configuration, or
-    `model_type: mlp` with `hidden: [64]` for tables."""
+    `model_type: mlp` with `hidden: [64]` for tables, `model_type: cnn` with `widths: [16, 32]`
+    for images."""
     tokenizer: Tokenizer | str | None = None
     """From scratch: a tokenizer to train here, or the name of one that exists."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

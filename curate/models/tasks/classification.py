@@ -34,7 +34,7 @@ class TextTask:
         self._padding = padding_id(tokenizer, needed=True)
 
     def encode(self, fields: pl.DataFrame) -> Encoded:
-        labels = _labels(fields, self.settings.num_classes)
+        labels = class_labels(fields, self.settings.num_classes)
         if "text" not in fields.columns:
             raise ConfigError(
                 "task text-classification reads a text, but the source names no text column",
@@ -67,7 +67,7 @@ class TextTask:
 
     def logits_and_targets(self, model: nn.Module, batch: Batch) -> Flat:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        return _one_each(model(**inputs).logits, batch["labels"])
+        return one_each(model(**inputs).logits, batch["labels"])
 
     def pieces(self, model: nn.Module, batch: Batch) -> Iterator[Flat]:
         yield self.logits_and_targets(model, batch)
@@ -90,7 +90,7 @@ class TabularTask:
         self.settings = settings
 
     def encode(self, fields: pl.DataFrame) -> Encoded:
-        labels = _labels(fields, self.settings.num_classes)
+        labels = class_labels(fields, self.settings.num_classes)
         if "features" not in fields.columns:
             raise ConfigError(
                 "task tabular-classification reads numbers, but the source names no features",
@@ -112,7 +112,7 @@ class TabularTask:
         return {key: torch.from_numpy(arrays[key][chosen]) for key in ("features", "labels")}
 
     def logits_and_targets(self, model: nn.Module, batch: Batch) -> Flat:
-        return _one_each(model(batch["features"]), batch["labels"])
+        return one_each(model(batch["features"]), batch["labels"])
 
     def pieces(self, model: nn.Module, batch: Batch) -> Iterator[Flat]:
         yield self.logits_and_targets(model, batch)
@@ -125,14 +125,14 @@ class TabularTask:
         return {}
 
 
-def _one_each(logits: Tensor, labels: Tensor) -> Flat:
+def one_each(logits: Tensor, labels: Tensor) -> Flat:
     """One counted position per example; half precision is raised before any softmax."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     return Flat(logits, labels, torch.arange(len(labels), device=labels.device))
 
 
-def _labels(fields: pl.DataFrame, num_classes: int) -> np.ndarray:
+def class_labels(fields: pl.DataFrame, num_classes: int) -> np.ndarray:
     """(N,) int64 classes; -1 where there is none.
 
     Raises:
