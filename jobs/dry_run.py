@@ -9,6 +9,7 @@ from typing import Any
 from curate.config import plain
 from curate.errors import InputError
 from jobs.all_stages import Stage, load, stages_for, state_of
+from jobs.nesting import refuse_nesting
 from jobs.opening import changes, check_folder, flat, saved_values
 from jobs.resolving import resolved
 from jobs.settings import Settings
@@ -44,6 +45,7 @@ def describe(
         measure: time a few batches of what is due.
     """
     root = Path(settings.run).expanduser().absolute()
+    refuse_nesting(settings)
     check_folder(root)
     old = saved_values(root)
     full = resolved(settings, old=old)

@@ -14,6 +14,7 @@ from curate.data import files
 from curate.data.layout import RunFolder
 from curate.errors import InputError, OutputError, RunFolderError
 from jobs.all_stages import affected, stages_for
+from jobs.nesting import refuse_nesting
 from jobs.resolving import resolved
 from jobs.settings import Settings, parse_settings
 
@@ -31,9 +32,11 @@ def open_run(settings: Settings) -> Generator[Settings]:
 
     Raises:
         RunFolderError: the folder holds something else, or another process works in it.
+        ConfigError: it lies in its own data.
         OutputError: it cannot be made.
     """
     run = RunFolder(Path(settings.run).expanduser().absolute())
+    refuse_nesting(settings)
     check_folder(run.root)
     try:
         run.root.mkdir(parents=True, exist_ok=True)
