@@ -8,9 +8,15 @@ from typing import Any
 from curate.data.files import fingerprint, read_json
 from curate.data.layout import RunFolder
 from curate.errors import ConfigError, InputError
+from curate.models.adapters import (
+    adapter_facts,
+    base_folder,
+    measurer_digest,
+    tokenizer_folder,
+)
 from curate.models.checkpoints import list_checkpoints
-from curate.models.load import model_digest, model_folder
-from curate.models.mlp import MODEL_TYPE
+from curate.models.load import model_folder
+from curate.models.own import is_own
 from curate.models.saved import read_config
 from curate.models.settings import Model, Score
 from curate.models.tasks import task_class
@@ -56,14 +62,15 @@ def measurer_tokenizer(settings: Settings, folder: Path) -> Any | None:
     """The tokenizer in a model's folder; None where task or model need none."""
     if not task_class(task_settings(settings)).needs_tokenizer:
         return None
-    if read_config(folder).get("model_type") == MODEL_TYPE:
+    model = settings.model
+    if is_own(read_config(base_folder(model, folder))):
         return None
-    named = settings.model.tokenizer
-    return load_tokenizer(named if isinstance(named, str) else folder)
+    named = model.tokenizer
+    return load_tokenizer(named if isinstance(named, str) else tokenizer_folder(model, folder))
 
 
 def _digest(settings: Settings, folder: Path) -> str:
-    return model_digest(folder, measurer_tokenizer(settings, folder))
+    return measurer_digest(settings.model, folder, measurer_tokenizer(settings, folder))
 
 
 def _trained(settings: Settings) -> list[Measurer]:
@@ -92,6 +99,7 @@ def _trained(settings: Settings) -> list[Measurer]:
 def _rest(settings: Settings, folder: Path) -> str:
     """Digest of what belongs to a checkpoint beside its weights."""
     return fingerprint(
+        **adapter_facts(settings.model, folder),
         config={k: v for k, v in read_config(folder).items() if k != "_name_or_path"},
         tokenizer=_tokenizer_digest(settings, folder),
     )

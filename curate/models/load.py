@@ -4,6 +4,7 @@ Weights come from safetensors only, and no code of a model's repository is run.
 """
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +15,19 @@ from torch import nn
 
 from curate.config import plain, resolve
 from curate.data.files import fingerprint
-from curate.errors import ConfigError, InputError, MissingDependencyError
-from curate.models.mlp import MLP, MODEL_TYPE
+from curate.errors import ConfigError, InputError
+from curate.models.adapters import (
+    adapter_folder,
+    add_lora,
+    base_folder,
+    kept_modules,
+    load_adapter,
+    measurer_digest,
+    tokenizer_folder,
+)
+from curate.models.devices import loading_options, pick_device
+from curate.models.image_models import check_image_model, warn_of_other_pixels
+from curate.models.own import OWN, is_own
 from curate.models.saved import (
     max_positions,
     model_digest,
@@ -24,7 +36,8 @@ from curate.models.saved import (
     weights_files,
 )
 from curate.models.scratch import build_model
-from curate.models.settings import Model
+from curate.models.settings import TASKS, ImageClassification, Model, TabularClassification
+from curate.models.sharded import is_placed, main_device
 from curate.models.tasks import task_class
 from curate.models.tokens import load_tokenizer
 
@@ -65,9 +78,9 @@ def load_model(
     """A model from a folder or the hub.
 
     Args:
-        model: settings; `name`, `revision`, `tokenizer`, `dtype` and `device` are read.
+        model: settings; all but `config` are read.
         task: settings of the task, which say what kind of model it is and how many classes.
-        checkpoint: a folder to load in place of `model.name`.
+        checkpoint: a folder to load in place of `model.name`, or an adapter to put on it.
         head_seed: a classifier without a head for these classes gets a fresh one from this seed,
             to be trained; None refuses it, as its scores would be random.
         dtype: of the weights in place of `model.dtype`.
@@ -75,31 +88,53 @@ def load_model(
     Raises:
         InputError: no such model, no safetensors, no tokenizer, or the files cannot be read.
         ConfigError: the model does not fit the task.
-        MissingDependencyError: `model.device` asks for a GPU that is not there.
+        MissingDependencyError: the settings ask for a GPU or a library that is not there.
     """
     device = pick_device(model.device)
     folder = checkpoint or model_folder(model)
-    config = read_config(folder)
+    base = base_folder(model, folder)
+    config = read_config(base)
     kind = task_class(task)
-    if config.get("model_type") == MODEL_TYPE:
-        loaded: nn.Module = MLP.from_pretrained(folder)
-        _check_classes(config["num_classes"], task, folder)
+    if is_own(config):
+        _refuse_for_own(model)
+        loaded: nn.Module = _own_network(config, task, folder)
         loaded = loaded.to(getattr(torch, dtype or model.dtype))
         return LoadedModel(loaded.to(device).eval(), None, model_digest(folder), None, device)
-    if kind.model_class == "curate.models.mlp:MLP":
+    if isinstance(task, TabularClassification):
         raise ConfigError(
             f"{folder} holds a {config.get('model_type')} model, which does not read tables",
             fix="set model.config to {model_type: mlp, hidden: [64]}, or change task.kind",
         )
     tokenizer = tokenizer_of(model, folder) if kind.needs_tokenizer else None
-    weights_files(folder)
-    loaded = _from_pretrained(kind, folder, task, head_seed, dtype or model.dtype)
+    weights_files(base)
+    adapter = adapter_folder(model, folder)
+    loaded, fresh = _from_pretrained(
+        kind,
+        base,
+        task,
+        head_seed,
+        options=loading_options(model, dtype or model.dtype),
+        covered=() if adapter is None else kept_modules(adapter),
+    )
     _check_vocabulary(loaded, tokenizer, folder)
+    if isinstance(task, ImageClassification):
+        check_image_model(loaded, task, str(folder))
+        warn_of_other_pixels(folder, task)
     _set_padding(loaded, tokenizer)
+    if adapter is not None:
+        load_adapter(loaded, adapter)
+    elif model.lora is not None:
+        add_lora(loaded, model.lora, seed=head_seed or 0, kind=task.kind, kept=fresh)
+    elif model.quantize is not None:
+        loaded.requires_grad_(False)
+    if is_placed(loaded):
+        device = main_device(loaded)
+    else:
+        loaded = loaded.to(device)
     return LoadedModel(
-        loaded.to(device).eval(),
+        loaded.eval(),
         tokenizer,
-        model_digest(folder, tokenizer),
+        measurer_digest(model, folder, tokenizer),
         max_positions(loaded),
         device,
     )
@@ -113,28 +148,7 @@ def tokenizer_of(model: Model, folder: Path) -> Any:
     """
     if isinstance(model.tokenizer, str):
         return load_tokenizer(model.tokenizer)
-    return load_tokenizer(folder)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that a setting stands for; auto takes a GPU where there is one.
-
-    Raises:
-        ConfigError: it is no device.
-        MissingDependencyError: it asks for a GPU that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device {name!r}", fix="use auto, cpu or cuda") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MissingDependencyError(
-            f"model.device is {name}, but this machine has {torch.cuda.device_count()} GPUs",
-            fix="set model.device to auto or cpu, or install torch for your GPU",
-        )
-    return device
+    return load_tokenizer(tokenizer_folder(model, folder))
 
 
 _last: dict[str, LoadedModel] = {}
@@ -156,23 +170,57 @@ def load_cached(model: Model, task: Any, *, checkpoint: Path | None, digest: str
     return _last[key]
 
 
+def _own_network(config: dict[str, Any], task: Any, folder: Path) -> nn.Module:
+    """A small network of our own, where it suits the task."""
+    network, suits = OWN[config["model_type"]]
+    loaded = network.from_pretrained(folder)
+    if task.kind in TASKS and task.kind != suits:
+        raise ConfigError(
+            f"{folder} holds a network for {suits}, but task.kind is {task.kind}",
+            fix=f"set task.kind to {suits}, or name another model",
+        )
+    _check_classes(config["num_classes"], task, folder)
+    channels = getattr(task, "channels", None)
+    if config.get("channels", channels) != channels:
+        raise ConfigError(
+            f"the network in {folder} reads {config['channels']} channels, but task.channels is"
+            f" {channels}",
+            fix=f"set task.channels to {config['channels']}",
+        )
+    return loaded
+
+
+def _refuse_for_own(model: Model) -> None:
+    for field in ("adapter", "lora", "quantize", "device_map"):
+        if getattr(model, field) is not None:
+            raise ConfigError(
+                f"model.{field} is set, but the model is a small network of ours",
+                fix=f"remove model.{field}",
+            )
+
+
 def _from_pretrained(
-    kind: Any, folder: Path, task: Any, head_seed: int | None, dtype: str
-) -> nn.Module:
+    kind: Any,
+    folder: Path,
+    task: Any,
+    head_seed: int | None,
+    *,
+    options: dict[str, Any],
+    covered: Collection[str],
+) -> tuple[nn.Module, list[str]]:
+    """The model, and its modules that are new; those in `covered` come with an adapter."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # bars belong to the command line
     auto = resolve({}, kind.model_class, what="model class")
-    options: dict[str, Any] = {}
-    if hasattr(task, "num_classes") and head_seed is not None:
-        options = {"num_labels": task.num_classes, "ignore_mismatched_sizes": True}
+    if hasattr(task, "num_classes") and (head_seed is not None or covered):
+        options |= {"num_labels": task.num_classes, "ignore_mismatched_sizes": True}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(head_seed or 0)
             model, report = auto.from_pretrained(
                 str(folder),
-                dtype=getattr(torch, dtype),
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -184,17 +232,26 @@ def _from_pretrained(
             f" {(str(error).strip().splitlines() or [type(error).__name__])[0]}",
             fix="check that the folder was saved by transformers and suits the task",
         ) from error
-    if hasattr(task, "num_classes") and head_seed is None:
+    if hasattr(task, "num_classes") and head_seed is None and not covered:
         _check_classes(model.config.num_labels, task, folder)
     missing = sorted(str(key) for key in report["missing_keys"])
-    if missing and head_seed is None:
+    missing += sorted(str(key[0]) for key in report.get("mismatched_keys", ()))
+    fresh = sorted({key.rpartition(".")[0] for key in missing})
+    random = [key for key in missing if not _is_covered(key, covered)]
+    if random and head_seed is None:
         raise InputError(
-            f"the model in {folder} has no weights for {missing[0]}"
-            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            f"the model in {folder} has no weights for {random[0]}"
+            + (f" and {len(random) - 1} more" if len(random) > 1 else "")
             + f", so its scores for task {task.kind} would be random",
             fix="fine-tune it first (checkpoints.train), or name a model trained for this task",
         )
-    return model
+    return model, fresh
+
+
+def _is_covered(key: str, modules: Collection[str]) -> bool:
+    """Whether a parameter is in one of the modules, named by the end of their names as in peft."""
+    place = key.rpartition(".")[0]
+    return any(f".{name}." in f".{place}." for name in modules)
 
 
 def _check_classes(found: int, task: Any, folder: Path) -> None:
