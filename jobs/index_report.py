@@ -92,11 +92,41 @@ def check_quarantine(
             fix=f"look at {run.quarantine}, correct the data, or raise index.max_bad_rows",
         )
     if summary["rows"] == 0:
-        raise InputError(
-            f"there are no examples in {', '.join(settings.sources)}:"
-            f" {summary['files']} files, {total} rows",
-            fix="check the paths, and sources.*.include",
+        raise _nothing_left(settings, run, summary, broken)
+
+
+def _nothing_left(
+    settings: Settings,
+    run: RunFolder,
+    summary: Mapping[str, Any],
+    broken: Mapping[tuple[str, str], str],
+) -> InputError:
+    """The error of an index without examples: what became of the rows."""
+    names = ", ".join(settings.sources)
+    rows = {key: count for key, count in summary["bad"].items() if key != "unreadable_file"}
+    total = sum(rows.values())
+    fix = (
+        f"look at them with `curate show {run.root} --quarantine` (they lie in {run.quarantine}),"
+        " then correct the data or the columns in the settings"
+    )
+    if total:
+        reason, count = max(rows.items(), key=lambda entry: entry[1])
+        kind = f"all of them as {reason}" if count == total else f"most often as {reason} ({count})"
+        all_rows = "the only row" if total == 1 else f"all {total} rows"
+        return InputError(
+            f"{all_rows} of {names} were set aside, {kind}; the first is {_first_bad(run)}", fix=fix
         )
+    if broken:
+        (source, file), detail = next(iter(broken.items()))
+        all_files = "the only file" if len(broken) == 1 else f"all {len(broken)} files"
+        return InputError(
+            f"{all_files} of {names} cannot be read: {source}/{file}: {detail}",
+            fix="repair or replace them, and run again",
+        )
+    return InputError(
+        f"there are no examples in {names}: {summary['files']} files, 0 rows",
+        fix="check the paths, and sources.*.include",
+    )
 
 
 def _broken_files(run: RunFolder, inventory: Inventory) -> dict[tuple[str, str], str]:

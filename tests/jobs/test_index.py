@@ -440,6 +440,22 @@ def test_an_empty_data_set_is_an_input_error(tmp_path: Path) -> None:
         run_index(settings_for(tmp_path, t={"path": f"{tmp_path}/b.jsonl"}))
 
 
+def test_data_whose_rows_were_all_set_aside_is_not_taken_for_missing(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", {"text": ""}, "no JSON", {"text": " "}, {"text": ""})
+    with pytest.raises(InputError) as got:
+        run_index(settings_for(tmp_path, {"max_bad_rows": 1}, s={"path": str(path)}))
+    assert got.value.what == (
+        "all 4 rows of s were set aside, most often as empty (3); the first is"
+        " row 0 of s/a.jsonl: empty, text is empty"
+    )
+    assert f"curate show {tmp_path / 'run'} --quarantine" in got.value.fix
+    assert str(tmp_path / "run" / "quarantine") in got.value.fix
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no Parquet PAR1")
+    broken = {"path": str(tmp_path / "b.parquet"), "text": "text"}
+    with pytest.raises(InputError, match=r"the only file of t cannot be read: t/b\.parquet: "):
+        run_index(settings_for(tmp_path, {"max_bad_files": 1}, t=broken))
+
+
 def test_a_missing_column_stops_before_any_work(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", 0, 10)
     source = {"path": f"{tmp_path}/a.parquet", "text": "txt"}
