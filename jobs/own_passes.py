@@ -10,7 +10,11 @@ from jobs.run import Listener, Outcome, Receipt, Task, run_tasks
 from jobs.settings import Settings
 from scorers.protocol import Scorer
 
-OWN: dict[str, str] = {}
+OWN: dict[str, str] = {
+    "label_issues": "jobs.label_issues:passes",
+    "dvgs": "jobs.dvgs:passes",
+    "vog": "jobs.vog:passes",
+}
 """Scorer -> `module:function` that says its passes: `(settings, scorer) -> OwnPasses`."""
 
 
