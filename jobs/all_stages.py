@@ -4,6 +4,7 @@ A stage is found by its address and imported only when it runs, so that planning
 neither torch nor a model.
 """
 
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from curate.data.files import read_document, write_json
 from curate.errors import CurateError, InputError, OutputError
 from curate.models.settings import Tokenizer
 from jobs.cluster import Pool
-from jobs.run import Listener, StageState, ignore
+from jobs.run import Listener, Progress, StageState, ignore
 from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +161,15 @@ def run_stages(
         Stage name -> its summary.
     """
     summaries: dict[str, dict[str, Any]] = {}
+    worked = set[str]()
+
+    def tell(progress: Progress) -> None:
+        worked.add(at_work)
+        listener(progress)
+
     for stage in stages:
-        given: dict[str, Any] = {"pool": pool, "listener": listener} if stage.pooled else {}
+        at_work = stage.name
+        given: dict[str, Any] = {"pool": pool, "listener": tell} if stage.pooled else {}
         if stage.name == "score" and reuse:
             given["reuse"] = reuse
         try:
@@ -168,6 +178,8 @@ def run_stages(
             _note_failure(settings, stage.name, error)
             raise
         _note_failure(settings, stage.name, None)
+        if summaries[stage.name].get("done") == 0 and stage.name not in worked:
+            log.info("%s: done already", stage.name)
     return summaries
 
 

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _WAKE_SECONDS = 1.0
+_SHOWN_FAILURES = 20
 
 Receipt = dict[str, Any]
 """What a task returns: a few small JSON values (`rows`, counts), under a kilobyte."""
@@ -113,7 +114,8 @@ def run_tasks(
     for task in tasks:
         (outcome.skipped.append(task.name) if task.is_done() else due.append(task))
     total = len(due) + len(outcome.skipped)
-    log.info("%s: %d of %d done already", stage, len(outcome.skipped), total)
+    if due and outcome.skipped:
+        log.info("%s: %d of %d done already", stage, len(outcome.skipped), total)
     queue = list(reversed(due))
     attempts: dict[str, int] = {}
     alone: list[Task] = []  # were running when a worker died: each is tried again by itself
@@ -148,7 +150,9 @@ def run_tasks(
                         f"{stage}: the Dask cluster went away ({reason})",
                         fix="run the same command again; finished partitions are kept",
                     ) from error
-                log.error("%s: %s failed: %s", stage, task.name, error)
+                # What is wrong is said once, by `raise_failures`.
+                log.warning("%s: %s failed; the others go on", stage, task.name)
+                log.debug("%s: %s failed: %s", stage, task.name, error)
                 outcome.failures[task.name] = error
     finally:
         for future in running:
@@ -158,7 +162,7 @@ def run_tasks(
 
 
 def raise_failures(stage: str, outcome: Outcome) -> None:
-    """Raise what went wrong, once all other tasks have finished.
+    """Raise what went wrong, once all other tasks have finished; the log has all but the first.
 
     Raises:
         CurateError: of the first failure's kind; counts the failures and names the first.
@@ -166,10 +170,18 @@ def raise_failures(stage: str, outcome: Outcome) -> None:
     """
     if not outcome.failures:
         return
-    name, error = next(iter(sorted(outcome.failures.items())))
-    bugs = [e for e in outcome.failures.values() if not isinstance(e, CurateError)]
-    if bugs and not is_worker_lost(bugs[0]):
-        raise bugs[0]
+    failures = sorted(outcome.failures.items())
+    name, error = failures[0]
+    bugs = [e for _, e in failures if not isinstance(e, CurateError)]
+    bug = bugs[0] if bugs and not is_worker_lost(bugs[0]) else None
+    others = [(n, e) for n, e in failures if e is not (bug or error)]
+    for other, reason in others[:_SHOWN_FAILURES]:
+        what = reason.what if isinstance(reason, CurateError) else repr(reason)
+        log.error("%s: %s failed: %s", stage, other, what)
+    if len(others) > _SHOWN_FAILURES:
+        log.error("%s: %d more failed", stage, len(others) - _SHOWN_FAILURES)
+    if bug is not None:
+        raise bug
     total = len(outcome.failures) + len(outcome.done) + len(outcome.skipped)
     what = f"{stage}: {len(outcome.failures)} of {total} tasks failed; {name}: "
     if isinstance(error, CurateError):

@@ -49,7 +49,8 @@ def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
         listener: told after each task.
 
     Returns:
-        Number of shards, rows, tokens and bytes, the same per domain, and the lines that load them.
+        Number of shards, rows, tokens and bytes, the same per domain, the lines that load them,
+        and how many groups of shards were `done` now or `skipped`.
 
     Raises:
         InputError: there is no plan, or an input file has gone or changed.
@@ -77,7 +78,7 @@ def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
         facts["digest"] = digest_file(run.shards / "manifest.json")
         outputs = [task.output for task in work.tasks]
         record_stage(run, "write", outputs=outputs, seconds=outcome.seconds, facts=facts)
-    return summary
+    return {**summary, "done": len(outcome.done), "skipped": len(outcome.skipped)}
 
 
 def plan_write(settings: Settings) -> StageState:

@@ -150,6 +150,14 @@ def test_a_second_run_does_nothing_again(curate: Curate, done: Path):
     assert not {name for name in changed if name.endswith((".parquet", ".yaml"))}
 
 
+def test_a_stage_that_is_done_says_so_once(curate: Curate, config: Config):
+    path = config(mix={"mixer": "unimax"})
+    assert "done already" not in curate("run", path).err
+    told = [line for line in curate("run", path).err.splitlines() if "already" in line]
+    assert told == [f"{stage}: done already" for stage in
+                     ("index", "score", "lengths", "plan", "write")]  # fmt: skip
+
+
 def test_a_run_folder_that_moved_goes_on_where_it_is(curate: Curate, done: Path):
     moved = done.with_name("moved")
     done.rename(moved)

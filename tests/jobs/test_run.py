@@ -1,5 +1,6 @@
 """The job loop: what is skipped, what a failure costs, what ends the stage."""
 
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,6 +72,15 @@ def test_one_bad_partition_does_not_stop_the_others_and_is_named_at_the_end(tmp_
     with pytest.raises(InputError, match="1 of 4 tasks failed; b: b is bad") as caught:
         raise_failures("score", outcome)
     assert caught.value.fix == "mend it"
+
+
+def test_what_is_wrong_with_a_task_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        outcome = run_tasks("s", tasks(tmp_path, "abcd", bad=["b", "d"]), write_name, pool=INLINE)
+        with pytest.raises(InputError) as caught:
+            raise_failures("s", outcome)
+    told = caplog.text + str(caught.value)
+    assert told.count("b is bad") == told.count("d is bad") == 1
 
 
 def test_a_bug_keeps_its_own_error_after_the_others_have_finished(tmp_path: Path):
