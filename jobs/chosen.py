@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from curate.errors import ConfigError
-from curate.models.quantities import LOG, MEASURED, QUANTITIES
+from curate.models.quantities import LOG, QUANTITIES, is_measured
 from jobs.own_passes import OWN
 from scorers.catalog import EXTERNAL, SCORERS, build_scorer
 from scorers.external import External, tables
@@ -39,7 +39,7 @@ class Chosen:
             return "own"
         if not self.needs.isdisjoint(LOG):
             return "log"
-        return "plain" if self.needs.isdisjoint(MEASURED) else "pass"
+        return "pass" if any(map(is_measured, self.needs)) else "plain"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -88,7 +88,7 @@ def needed(chosen: Sequence[Chosen]) -> frozenset[str]:
         for entry in chosen
         if entry.kind in ("pass", "log")
         for name in entry.needs
-        if name in MEASURED
+        if is_measured(name)
     )
 
 
@@ -96,7 +96,7 @@ def _check_needs(entry: Chosen) -> None:
     if entry.kind == "own":
         return
     for need in sorted(entry.needs):
-        if need not in QUANTITIES:
+        if need not in QUANTITIES and not is_measured(need):
             raise ConfigError(
                 f"scorer {entry.name} needs {need}, which nothing measures",
                 fix=f"use quantities among {', '.join(QUANTITIES)}",

@@ -16,7 +16,7 @@ from curate.data.partitions import Partition
 from curate.data.reading import read_fields
 from curate.data.tables import read_examples, write_table
 from curate.models.load import LoadedModel, load_cached, pick_device
-from curate.models.quantities import GRADIENT, measure
+from curate.models.quantities import gradient_names, measure
 from curate.models.settings import Score
 from curate.models.tasks import Encoded, Task, build_task
 from jobs.chosen import chosen_scorers, needed
@@ -143,7 +143,8 @@ def _common(settings: Settings, chosen: Sequence[Measurer]) -> dict[str, Any]:
     device = pick_device(settings.model.device).type
     tokenizer = measurer_tokenizer(settings, chosen[0].folder)
     # Gradients change what a table holds; the forward quantities are always all there.
-    more = {} if GRADIENT.keys().isdisjoint(wanted_of(settings)) else {"gradients": 1}
+    names = gradient_names(wanted_of(settings))
+    more = {"gradients": list(names)} if names else {}
     return {
         **more,
         "stage": "quantities",

@@ -69,18 +69,25 @@ def _method(name: str, kind: str, address: str) -> Method:
     method = load(address)
     text = inspect.getdoc(sys.modules[method.__module__]) or ""
     own = inspect.getdoc(method) or ""
-    columns: Any = getattr(method, "columns", {})
+    told = _with_defaults(method)
+    columns: Any = getattr(told, "columns", {})
     return Method(
         name=name,
         kind=kind,
         measures=_first_sentence(text if kind == "scorer" else own),
-        needs=tuple(sorted(getattr(method, "needs", ()))),
+        needs=tuple(sorted(getattr(told, "needs", ()))),
         columns=dict(columns) if isinstance(columns, Mapping) else {},
         options=_options(method),
         cost=_section(text, "Cost"),
         source=_section(text, "Source"),
         address=address,
     )
+
+
+def _with_defaults(method: Any) -> Any:
+    """An instance with its default options, as what it needs may depend on them; else the class."""
+    has_all = is_dataclass(method) and "required" not in _options(method).values()
+    return method() if has_all and hasattr(method, "needs") else method
 
 
 def _options(method: Any) -> dict[str, str]:

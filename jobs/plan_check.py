@@ -1,5 +1,6 @@
 """The plan's expressions, checked before anything expensive: a typo must not cost a training."""
 
+import re
 from pathlib import Path
 
 from curate.data.layout import RunFolder
@@ -20,7 +21,11 @@ def check_plan(settings: Settings) -> None:
     if settings.plan.score is None and settings.plan.weights is None:
         return
     named = settings.score.named
-    coming = {entry.folder: _columns(entry) for entry in chosen_scorers(named)} if named else {}
+    read = settings.plan.score or ""
+    if settings.plan.weights is not None:
+        read += f" {settings.plan.weights.score}"
+    chosen = chosen_scorers(named) if named else []
+    coming = {entry.folder: _columns(entry, read) for entry in chosen}
     try:
         there = score_columns(RunFolder(Path(settings.run)))
     except InputError:  # a damaged table of a scorer that runs again is made anew
@@ -30,12 +35,18 @@ def check_plan(settings: Settings) -> None:
     columns_read(settings.plan, {**there, **coming})
 
 
-def _columns(entry: Chosen) -> tuple[str, ...]:
-    """All columns that a scorer can have, whatever the task and the number of seeds."""
+def _columns(entry: Chosen, read: str) -> tuple[str, ...]:
+    """All columns that a scorer can have, whatever the task and the number of seeds.
+
+    Where only the model knows them all, those that the expressions in `read` name are believed.
+    """
     if entry.table is not None:
         return entry.table.measurements()
     assert entry.scorer is not None
     names = tuple(entry.scorer.columns)
+    prefix = getattr(entry.scorer, "prefix", None)
+    if prefix is not None:
+        names = tuple(dict.fromkeys([*names, *re.findall(rf"\b{prefix}\w+", read)]))
     if entry.kind == "plain":
         return names
     return (*names, *(f"{name}_std" for name in names), "num_scored")

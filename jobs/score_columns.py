@@ -14,6 +14,7 @@ from curate.data.files import digest_file, fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples, write_table
+from curate.models.gradients.groups import matching
 from curate.models.quantities import TABLE
 from curate.models.settings import TabularClassification
 from jobs.chosen import Chosen, chosen_scorers
@@ -155,7 +156,8 @@ def quantities_of(frame: pl.DataFrame, needs: frozenset[str]) -> dict[str, np.nd
     """The quantities among `needs` that a table holds, NaN for null."""
     return {
         name: frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        for name in sorted(needs & set(frame.columns))
+        for name in matching(needs, frame.columns)
+        if name in frame.columns
     }
 
 

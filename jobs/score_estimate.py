@@ -14,7 +14,7 @@ from curate.data.reading import read_fields
 from curate.data.tables import read_examples
 from curate.models.batches import by_length, next_batch
 from curate.models.load import LoadedModel
-from curate.models.quantities import FORWARD, GRADIENT, measure
+from curate.models.quantities import FORWARD, gradient_names, measure
 from curate.models.tasks import Encoded, Task
 from jobs.measuring import batch_tokens, measurer_of, ready, wanted_of
 from jobs.run import Task as Work
@@ -49,7 +49,7 @@ def estimate(settings: Settings, due: Sequence[Work]) -> dict[str, float]:
     share = sum(work) / max(1, work[0])
     workers = settings.cluster.workers if settings.cluster.kind == "local" else 1
     rows = sum((run.examples(_part(task)).mark() or {}).get("rows", 0) for task in due)
-    num_columns = len(FORWARD) + (0 if GRADIENT.keys().isdisjoint(wanted) else len(GRADIENT))
+    num_columns = len(FORWARD) + len(gradient_names(wanted))
     return {
         "seconds": loading + seconds * share / workers,
         "size_bytes": rows * 4 * num_columns + 4096 * len(due),

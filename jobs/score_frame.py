@@ -161,7 +161,10 @@ def _columns(
             each, own = _each(entry, measured, seeds, extra)
             columns = columns_of(entry.scorer, each, own)
             if len(set(seeds)) == 1:
-                columns = columns.select(list(entry.scorer.columns))
+                columns = columns.select(
+                    name for name in columns.columns if name.removesuffix("_std") == name
+                    or name.removesuffix("_std") not in columns.columns
+                )  # fmt: skip
         else:
             columns = plain_columns(entry.scorer, extra)
         for column in columns:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from curate.models.gradients.groups import matching
 from scorers.protocol import Scorer
 
 
@@ -34,7 +35,7 @@ def columns_of(
     for measured, seed in zip(quantities, seeds, strict=True):
         tensors = {
             name: torch.from_numpy(np.array(measured[name], dtype=np.float64))
-            for name in scorer.needs
+            for name in matching(scorer.needs, measured)
         }
         for column, values in scorer.score(tensors).items():
             found.setdefault(column, {}).setdefault(seed, []).append(values.double().numpy())

@@ -2,7 +2,7 @@
 
     grand_t(x, y) = E_w || g_t(x, y) ||_2                                   (Definition 2.1)
 
-where g_t is the gradient of the loss at step t with respect to all weights.
+where g_t is the gradient of the loss at step t with respect to all weights, or to some of them.
 
 Source: Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet", NeurIPS 2021,
 arXiv:2107.07075. The expectation runs over independently trained models, a few epochs in.
@@ -12,11 +12,15 @@ is its length divided by sqrt(n), as the gradients of tokens are nearly uncorrel
 the length itself. With one position per example the two are the same. The paper's scores at
 initialisation do not reproduce (Kirsch, 2023, "Does Deep Learning on a Data Diet reproduce?
 Overall yes, but GraNd at initialization does not", arXiv:2303.14753): train first.
+With `parameters: head` it is the last layer's alone: for one position with features h, and a bias,
+||p - y|| * sqrt(|h|^2 + 1), which is EL2N times the length of what the layer sees.
 Cost: one forward and one backward pass per model in which no weight gradient is formed, less than
-a training step; shared with every score of the forward pass. See `curate.models.gradients`.
+a training step; shared with every score of the forward pass. The last layer alone costs a forward
+pass and its own products. See `curate.models.gradients`.
 Shapes: N examples.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,20 +28,69 @@ from typing import ClassVar
 from torch import Tensor
 
 from curate.config import STRICT
+from curate.errors import ConfigError
+from curate.models.gradients.groups import HEAD, Squared, parse_name
 
 
 @dataclass(frozen=True, slots=True)
 class GraNd:
-    """Gradient norm over all parameters, averaged over checkpoints and seeds by the caller."""
+    """Gradient norm, averaged over checkpoints and seeds by the caller."""
 
     __pydantic_config__: ClassVar = STRICT
 
-    needs: ClassVar[frozenset[str]] = frozenset({"grad_sq_norm", "num_positions"})
-    columns: ClassVar[Mapping[str, str]] = {
-        "grand": "gradient norm over the root of the counted positions, 0 and up; higher is harder",
-        "grand_sum": "norm of the gradient of the summed loss; grows with the number of tokens",
-    }
+    parameters: str = "all"
+    """all, head (the last layer), or a regular expression that is found in a parameter's name."""
+    by_layer: bool = False
+    """One more column for each group of layers: grand_embeddings, grand_layer_0 and so on."""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.parameters)
+        except re.error as error:
+            raise ConfigError(
+                f"grand.parameters is {self.parameters!r}, which is no regular expression: {error}",
+                fix="use all, head, or an expression such as self_attn",
+            ) from error
+        if not self.parameters:
+            raise ConfigError("grand.parameters is empty", fix="use all, or leave it out")
+        if self.by_layer and self.parameters == HEAD:
+            raise ConfigError(
+                "grand.by_layer has nothing to divide where parameters is head",
+                fix="remove one of the two",
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Squared norms of the chosen parameters, and how many positions count."""
+        names = {Squared(self.parameters).name, "num_positions"}
+        if self.by_layer:
+            names.add(Squared(self.parameters, "*").name)
+        return frozenset(names)
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Without those of the groups of layers, which depend on the model."""
+        return {
+            "grand": "gradient norm over the root of the counted positions, 0 and up; higher is"
+            " harder",
+            "grand_sum": "norm of the gradient of the summed loss; grows with the number of tokens",
+        }
+
+    @property
+    def prefix(self) -> str | None:
+        """How the columns begin that depend on the model."""
+        return "grand_" if self.by_layer else None
 
     def score(self, quantities: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        norm = quantities["grad_sq_norm"].clamp(min=0).sqrt()
-        return {"grand": norm / quantities["num_positions"].sqrt(), "grand_sum": norm}
+        total = _norm(quantities[Squared(self.parameters).name])
+        root = quantities["num_positions"].sqrt()
+        found = {"grand": total / root, "grand_sum": total}
+        for name, squares in quantities.items():
+            parsed = parse_name(name)
+            if parsed is not None and parsed.group is not None:
+                found[f"grand_{parsed.group}"] = _norm(squares) / root
+        return found
+
+
+def _norm(squares: Tensor) -> Tensor:
+    return squares.clamp(min=0).sqrt()

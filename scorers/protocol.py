@@ -18,9 +18,11 @@ class Scorer(Protocol):
     """
 
     needs: ClassVar[frozenset[str]]
-    """Names of per-example quantities: see `curate.models.quantities.QUANTITIES`."""
+    """Names of per-example quantities: see `curate.models.quantities.QUANTITIES`, for gradients of
+    some parameters only `curate.models.gradients.groups`. A property where options decide."""
     columns: ClassVar[Mapping[str, str]]
-    """Column -> one line on its unit, its range and which end is which."""
+    """Column -> one line on its unit, its range and which end is which. Where the model decides
+    which columns there are, a class also has `prefix`, with which those others begin."""
 
     def score(self, quantities: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One column (N,) for each name in `columns`, from quantities (N,) of one checkpoint.

@@ -49,7 +49,8 @@ class GradientPass:
     def __init__(self, model: nn.Module, task: Task, wanted: Collection[str]) -> None:
         self._task = task
         self._seen: tuple[Terms, Tensor] | None = None
-        asked = sorted({parsed for name in wanted if (parsed := parse_name(name)) is not None})
+        names = sorted(set(wanted))
+        asked = [parsed for name in names if (parsed := parse_name(name)) is not None]
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         needs_head = any(one.selection == HEAD or one.group is not None for one in asked)
         head = last_layer(model) if needs_head else None

@@ -40,3 +40,13 @@ def test_a_typo_names_the_nearest_column(tmp_path: Path):
 def test_a_score_without_any_scorer_is_refused(tmp_path: Path):
     with pytest.raises(InputError):
         check_plan(settings(tmp_path, "el2n"))
+
+
+def test_columns_that_only_the_model_knows_are_believed(tmp_path: Path):
+    by_layer = {"grand": {"by_layer": True}}
+    for score in ("grand_layer_0", "rank(grand_head) - rank(grand_layer_11_std)", "grand"):
+        check_plan(settings(tmp_path, score, by_layer))
+    with pytest.raises(ConfigError, match="grand_layer_0"):
+        check_plan(settings(tmp_path, "grand_layer_0", "grand"))
+    with pytest.raises(ConfigError, match="gradn"):
+        check_plan(settings(tmp_path, "gradn", by_layer))

@@ -48,7 +48,7 @@ def parse_name(name: str) -> Squared | None:
 
 
 def matching(needs: Collection[str], held: Collection[str]) -> list[str]:
-    """The names among `held` that `needs` asks for, a family of groups written out."""
+    """The names that `needs` asks for, a family of groups written out with those in `held`."""
     parsed = [one for need in needs if (one := parse_name(need)) is not None]
     families = {one.selection for one in parsed if one.group == "*"}
 
@@ -56,7 +56,8 @@ def matching(needs: Collection[str], held: Collection[str]) -> list[str]:
         one = parse_name(name)
         return one is not None and one.group is not None and one.selection in families
 
-    return [name for name in held if name in needs or is_member(name)]
+    single = [one for one in needs if (of := parse_name(one)) is None or of.group != "*"]
+    return sorted({*single, *filter(is_member, held)})
 
 
 def last_layer(model: nn.Module) -> nn.Module:
