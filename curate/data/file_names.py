@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from curate.data.example import Source
+from curate.data.images import SUFFIXES as IMAGE_SUFFIXES
 from curate.data.storage import COMPRESSIONS
 
 log = logging.getLogger(__name__)
@@ -25,10 +26,11 @@ SUFFIXES = {
     ".md": "text",
     ".rst": "text",
     ".py": "text",
+    **dict.fromkeys(IMAGE_SUFFIXES, "images"),
 }
 """Suffix -> format. `.gz`, `.zst` and `.bz2` may follow where the format is made of lines."""
 
-FORMATS = ("parquet", "jsonl", "csv", "arrow", "text", "datasets")
+FORMATS = ("parquet", "jsonl", "csv", "arrow", "text", "images", "datasets")
 
 _LINE_FORMATS = ("jsonl", "csv", "text")
 

@@ -28,6 +28,8 @@ class Found:
     size_bytes: int
     stamp: str
     format: str | None = None
+    classes: tuple[str, ...] = ()
+    """Of images in folders: their names, in the order of the labels."""
 
 
 def expanded(path: str) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from curate.config import nearest
 from curate.data.example import Source
-from curate.data.file_names import FORMATS, known_format
+from curate.data.file_names import FORMATS, is_glob, known_format
 from curate.data.places import (
     Found,
     expanded,
@@ -31,6 +31,8 @@ class InputFile:
     stamp: str
     """Changes with the content: size and time, or the store's own tag."""
     format: str
+    classes: tuple[str, ...] = ()
+    """Of images in folders: their names, in the order of the labels."""
 
 
 def find_files(name: str, source: Source) -> list[InputFile]:
@@ -65,6 +67,7 @@ def find_files(name: str, source: Source) -> list[InputFile]:
             size_bytes=file.size_bytes,
             stamp=file.stamp,
             format=file.format or source.format or _format_of(name, file),
+            classes=file.classes,
         )
         for file in sorted(found, key=lambda file: file.key)
     ]
@@ -97,7 +100,22 @@ def _find(name: str, path: str, source: Source) -> list[Found]:
         )
     if not found:
         raise InputError(f"{where}: no file matches", fix="check the path and `include`")
+    if source.format in (None, "images") and all(known_format(f.key) == "images" for f in found):
+        return _image_folders(found, path, source, where)
     return found
+
+
+def _image_folders(found: list[Found], path: str, source: Source, where: str) -> list[Found]:
+    """Images are read by the folder, which has to be what the source names."""
+    from curate.data.formats.images import gathered
+
+    if is_glob(path) or known_format(path) == "images":
+        raise InputError(
+            f"{where}: images are read by the folder",
+            fix="name their folder, and choose among them with sources.*.include",
+        )
+    root = path.removeprefix("file://")
+    return gathered(found, str(expanded(root)) if is_local(root) else root, source, where)
 
 
 def _with_revision(address: str, source: Source) -> str:

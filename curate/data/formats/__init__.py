@@ -10,6 +10,7 @@ READERS = {
     "csv": "curate.data.formats.csv:read",
     "arrow": "curate.data.formats.arrow:read",
     "text": "curate.data.formats.text:read",
+    "images": "curate.data.formats.images:read",
     "hub": "curate.data.formats.hub:read",
 }
 """Format -> reader; Parquet needs none."""
@@ -19,6 +20,7 @@ SETTINGS = {
     "csv": ("header",),
     "arrow": (),
     "text": ("passage_chars",),
+    "images": ("include",),
     "hub": ("path", "subset", "split", "revision"),
 }
 """Format -> settings of the source that its rows depend on."""
