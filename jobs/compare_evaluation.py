@@ -17,14 +17,12 @@ import torch
 from torch import nn
 
 from curate.config import plain
-from curate.data.example import KEY
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
-from curate.data.reading import read_fields
-from curate.data.tables import read_examples
 from curate.models.quantities import measure
 from curate.models.tasks import Encoded, Task
-from jobs.compare_examples import evaluation_output, target_folder
+from jobs.compare_examples import evaluation_output, target_folder, target_settings
+from jobs.fields import example_fields
 from jobs.lengths import content_settings
 from jobs.settings import Settings, task_settings
 from jobs.training_work import Workshop
@@ -185,12 +183,8 @@ def _encode_once(key: _Key) -> list[_Entry]:
         rows = table.filter((pl.col("where") == where) & (pl.col("partition") == part.name))
         if not rows.height:
             continue
-        sources = shop.settings.sources
-        if where == "target":
-            assert shop.settings.target is not None
-            sources = {"target": shop.settings.target}
-        keys = read_examples(folder, part, list(KEY))
-        fields = keys.hstack(read_fields(folder, part, sources[part.source]))
+        settings = target_settings(shop.settings) if where == "target" else shop.settings
+        fields = example_fields(settings, folder, part)
         encoded = shop.task.encode(fields[rows["position"].to_numpy()])
         found.append(_Entry(rows, encoded, _counted(shop.task, encoded), _bytes(shop, encoded)))
     return found

@@ -36,13 +36,17 @@ class Work:
 
 def prepare_training(work: Work, pool: Pool) -> None:
     """Tokenizer, target, evaluation, token counts and budget."""
-    from jobs.compare_examples import choose_examples, index_target
+    from jobs.compare_examples import choose_examples, index_target, target_settings
     from jobs.compare_training import measure_partition
+    from jobs.references import references_run
     from jobs.tokenizer import tokenizer_run
 
     settings = _trainable(work.settings)
     tokenizer_run(settings)
     index_target(settings, pool=pool)
+    references_run(settings, pool=pool)
+    if settings.target is not None:
+        references_run(target_settings(settings), pool=pool)
     _, notes = choose_examples(settings)
     work.notes += notes
     tasks = _length_tasks(settings, work.run)
@@ -161,10 +165,12 @@ def _length_tasks(settings: Settings, run: RunFolder) -> list[Task]:
 def _training_payload(settings: Settings) -> dict[str, Any]:
     """What every task of ours carries; a worker opens its tokenizer anew with the identity."""
     from curate.models.tokens import tokenizer_digest
+    from jobs.fields import reference_facts
     from jobs.training_work import make_workshop
 
     shop = make_workshop(settings)
     identity = fingerprint(
+        **reference_facts(settings),
         task=plain(task_settings(settings)),
         facts=shop.task.facts(),
         tokenizer=None if shop.tokenizer is None else tokenizer_digest(shop.tokenizer),

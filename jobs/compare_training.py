@@ -17,7 +17,6 @@ import polars as pl
 
 from curate.data.example import KEY
 from curate.data.partitions import Partition
-from curate.data.reading import read_fields
 from curate.data.tables import read_examples, write_table
 from curate.errors import DivergedError, InputError
 from curate.models.checkpoints import list_checkpoints
@@ -40,6 +39,7 @@ from jobs.compare_budget import (
     training_draws,
 )
 from jobs.compare_evaluation import evaluate, results_as_json
+from jobs.fields import example_fields
 from jobs.measuring import batch_tokens
 from jobs.settings import task_settings
 from jobs.training_work import (
@@ -202,8 +202,7 @@ def _encode(shop: Workshop, rows: Sequence[Rows], parts: Sequence[int]) -> Encod
 
 
 def _taken(shop: Workshop, part: Partition, positions: npt.NDArray[np.int64]) -> Encoded:
-    fields = read_fields(shop.run, part, shop.settings.sources[part.source])
-    return shop.task.encode(read_examples(shop.run, part, list(KEY)).hstack(fields)[positions])
+    return shop.task.encode(example_fields(shop.settings, shop.run, part)[positions])
 
 
 def _weights(rows: Sequence[Rows]) -> Any:

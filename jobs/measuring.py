@@ -13,13 +13,13 @@ from curate.data.example import KEY
 from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
-from curate.data.reading import read_fields
 from curate.data.tables import read_examples, write_table
 from curate.models.load import LoadedModel, load_cached, pick_device
 from curate.models.quantities import gradient_names, measure
 from curate.models.settings import Score
 from curate.models.tasks import Encoded, Task, build_task
 from jobs.chosen import chosen_scorers, needed
+from jobs.fields import example_fields, reference_facts
 from jobs.lengths import content_of, content_settings
 from jobs.measurers import Measurer, measurer_tokenizer
 from jobs.run import Task as Work
@@ -67,7 +67,7 @@ def measure_work(payload: dict[str, Any]) -> dict[str, Any]:
     measurer = measurer_of(payload["measurer"])
     task, loaded = ready(settings, measurer)
     keys = read_examples(run, part, KEY)
-    encoded = task.encode(keys.hstack(read_fields(run, part, settings.sources[part.source])))
+    encoded = task.encode(example_fields(settings, run, part))
     found, passed = measure(
         loaded.model,
         task,
@@ -147,6 +147,7 @@ def _common(settings: Settings, chosen: Sequence[Measurer]) -> dict[str, Any]:
     more = {"gradients": list(names)} if names else {}
     return {
         **more,
+        **reference_facts(settings),
         "stage": "quantities",
         "version": VERSION,
         "task": plain(kind),

@@ -20,6 +20,7 @@ from curate.data.partitions import Output, remove_strays
 from curate.errors import InputError
 from jobs.chosen import Chosen, chosen_scorers
 from jobs.cluster import Pool
+from jobs.fields import reference_of
 from jobs.lengths import (
     length_tasks,
     lengths_run,
@@ -30,6 +31,7 @@ from jobs.lengths import (
 from jobs.measurers import Measurer, measurers
 from jobs.measuring import measure_work, measuring_tasks
 from jobs.own_passes import OwnPasses, own_passes, run_phases
+from jobs.references import reference_tasks, references_run
 from jobs.run import (
     Listener,
     Outcome,
@@ -89,6 +91,8 @@ def score_run(
     chosen = chosen_scorers(settings.score.named)
     _check_tables(chosen, settings)
     used = measurers(settings) if _needs_pass(chosen, settings) else []
+    if _needs_model(chosen):
+        references_run(settings, pool=pool, listener=listener)
     passes = measuring_tasks(settings, used) if used else []
     own = _own(settings, chosen)
     reused = _reuse(passes, reuse)
@@ -101,7 +105,9 @@ def score_run(
         counted = run_tasks("lengths", counting, lengths_work, pool=pool, listener=listener)
     columns = column_tasks(settings, chosen, used, own=own, lengths=lengths)
     scored = run_tasks("columns", columns, column_work, pool=pool, listener=listener)
-    _remove_strays(run, chosen, [measurer.slug for measurer in used] + _slugs(own))
+    reference = reference_of(settings) if _needs_model(chosen) else None
+    slugs = [measurer.slug for measurer in (*used, *([reference] if reference else []))]
+    _remove_strays(run, chosen, slugs + _slugs(own))
     summary: dict[str, Any] = {
         "rows": sum((run.examples(part).mark() or {}).get("rows", 0) for part in partitions),
         "scorers": _describe(run, chosen, columns),
@@ -140,7 +146,7 @@ def plan_score(settings: Settings) -> StageState:
         used = measurers(settings) if _needs_pass(chosen, settings) else []
         passes = measuring_tasks(settings, used) if used else []
         own = _own(settings, chosen)
-        passes += _tasks(own)
+        passes += _tasks(own) + (reference_tasks(settings) if _needs_model(chosen) else [])
         needs_tokens = any("num_tokens" in entry.needs for entry in chosen)
         lengths = tokenizer_for(settings)[1] if needs_tokens else ""
     except InputError as error:
@@ -172,6 +178,10 @@ def measure_score(settings: Settings) -> dict[str, float]:
         return {"seconds": 0.0, "size_bytes": 0}
     passes = measuring_tasks(settings, measurers(settings))
     return estimate(settings, [task for task in passes if not task.is_done()])
+
+
+def _needs_model(chosen: Iterable[Chosen]) -> bool:
+    return any(entry.kind in ("pass", "log", "own") for entry in chosen)
 
 
 def _needs_pass(chosen: Iterable[Chosen], settings: Settings) -> bool:

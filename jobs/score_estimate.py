@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from curate.data.example import KEY
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
-from curate.data.reading import read_fields
 from curate.data.tables import read_examples
 from curate.models.batches import by_length, next_batch
 from curate.models.load import LoadedModel
 from curate.models.quantities import FORWARD, gradient_names, measure
 from curate.models.tasks import Encoded, Task
+from jobs.fields import example_fields
 from jobs.measuring import batch_tokens, measurer_of, ready, wanted_of
 from jobs.run import Task as Work
 from jobs.settings import Settings
@@ -38,9 +37,8 @@ def estimate(settings: Settings, due: Sequence[Work]) -> dict[str, float]:
     started = time.perf_counter()
     task, loaded = ready(settings, measurer)
     loading = time.perf_counter() - started
-    keys = read_examples(run, part, KEY)
     started = time.perf_counter()
-    encoded = task.encode(keys.hstack(read_fields(run, part, settings.sources[part.source])))
+    encoded = task.encode(example_fields(settings, run, part, is_sketch=True))
     encoding = time.perf_counter() - started
     budget = batch_tokens(settings.score, loaded.device.type)
     wanted = wanted_of(settings)

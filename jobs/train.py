@@ -49,6 +49,9 @@ def train_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
     started = time.monotonic()
     _check_model(settings)
     tokenizer_run(settings)
+    from jobs.references import references_run
+
+    references_run(settings, pool=pool, listener=listener)
     run = RunFolder(Path(settings.run))
     inputs = _inputs(settings, run)
     lengths = _length_tasks(settings, run, inputs)
@@ -185,11 +188,13 @@ def _inputs(settings: Settings, run: RunFolder) -> _Inputs:
         InputError: the index or the tokenizer is missing.
     """
     from curate.models.tokens import tokenizer_digest
+    from jobs.fields import reference_facts
     from jobs.training_work import make_workshop
 
     digests = training_digests(run)
     shop = make_workshop(settings)
     encoding = {
+        **reference_facts(settings),
         "task": plain(task_settings(settings)),
         "facts": shop.task.facts(),
         "tokenizer": None if shop.tokenizer is None else tokenizer_digest(shop.tokenizer),

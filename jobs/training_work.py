@@ -19,7 +19,6 @@ from curate.data.example import HELD_OUT, KEY, TRAIN
 from curate.data.files import read_json, replace, write_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.data.reading import read_fields
 from curate.data.tables import meet, read_examples, write_table
 from curate.errors import InputError
 from curate.models.adapters import has_adapter, save_adapter
@@ -40,6 +39,7 @@ from curate.models.tasks import Encoded, Task, build_task
 from curate.models.training import train
 from curate.models.training_data import Data, Files, join
 from curate.models.training_log import log_table
+from jobs.fields import example_fields
 from jobs.settings import Settings, parse_settings, task_settings
 from jobs.tokenizer import run_tokenizer
 
@@ -184,9 +184,8 @@ def training(settings: Settings) -> Train:
 
 def encode_partition(shop: Workshop, part: Partition) -> Encoded:
     """The examples of a partition, held out or not, as numbers."""
-    fields = read_fields(shop.run, part, shop.settings.sources[part.source])
     # The keys go along so that a message can name the row.
-    return shop.task.encode(read_examples(shop.run, part, list(KEY)).hstack(fields))
+    return shop.task.encode(example_fields(shop.settings, shop.run, part))
 
 
 def encode_parts(shop: Workshop, parts: Sequence[int]) -> Encoded:

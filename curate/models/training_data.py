@@ -56,15 +56,15 @@ class Files:
 def join(parts: Sequence[Encoded]) -> Encoded:
     """Encoded examples of several partitions, one after the other.
 
-    A task's arrays have one entry per example or per token along their first axis; `starts`, which
-    counts tokens, is shifted.
+    A task's arrays have one entry per example or per token along their first axis; `starts`, or
+    what ends in it, counts tokens and is shifted.
     """
     if len(parts) == 1:
         return parts[0]
     arrays: dict[str, np.ndarray] = {}
     for key in parts[0].arrays:
         pieces = [part.arrays[key] for part in parts]
-        if key == "starts":
+        if key.endswith("starts"):
             offsets = np.cumsum([0, *(piece[-1] for piece in pieces)])
             shifted = [p[:-1] + o for p, o in zip(pieces, offsets[:-1], strict=True)]
             pieces = [*shifted, offsets[-1:]]

@@ -54,7 +54,8 @@ class Encoded:
     truncated: np.ndarray
     """(N,) bool, True where the text was cut."""
     arrays: dict[str, np.ndarray]
-    """The task's own: `tokens` with `starts`, `features`, `labels` ..."""
+    """The task's own: `tokens` with `starts`, `features`, `labels` ...; a name that ends in
+    `starts` holds (N + 1,) places in a flat array, the last one its end."""
     problems: dict[int, str]
     """Example -> why it could not be encoded; such examples have `num_scored` 0."""
     scored_share: np.ndarray | None = None
