@@ -51,8 +51,8 @@ class VoG:
     stage: Literal["complete", "early", "middle", "late"] = "complete"
     """Which checkpoints of each seed: all, the first three, the middle three or the last three."""
     target: Literal["label", "predicted"] = "label"
-    """Whose logit: that of the label, or of the class that the last checkpoint predicts, which
-    scores examples without a label too."""
+    """Whose logit: that of the label, or of the class that the last checkpoint predicts, where the
+    labels are not to be used."""
     output: Literal["logit", "probability"] = "logit"
     """What the gradient is of; probabilities are another score, near 0 where the model is sure."""
     channel: Literal["mean", "none"] = "mean"
@@ -85,19 +85,14 @@ class Statistics(NamedTuple):
         return found if self.num > 1 and found > _NO_SPREAD * abs(self.mean) else 0.0
 
 
-def statistics(raw: np.ndarray, groups: np.ndarray) -> dict[int, Statistics]:
-    """Statistics of each group.
+def statistics(raw: np.ndarray) -> Statistics:
+    """Statistics of the raw scores of one class.
 
     Args:
-        raw: (N,) float64, finite.
-        groups: (N,) integers.
+        raw: (N,) float64, finite, N at least 1.
     """
-    names, member = np.unique(groups, return_inverse=True)
-    count = np.bincount(member, minlength=len(names))
-    mean = np.bincount(member, weights=raw, minlength=len(names)) / np.maximum(count, 1)
-    squares = np.bincount(member, weights=(raw - mean[member]) ** 2, minlength=len(names))
-    rows = zip(names.tolist(), count.tolist(), mean.tolist(), squares.tolist(), strict=True)
-    return {name: Statistics(n, middle, spread) for name, n, middle, spread in rows}
+    mean = float(raw.mean())
+    return Statistics(len(raw), mean, float(np.square(raw - mean).sum()))
 
 
 def combined(first: Statistics, second: Statistics) -> Statistics:

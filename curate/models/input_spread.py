@@ -144,6 +144,7 @@ def gradient_spread(
             passed = block.visit(model, count, chosen, budget)
             batches, halved = batches + passed.num_batches, halved + passed.halved
             budget = passed.batch_tokens
+            del model  # before the next is loaded: two may not fit
         result[torch.from_numpy(members).to(device)] = block.mean_deviation(len(visits))
     return Spread(
         mean_deviation=result.cpu(),
