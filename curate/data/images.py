@@ -139,8 +139,9 @@ def _squared(image: Any, size: int | None) -> Any:
         return image
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    box = (left, top, left + edge, top + edge)
-    return image.resize((size, size), _pillow().Resampling.BILINEAR, box=box)
+    # Cut before it is scaled: `box` of resize would let what is outside shine in at the edges.
+    cut = image.crop((left, top, left + edge, top + edge))
+    return cut.resize((size, size), _pillow().Resampling.BILINEAR)
 
 
 def _check_mode(image: Any) -> None:
