@@ -70,9 +70,11 @@ def guess_settings(data: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         flags: `scorer`, `model`, `task` and others, where they were given.
 
     Raises:
-        ConfigError: the scorers need a model and there is none.
+        ConfigError: a scorer is unknown, or needs a model and there is none.
         InputError: the model's folder cannot be read.
     """
+    from jobs.chosen import chosen_scorers
+
     name = source_name(data)
     values: dict[str, Any] = {
         "run": f"runs/{name}",
@@ -80,11 +82,14 @@ def guess_settings(data: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         "score": {"scorers": ["el2n"]},
     }
     model = flags.get("model")
-    scorers = flags.get("scorer") or values["score"]["scorers"]
+    scorers: list[str] = flags.get("scorer") or values["score"]["scorers"]
+    chosen = chosen_scorers({name: {} for name in scorers})
+    needy = [entry.name for entry in chosen if entry.kind not in ("plain", "external")]
     if model is None:
-        if set(scorers) - {"length", "random"}:
+        if needy:
+            many = len(needy) > 1
             raise ConfigError(
-                f"the scores {', '.join(scorers)} need a model",
+                f"the score{'s' * many} {', '.join(needy)} need{'' if many else 's'} a model",
                 fix="add --model with a folder saved by transformers or a hub id",
             )
         return values

@@ -142,8 +142,20 @@ def test_measure_alone_is_refused(curate: Curate, config: Config):
 
 def test_a_scorer_without_a_model_is_told(curate: Curate, data: Path):
     told = message(curate("score", data, "--scorer", "el2n"), 2)
-    assert "el2n need a model" in told
+    assert "the score el2n needs a model" in told
     assert "--model" in told
+    told = message(curate("score", data, "--scorer", "random", "--scorer", "grand",
+                          "--scorer", "loss"), 2)  # fmt: skip
+    assert "the scores grand, loss need a model" in told
+
+
+def test_an_unknown_scorer_is_told_before_a_model_that_is_missing(
+    curate: Curate, data: Path, tmp_path: Path
+):
+    told = message(curate("score", data, "--scorer", "el3n"), 2)
+    assert told == "there is no scorer 'el3n' | did you mean el2n?"
+    told = message(curate("score", data, "--scorer", "el3n", "--model", tmp_path / "absent"), 2)
+    assert "there is no scorer 'el3n'" in told
 
 
 def test_a_missing_model_folder_is_named(curate: Curate, data: Path, tmp_path: Path):
