@@ -179,6 +179,13 @@ def _staged(chosen: Sequence[Measurer], stage: str) -> list[Measurer]:
 
 def _check_options(options: VoG, settings: Settings) -> None:
     kind = task_settings(settings)
+    several = "windows" if getattr(kind, "window", None) is not None else ""
+    several = "pairs of texts" if kind.kind == "preference" else several
+    if several:
+        raise ConfigError(
+            f"vog takes one sequence for each example, and the task reads {several}",
+            fix="remove task.window" if several == "windows" else "choose another scorer",
+        )
     if options.target == "predicted" and not hasattr(kind, "num_classes"):
         raise ConfigError(
             f"vog's target: predicted is for classes, and the task is {kind.kind}",

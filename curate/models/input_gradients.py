@@ -76,15 +76,16 @@ def input_gradients(
             sequences for one example.
     """
     key = next((name for name in _INPUTS if name in batch), None)
-    if key is None or len(batch[key]) != num_examples:
-        held = ", ".join(sorted(batch)) if key is None else f"{len(batch[key])} sequences"
+    is_text = key == "input_ids"
+    if key is None or len(batch[key]) != num_examples or (is_text and batch[key].ndim != 2):
+        shape = f"{key} {tuple(batch[key].shape)}" if key else ", ".join(sorted(batch))
         raise ConfigError(
             f"the gradient with respect to the input needs one of {', '.join(_INPUTS)} with a row"
-            f" for each example; the task's batch of {num_examples} holds {held}",
+            f" for each example; the task's batch of {num_examples} holds {shape}",
             fix="choose another scorer for this task",
         )
     with _frozen(model), torch.enable_grad():
-        if key == "input_ids":
+        if is_text:
             with _embedding_leaf(model, batch[key].shape) as seen:
                 outputs = _chosen(model, task, batch, how, chosen)
             leaf = _only(seen, model)

@@ -360,6 +360,9 @@ def test_options_that_do_not_suit_the_task_are_refused(world: Path):
     values = {**values_of(world, {"target": "predicted"}), "task": {"kind": "causal-lm"}}
     with pytest.raises(ConfigError, match="target: predicted is for classes"):
         score_run(parse_settings(values), pool=INLINE)
+    values["task"] = {"kind": "causal-lm", "window": {}}
+    with pytest.raises(ConfigError, match="the task reads windows"):
+        score_run(parse_settings(values), pool=INLINE)
 
 
 @pytest.mark.slow

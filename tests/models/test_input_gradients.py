@@ -445,7 +445,10 @@ def test_a_batch_without_a_known_input_is_refused():
 def test_several_sequences_for_one_example_are_refused(tmp_path: Path):
     (model,), task, encoded = texts(tmp_path, 1)
     batch = task.collate(encoded, np.arange(4))
-    with pytest.raises(ConfigError, match="batch of 2 holds 4 sequences"):
+    with pytest.raises(ConfigError, match=r"batch of 2 holds input_ids \(4, \d+\)"):
+        input_gradients(model, task, batch, num_examples=2, how=How())
+    batch = {key: value.unflatten(0, (2, 2)) for key, value in batch.items()}
+    with pytest.raises(ConfigError, match=r"batch of 2 holds input_ids \(2, 2, \d+\)"):
         input_gradients(model, task, batch, num_examples=2, how=How())
 
 
