@@ -86,3 +86,8 @@ class Interrupted(BaseException):
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
         self.exit_code = exit_code
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`1 file`, `12,000 files`: a number with its noun, or with a phrase given in both forms."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"

@@ -36,6 +36,7 @@ from curate.data.reading import read_used
 from curate.data.sources import InputFile
 from curate.data.storage import is_damage
 from curate.data.tables import SCHEMAS, write_table
+from curate.errors import counted
 from jobs.cluster import Pool
 from jobs.index_report import check_features, check_quarantine, index_summary
 from jobs.inventory import (
@@ -109,14 +110,16 @@ def plan_index(settings: Settings) -> StageState:
     known = {(part.source, part.file) for part in run.partitions()}
     now = {(file.source, file.file) for file in files}
     fresh = [task for task in tasks if task.output.mark() is None]
-    counts = {
-        "files have to be converted to Parquet first": len(waiting),
-        "files are gone": len(known - now),
-        "partitions are new": len(fresh),
-        "partitions have changed data or settings": len(tasks) - len(done) - len(fresh),
-        "files cannot be read": len(inventory.unreadable),
-    }
-    why = tuple(f"{count} {what}" for what, count in counts.items() if count)
+    changed, first = len(tasks) - len(done) - len(fresh), "to be converted to Parquet first"
+    counts = (
+        (len(waiting), f"file has {first}", f"files have {first}"),
+        (len(known - now), "file is gone", "files are gone"),
+        (len(fresh), "partition is new", "partitions are new"),
+        (changed, "partition has changed data or settings",
+         "partitions have changed data or settings"),
+        (len(inventory.unreadable), "file cannot be read", "files cannot be read"),
+    )  # fmt: skip
+    why = tuple(counted(*entry) for entry in counts if entry[0])
     return StageState("index", len(tasks) + len(waiting), len(done), why)
 
 

@@ -8,7 +8,7 @@ import polars as pl
 
 from curate.data.layout import RunFolder
 from curate.data.tables import damage_named, read_table, scan, table_paths
-from curate.errors import InputError, TooManyBadError
+from curate.errors import InputError, TooManyBadError, counted
 from jobs.inventory import Inventory, quarantine_output
 from jobs.run import Outcome
 from jobs.settings import Settings
@@ -80,14 +80,15 @@ def check_quarantine(
     if len(broken) > allowed.max_bad_files:
         (source, file), detail = next(iter(broken.items()))
         raise TooManyBadError(
-            f"{len(broken)} of {summary['files']} files cannot be read; {source}/{file}: {detail}",
+            f"{len(broken)} of {counted(summary['files'], 'file')} cannot be read;"
+            f" {source}/{file}: {detail}",
             fix="repair or remove them and run again (the others are done),"
             " or raise index.max_bad_files",
         )
     if bad > allowed.max_bad_rows * total:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary["bad"].items())
         raise TooManyBadError(
-            f"{bad} of {total} rows were set aside ({reasons}), more than the share of"
+            f"{bad} of {counted(total, 'row')} were set aside ({reasons}), more than the share of"
             f" {allowed.max_bad_rows:g} that is allowed; the first is {_first_bad(run)}",
             fix=f"look at {run.quarantine}, correct the data, or raise index.max_bad_rows",
         )
@@ -124,7 +125,7 @@ def _nothing_left(
             fix="repair or replace them, and run again",
         )
     return InputError(
-        f"there are no examples in {names}: {summary['files']} files, 0 rows",
+        f"there are no examples in {names}: {counted(summary['files'], 'file')}, 0 rows",
         fix="check the paths, and sources.*.include",
     )
 

@@ -20,7 +20,7 @@ from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition, remove_strays
 from curate.data.tables import write_table
-from curate.errors import InputError
+from curate.errors import InputError, counted
 from curate.plan.mixture import Mixture, load_mixture
 from curate.plan.plan import Arm, apply_plan, columns_read, make_plans
 from curate.plan.rules import Thresholds
@@ -99,7 +99,8 @@ def plan_plan(settings: Settings) -> StageState:
         why = "the settings of the plan, the mixture, the scores or the data have changed"
         return StageState("plan", total, 0, (why if changed else "there is no plan yet",))
     due = [task for task in _tasks(work) if not task.is_done()]
-    missing = (f"{len(due)} partitions have no plan yet",) if due else ()
+    forms = ("partition has no plan yet", "partitions have no plan yet")
+    missing = (counted(len(due), *forms),) if due else ()
     if not due and not _summary_output(run).is_done(_summary_fingerprint(work)):
         missing = ("the summary is not up to date",)
     return StageState("plan", total, total - len(due), missing)

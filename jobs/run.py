@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.data.partitions import Output
-from curate.errors import CurateError, InputError, OutputError, TryAgainError
+from curate.errors import CurateError, InputError, OutputError, TryAgainError, counted
 from jobs.cluster import Pool, is_cluster_lost, is_worker_lost
 
 log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def raise_failures(stage: str, outcome: Outcome) -> None:
     if bug is not None:
         raise bug
     total = len(outcome.failures) + len(outcome.done) + len(outcome.skipped)
-    what = f"{stage}: {len(outcome.failures)} of {total} tasks failed; {name}: "
+    what = f"{stage}: {len(outcome.failures)} of {counted(total, 'task')} failed; {name}: "
     if isinstance(error, CurateError):
         summary = type(error)(what + error.what, fix=error.fix)
     else:

@@ -19,7 +19,7 @@ from curate.data.example import Source
 from curate.data.formats import READERS
 from curate.data.sources import InputFile, find_files
 from curate.data.storage import locate, open_stream, store_errors
-from curate.errors import ConfigError, CurateError, InputError, OutputError
+from curate.errors import ConfigError, CurateError, InputError, OutputError, counted
 from curate.models.settings import Model
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,8 @@ def write_starter(data: str, target: Path) -> list[str]:
     look = look_at(data, name)
     text = starter_text(name, data, look)
     files.replace(target, lambda path: path.write_text(text, encoding="utf-8"))
-    lines = [f"{target} written for {len(look.files)} files of format {look.files[0].format}"]
+    files_text = counted(len(look.files), "file")
+    lines = [f"{target} written for {files_text} of format {look.files[0].format}"]
     if look.trouble:
         lines.append(f"still to do: name the content column ({look.trouble})")
     return [*lines, f"next: curate run {target} --dry-run"]
@@ -179,7 +180,7 @@ def starter_text(name: str, data: str, look: Look) -> str:
         chosen = {"text": "COLUMN", **chosen}
     classes = _num_classes(look)
     task = _guess_task(look, classes)
-    comment = f"# {len(look.files)} files, {size_mb:,.1f} MB; columns: {columns}"
+    comment = f"# {counted(len(look.files), 'file')}, {size_mb:,.1f} MB; columns: {columns}"
     parts = [
         _HEAD,
         to_yaml({"run": f"runs/{name}", "seed": 0}),

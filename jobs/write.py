@@ -22,7 +22,7 @@ from curate.data.shard_folder import refuse_foreign_files, text_digest, write_te
 from curate.data.shard_settings import Shards
 from curate.data.shard_survey import forecast
 from curate.data.shards import write_group
-from curate.errors import CurateError
+from curate.errors import CurateError, counted
 from curate.plan.mixture import load_mixture
 from jobs.cluster import Pool
 from jobs.run import Listener, Receipt, StageState, ignore, raise_failures, run_tasks
@@ -93,13 +93,16 @@ def plan_write(settings: Settings) -> StageState:
     due = [task for task in work.tasks if not is_whole(run, task)]
     new = sum(task.output.mark() is None for task in due)
     old = sum(task.output.mark() is not None and not task.is_done() for task in due)
-    counts = {
-        "groups of shards are not written yet": new,
-        "groups were made from another plan, other inputs or other settings": old,
-        "groups have shards that are missing or cut short": len(due) - new - old,
-        "files are left from an older plan": len(stale_files(run, work)),
-    }
-    why = tuple(f"{count} {what}" for what, count in counts.items() if count)
+    made, cut = "made from another plan, other inputs or other settings", "missing or cut short"
+    counts = (
+        (new, "group of shards is not written yet", "groups of shards are not written yet"),
+        (old, f"group was {made}", f"groups were {made}"),
+        (len(due) - new - old, f"group has shards that are {cut}",
+         f"groups have shards that are {cut}"),
+        (len(stale_files(run, work)), "file is left from an older plan",
+         "files are left from an older plan"),
+    )  # fmt: skip
+    why = tuple(counted(*entry) for entry in counts if entry[0])
     return StageState("write", len(work.tasks), len(work.tasks) - len(due), why)
 
 

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from curate import errors
-from curate.errors import ConfigError, CurateError, Interrupted
+from curate.errors import ConfigError, CurateError, Interrupted, counted
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,10 @@ def test_an_interruption_is_no_exception_that_a_loop_could_swallow():
 def test_a_wrong_setting_is_a_value_error_so_that_pydantic_places_it():
     assert issubclass(ConfigError, ValueError)
     assert issubclass(ConfigError, CurateError)
+
+
+def test_a_counted_noun_is_singular_for_one_only():
+    told = [counted(n, "seed") for n in (0, 1, 2, 12_000)]
+    assert told == ["0 seeds", "1 seed", "2 seeds", "12,000 seeds"]
+    assert counted(1, "copy is", "copies are") == "1 copy is"
+    assert counted(3, "copy is", "copies are") == "3 copies are"

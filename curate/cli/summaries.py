@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from curate.cli.text import number_text, place_text, size_text
+from curate.errors import counted
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
@@ -20,8 +21,9 @@ def _index(summary: Mapping[str, Any]) -> str:
     bad = summary["bad"]
     aside = ", ".join(f"{count:,} {reason}" for reason, count in bad.items()) or "nothing"
     return (
-        f"{summary['rows']:,} examples ({summary['held_out']:,} held out) in"
-        f" {summary['num_domains']:,} domains, {summary['files']:,} files; set aside: {aside}"
+        f"{counted(summary['rows'], 'example')} ({summary['held_out']:,} held out) in"
+        f" {counted(summary['num_domains'], 'domain')}, {counted(summary['files'], 'file')};"
+        f" set aside: {aside}"
     )
 
 
@@ -33,7 +35,8 @@ def _train(summary: Mapping[str, Any]) -> str:
     losses = summary["held_out_loss"] or summary["loss"]
     shown = ", ".join(f"{loss:.3f}" for loss in losses.values() if loss is not None)
     kind = "held-out loss" if summary["held_out_loss"] else "loss"
-    return f"{summary['seeds']} seeds, {len(summary['checkpoints'])} checkpoints, {kind} {shown}"
+    seeds, checkpoints = counted(summary["seeds"], "seed"), len(summary["checkpoints"])
+    return f"{seeds}, {counted(checkpoints, 'checkpoint')}, {kind} {shown}"
 
 
 def _score(summary: Mapping[str, Any]) -> str:
@@ -42,12 +45,13 @@ def _score(summary: Mapping[str, Any]) -> str:
         for scorer, columns in summary["scorers"].items()
         if columns and next(iter(columns.values()))["mean"] is not None
     ]
-    extra = f"; {summary['reused']:,} passes reused" if summary["reused"] else ""
-    return f"{summary['rows']:,} examples, means: {', '.join(shown)}{extra}"
+    reused = counted(summary["reused"], "pass", "passes")
+    extra = f"; {reused} reused" if summary["reused"] else ""
+    return f"{counted(summary['rows'], 'example')}, means: {', '.join(shown)}{extra}"
 
 
 def _lengths(summary: Mapping[str, Any]) -> str:
-    return f"{summary['tokens']:,} in {summary['rows']:,} examples; {summary['tokenizer']}"
+    return f"{summary['tokens']:,} in {counted(summary['rows'], 'example')}; {summary['tokenizer']}"
 
 
 def _mix(summary: Mapping[str, Any]) -> str:
@@ -56,24 +60,24 @@ def _mix(summary: Mapping[str, Any]) -> str:
     weights = [entry["weight"] for entry in summary["domains"]]
     low, high = min(weights), max(weights)
     return (
-        f"{summary['mixer']} over {number_text(summary['budget_tokens'])} tokens: {len(weights)}"
-        f" domains between {100 * low:.1f} and {100 * high:.1f} %"
+        f"{summary['mixer']} over {number_text(summary['budget_tokens'])} tokens:"
+        f" {counted(len(weights), 'domain')} between {100 * low:.1f} and {100 * high:.1f} %"
     )
 
 
 def _plan(summary: Mapping[str, Any]) -> str:
     kept, there = summary["kept"], summary["training"]
-    line = f"keeps {kept['rows']:,} of {there['rows']:,} examples"
+    line = f"keeps {kept['rows']:,} of {counted(there['rows'], 'example')}"
     if summary["tokenizer"] is not None:
         line += f", {kept['tokens']:,} of {there['tokens']:,} tokens"
         line += f" ({100 * (kept['token_share'] or 0):.1f} %)"
     copies = kept["copies"] - kept["rows"]
-    return line + (f", {copies:,} copies more" if copies else "")
+    return line + (f", {counted(copies, 'copy', 'copies')} more" if copies else "")
 
 
 def _write(summary: Mapping[str, Any]) -> str:
     return (
-        f"{summary['rows']:,} rows in {summary['shards']:,} shards,"
+        f"{counted(summary['rows'], 'row')} in {counted(summary['shards'], 'shard')},"
         f" {size_text(summary['bytes'])}, in {place_text(summary['folder'])}"
     )
 

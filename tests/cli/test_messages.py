@@ -86,7 +86,7 @@ def test_a_missing_column_is_named_with_the_nearest(curate: Curate, config: Conf
 
 def test_an_empty_data_set_is_told(curate: Curate, config: Config, data: Path):
     pl.DataFrame(schema={"text": pl.String}).write_parquet(data)
-    assert "there are no examples in a: 1 files, 0 rows" in message(curate("index", config()), 3)
+    assert "there are no examples in a: 1 file, 0 rows" in message(curate("index", config()), 3)
 
 
 def test_a_label_outside_the_classes_is_set_aside_and_too_many_stop_the_run(

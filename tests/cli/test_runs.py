@@ -47,6 +47,8 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(
     lines = result.out.splitlines()
     assert [line.split()[0] for line in lines] == [*STAGES, "run"]
     assert lines[-1].endswith(str(tmp_path / "run"))
+    assert "in 1 domain, 1 file;" in lines[0]
+    assert " in 1 shard, " in lines[-2]
     assert "index: 1 of 1" in result.err
     assert "\x1b" not in result.out + result.err
 

@@ -188,7 +188,7 @@ def test_new_changed_touched_and_removed_files_redo_their_own_partitions(tmp_pat
     assert counts() == (1, 8)
     assert len(digests(run, "scores/el2n")) == len(digests(run, "plan")) == 9
     (data / "2.parquet").unlink()
-    assert plan_index(settings).why == ("1 files are gone",)
+    assert plan_index(settings).why == ("1 file is gone",)
     assert counts() == (0, 6)
     assert len(digests(run, "quantities/c")) == len(digests(run, "lengths/t")) == 6
     assert scan(RunFolder(run), "examples").collect()["file"].unique().sort().to_list() == [
@@ -202,7 +202,7 @@ def test_a_touched_file_that_is_converted_again_moves_nothing(tmp_path: Path) ->
     settings = settings_for(tmp_path, s={"path": f"{tmp_path}/*.jsonl"})
     run_index(settings)
     os.utime(path, ns=(1, 1))
-    assert plan_index(settings).why == ("1 files have to be converted to Parquet first",)
+    assert plan_index(settings).why == ("1 file has to be converted to Parquet first",)
     summary = run_index(settings)
     assert (summary["done"], summary["skipped"]) == (0, 2)
     path.unlink()
@@ -432,7 +432,7 @@ def denied(address: str) -> None:
 
 def test_an_empty_data_set_is_an_input_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="there are no examples in s: 1 files, 0 rows") as got:
+    with pytest.raises(InputError, match="there are no examples in s: 1 file, 0 rows") as got:
         run_index(settings_for(tmp_path, s={"path": f"{tmp_path}/a.parquet"}))
     assert got.value.exit_code == 3
     (tmp_path / "b.jsonl").write_text("\n\n")
