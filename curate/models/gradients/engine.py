@@ -179,7 +179,7 @@ class Engine:
         weights = torch.rand(layout.num_examples, generator=draw, dtype=torch.float64) + 0.5
         weights = weights.to(self._device)
         signs = {
-            name: (torch.randint(0, 2, parameter.shape, generator=draw) * 2 - 1).to(
+            name: _signs(parameter.shape, draw).to(
                 parameter.device if is_whole(parameter) else self._device, parameter.dtype
             )
             for parameter, name in self._names.items()
@@ -310,6 +310,10 @@ class Engine:
         finally:
             for parameter, needed in before:
                 parameter.requires_grad_(needed)
+
+
+def _signs(shape: torch.Size, draw: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=draw, dtype=torch.int8) * 2 - 1
 
 
 def _listed(names: Sequence[str]) -> str:
