@@ -20,6 +20,7 @@ from curate.errors import CurateError
 from curate.models.gradients.layout import Layout
 from curate.models.gradients.rules import Rule, embedding, linear, local
 from curate.models.gradients.softmax import Sweep, plain_losses, watched_losses
+from curate.models.gradients.squares import Place, place_of
 
 HeadSink = Callable[[nn.Linear, Sweep, Tensor, bool], Tensor | None]
 """What is told of a head: (head, first sweep, gradient of the losses, whether the gradient of its
@@ -80,6 +81,8 @@ class Capture:
         self.calls: dict[nn.Module, int] = {}
         """How often each layer was called; a layer that was not is missing."""
         self.lookups: dict[nn.Module, list[Tensor]] = {}
+        self.sharers: dict[Place, int] = {}
+        """Input -> how many Linear layers were given it."""
 
     def __enter__(self) -> "Capture":
         for module in self._rules:
@@ -133,6 +136,9 @@ class Capture:
         if rule is embedding.forms and output.dim() > 2 and len(output) == 1:
             # Looked up once for all: after a copy for each row its gradient is each row's.
             inputs, output = (self.layout.shared(inputs[0]),), self.layout.shared(output)
+        if rule is linear.forms and not self._is_backward:
+            place = place_of(inputs[0])
+            self.sharers[place] = self.sharers.get(place, 0) + 1
         if rule is embedding.forms and not self._is_backward:
             self.lookups.setdefault(module, []).append(inputs[0])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from curate.models.gradients.forms import Form, LowRank, Outer, raised
 from curate.models.gradients.request import Gradients, Wanted
-from curate.models.gradients.squares import Picked, Squares
+from curate.models.gradients.squares import Picked, Place, Squares
 
 
 class Collector:
@@ -24,6 +24,7 @@ class Collector:
         parameters: name -> parameter, of all that are measured.
         num_examples: N.
         device: where results are kept.
+        sharers: see `Squares`.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Collector:
         parameters: Mapping[str, Tensor],
         num_examples: int,
         device: torch.device,
+        sharers: Mapping[Place, int] | None = None,
     ) -> None:
         self._wanted = wanted
         self._shapes = {name: value.shape for name, value in parameters.items()}
@@ -41,7 +43,7 @@ class Collector:
         }
         self._num_examples = num_examples
         self._device = device
-        self._squares = Squares()
+        self._squares = Squares(wanted.sketch, sharers)
         self._waiting: dict[str, list[Form | Picked]] = {}
         self._blocks: dict[str, Tensor] = {}
         self._found = Gradients({}, {}, {}, {}, {})
@@ -72,10 +74,10 @@ class Collector:
             return
         entry: Form | Picked = form
         if lookup_ids is not None and isinstance(form, Outer) and form.groups == 1:
-            entry = Picked.of(form, lookup_ids, self._squares)
+            entry = Picked.of(form, lookup_ids, self._squares, name)
         if alone and uses > 1:
             self._found.alone[name] = (
-                entry.square if isinstance(entry, Picked) else self._squares.of([form])
+                entry.square if isinstance(entry, Picked) else self._squares.of([form], name)
             )
         self._put(name, entry, uses)
 
@@ -105,7 +107,7 @@ class Collector:
         if wanted.squares:
             if name not in self._blocks:
                 self._blocks[name] = self._zeros()
-            self._blocks[name][examples] += self._squares.of([form])
+            self._blocks[name][examples] += self._squares.of([form], f"{name}[{rows.start}:]")
 
     def close_blocks(
         self, name: str, *, uses: int, others: tuple[Tensor, Tensor] | None, alone: bool = False
@@ -134,12 +136,12 @@ class Collector:
         waiting = self._waiting.setdefault(name, [])
         waiting.append(entry)
         if len(waiting) == uses:
-            self._found.squares[name] = self._here(self._squares.of(self._waiting.pop(name)))
+            self._found.squares[name] = self._here(self._squares.of(self._waiting.pop(name), name))
 
     def finish(self) -> Gradients:
         """The results; a parameter without a use has a gradient of zero."""
         for name, entries in self._waiting.items():  # a call whose output had no part in the loss
-            self._found.squares[name] = self._here(self._squares.of(entries))
+            self._found.squares[name] = self._here(self._squares.of(entries, name))
         self._waiting.clear()
         found = self._found
         for name in self._shapes:

@@ -20,6 +20,7 @@ from curate.models.gradients.layout import Layout, NoExampleAxisError
 from curate.models.gradients.request import Gradients, Wanted
 from curate.models.gradients.rules import Rule, local, rule_of
 from curate.models.gradients.softmax import Sweep
+from curate.models.gradients.squares import Place
 from curate.models.sharded import is_whole, main_device, sharded_gradients
 
 log = logging.getLogger(__name__)
@@ -155,10 +156,12 @@ class Engine:
     def _watch(self, losses: Losses, batch: Batch, layout: Layout, wanted: Wanted) -> Collector:
         """One forward and one backward pass."""
         parameters = {name: parameter for parameter, name in self._names.items()}
-        collector = Collector(wanted, parameters, layout.num_examples, self._device)
+        sharers: dict[Place, int] = {}
+        collector = Collector(wanted, parameters, layout.num_examples, self._device, sharers)
         sink, head_sink = self._sink(collector), self._head_sink(collector)
         with Capture(self._rules, self._loose, layout, sink, head_sink) as taps:
             self._taps = taps
+            taps.sharers = sharers
             with torch.enable_grad():
                 total = losses(self.model, batch).sum() * self._scale
             taps.backward(total)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from curate.models.gradients.forms import LowRank
+from curate.models.gradients.sketch import Sketch
 
 Direction = Mapping[str, Tensor | LowRank]
 """Parameter -> a gradient of its shape; a parameter that is missing counts as zero."""
@@ -31,6 +32,8 @@ class Wanted:
 
     squares: bool = True
     """Squared gradient norms of every parameter."""
+    sketch: Sketch | None = None
+    """How squares are estimated where that is much cheaper; None: they are exact."""
     directions: Mapping[str, Direction] = field(default_factory=dict[str, Direction])
     """Any name -> a gradient, to take inner products with."""
     projections: Mapping[str, Sides] = field(default_factory=dict[str, Sides])

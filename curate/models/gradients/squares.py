@@ -16,7 +16,7 @@ Cost: as above; memory of one block of the matrix, or T^2 numbers for each examp
 Shapes: N examples, T positions, P rows and Q columns of the parameter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,9 +31,12 @@ from curate.models.gradients.forms import (
     product,
     raised,
 )
+from curate.models.gradients.sketch import Sketch
 
-_BLOCK_POSITIONS = 32
-_BLOCKS = 4
+Place = tuple[int, int]
+
+_STRIP_POSITIONS = 32
+_STRIPS = 8
 _GRAM_FAVOUR = 0.8
 """The Gram form must be this much cheaper: it loses digits where T is large."""
 _PIECE_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 26}
@@ -44,7 +47,7 @@ _KEPT_GRAMS = 2
 class _Gram(NamedTuple):
     values: Tensor
     """Keeps the memory alive, so that no other tensor can have its address."""
-    blocks: list[list[Tensor]]
+    strips: list[Tensor]
 
 
 class Picked(NamedTuple):
@@ -58,9 +61,10 @@ class Picked(NamedTuple):
     """(N, T of outer, Q)"""
 
     @classmethod
-    def of(cls, outer: Outer, ids: Tensor, squares: "Squares") -> "Picked":
+    def of(cls, outer: Outer, ids: Tensor, squares: "Squares", name: str = "") -> "Picked":
         index = ids[:, None, :].expand(-1, outer.left.shape[1], -1)
-        return cls(squares.of([outer]), raised(outer.left.gather(2, index)), outer.right)
+        square = squares.of([outer], name)
+        return cls(square, raised(outer.left.gather(2, index)), outer.right)
 
     def cross(self, lookup: Lookup) -> Tensor:
         """(N,) inner products of the two gradients: tied embedding and head."""
@@ -69,70 +73,86 @@ class Picked(NamedTuple):
 
 
 class Squares:
-    """Squares of forms; remembers the last inputs' Gram matrices for the layers that share them."""
+    """Squares of forms; remembers the last inputs' Gram matrices for the layers that share them.
 
-    def __init__(self) -> None:
+    Args:
+        sketch: how they are estimated where that is much cheaper.
+        sharers: `place_of` a right side -> how many layers have it; one where it is missing.
+    """
+
+    def __init__(
+        self, sketch: Sketch | None = None, sharers: Mapping[Place, int] | None = None
+    ) -> None:
+        self._sketch = sketch
+        self._sharers = {} if sharers is None else sharers
         self._grams: dict[tuple[int, ...], _Gram] = {}
 
-    def of(self, entries: Sequence[Form | Picked]) -> Tensor:
-        """(N,) float64 squared norms of the sum of all forms, which belong to one parameter."""
+    def of(self, entries: Sequence[Form | Picked], name: str = "") -> Tensor:
+        """(N,) float64 squared norms of the sum of all forms, which belong to parameter `name`."""
         forms = [entry for entry in entries if not isinstance(entry, Picked)]
         picked = [entry for entry in entries if isinstance(entry, Picked)]
         if picked:
             assert len(picked) == 1
             return picked[0].square + sum(
-                self._single(form) + 2 * picked[0].cross(form)
+                self._single(form, name) + 2 * picked[0].cross(form)
                 for form in forms
                 if isinstance(form, Lookup)
             )
         merged = _merge(forms)
         if len(merged) == 1:
-            return self._single(merged[0])
+            return self._single(merged[0], name)
         first, second = merged[0], merged[1]
         if isinstance(first, Lookup) and isinstance(second, Outer) and len(merged) == 2:
-            return self.of([Picked.of(second, first.ids, self), first])
+            return self.of([Picked.of(second, first.ids, self, name), first], name)
         return _sum_of_squares(_added(merged))
 
-    def _single(self, form: Form) -> Tensor:
+    def _single(self, form: Form, name: str) -> Tensor:
         if isinstance(form, Lookup):
             return lookup_squares(form)
         if isinstance(form, Whole):
             return _sum_of_squares(form.values)
         if isinstance(form, Routed):
-            pairs = self._outer(form.outer.left, form.outer.right)
+            pairs = self._outer(form.outer.left, form.outer.right, name)
             return pairs.new_zeros(form.num_examples).index_add_(0, form.example, pairs)
-        found = self._outer(form.left, form.right)
+        found = self._outer(form.left, form.right, name)
         return found.reshape(-1, form.groups).sum(1)
 
-    def _outer(self, left: Tensor, right: Tensor) -> Tensor:
+    def _outer(self, left: Tensor, right: Tensor, name: str) -> Tensor:
         positions, p, q = left.shape[1], left.shape[2], right.shape[2]
-        blocks = max(1, min(_BLOCKS, positions // _BLOCK_POSITIONS))
-        width = p if _address(right) in self._grams else p + q
-        share = (blocks + 1) / (2 * blocks)
+        strips = max(1, min(_STRIPS, positions // _STRIP_POSITIONS))
+        width = p
+        if _address(right) not in self._grams:
+            width += q / self._sharers.get(place_of(right), 1)
+        share = (strips + 1) / (2 * strips)
+        exact = min(positions * width * share, p * q)
+        if self._sketch is not None and self._sketch.pays(p, q, exact):
+            return by_matrix(*self._sketch.sides(left, right, name))
         if positions * width * share < _GRAM_FAVOUR * p * q:
-            return self._by_gram(left, right, blocks)
+            return self._by_gram(left, right, strips)
         return by_matrix(left, right)
 
-    def _by_gram(self, left: Tensor, right: Tensor, blocks: int) -> Tensor:
+    def _by_gram(self, left: Tensor, right: Tensor, strips: int) -> Tensor:
         key = _address(right)
         if key not in self._grams:
             while len(self._grams) >= _KEPT_GRAMS:
                 del self._grams[next(iter(self._grams))]
-            self._grams[key] = _Gram(right, gram_blocks(right, blocks))
+            self._grams[key] = _Gram(right, gram_strips(right, strips))
         found = torch.zeros(len(left), dtype=torch.float64, device=left.device)
-        for i, row in enumerate(gram_blocks(left, blocks)):
-            for j, block in enumerate(row):
-                other = self._grams[key].blocks[i][j]
-                found += (1 if i == j else 2) * torch.linalg.vecdot(
-                    block.flatten(1), other.flatten(1)
-                )
+        pairs = zip(gram_strips(left, strips), self._grams[key].strips, strict=True)
+        for one, other in pairs:
+            size = one.shape[1]
+            # What stands left of the diagonal stands above it too.
+            found += 2 * torch.linalg.vecdot(one.flatten(1), other.flatten(1))
+            one, other = one[..., -size:], other[..., -size:]
+            found -= torch.linalg.vecdot(one.flatten(1), other.flatten(1))
         return found
 
 
-def gram_blocks(values: Tensor, blocks: int) -> list[list[Tensor]]:
-    """Lower block triangle of values values^T, for values (N, T, D)."""
-    pieces = values.chunk(blocks, 1)
-    return [[product(pieces[i], pieces[j].mT) for j in range(i + 1)] for i in range(len(pieces))]
+def gram_strips(values: Tensor, strips: int) -> list[Tensor]:
+    """Rows of values values^T up to the diagonal, some at a time, for values (N, T, D)."""
+    size = -(-values.shape[1] // strips)
+    ends = range(size, values.shape[1] + size, size)
+    return [product(values[:, end - size : end], values[:, :end].mT) for end in ends]
 
 
 def by_matrix(left: Tensor, right: Tensor) -> Tensor:
@@ -207,6 +227,11 @@ def _added(forms: Sequence[Form]) -> Tensor:
 
 def _sum_of_squares(values: Tensor) -> Tensor:
     return raised(values).flatten(1).double().square().sum(1)
+
+
+def place_of(values: Tensor) -> Place:
+    """Where numbers are in memory, in whatever shape they are seen."""
+    return values.data_ptr(), values.numel()
 
 
 def _address(values: Tensor) -> tuple[int, ...]:

@@ -4,13 +4,19 @@ import math
 
 import pytest
 import torch
-from gradient_loop import batch_of, gradient_loop
+from gradient_loop import batch_of, gradient_loop, wavy_losses
 from torch import Tensor, nn
 from torch.nn import functional
 
 from curate.models.gradients import Engine, Sides, Wanted
 from curate.models.gradients.forms import Lookup, Outer
-from curate.models.gradients.squares import Picked, Squares, by_matrix, gram_blocks
+from curate.models.gradients.squares import (
+    Picked,
+    Squares,
+    by_matrix,
+    gram_strips,
+    place_of,
+)
 
 
 def doubles(*rows: tuple[float, ...]) -> Tensor:
@@ -50,7 +56,7 @@ def test_both_forms_give_the_same_and_the_gradient_itself():
     form = Outer(BACK, GIVEN)
     wanted = torch.tensor([[1, 2, 0], [2.5, 0, -1]], dtype=torch.float64).T
     torch.testing.assert_close(form.whole()[0], wanted)
-    (gram,), (other,) = gram_blocks(BACK, 1), gram_blocks(GIVEN, 1)
+    gram, other = gram_strips(BACK, 1), gram_strips(GIVEN, 1)
     assert (gram[0] * other[0]).sum().item() == pytest.approx(12.25)
     assert by_matrix(BACK, GIVEN).item() == pytest.approx(12.25)
 
@@ -146,3 +152,43 @@ def test_a_part_of_an_input_does_not_get_the_gram_matrix_of_the_whole():
         form = Outer(g[:, :part], x[:, :part])
         wanted = form.whole().square().sum((1, 2))
         torch.testing.assert_close(squares.of([form]), wanted)
+
+
+@pytest.mark.parametrize("positions", [5, 64, 70, 257, 300])
+def test_the_gram_form_counts_every_pair_of_positions(positions: int):
+    draw = torch.Generator().manual_seed(positions)
+    left = torch.randn(2, positions, 900, generator=draw, dtype=torch.float64)
+    right = torch.randn(2, positions, 1000, generator=draw, dtype=torch.float64)
+    for sharers in ({}, {place_of(right): 3}):
+        found = Squares(None, sharers).of([Outer(left, right)])
+        torch.testing.assert_close(found, (left.mT @ right).square().sum((1, 2)))
+
+
+def test_layers_that_share_their_input_share_its_gram_matrix(monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+
+    def counted(values: Tensor, strips: int) -> list[Tensor]:
+        made.append(values.shape[2])
+        return gram_strips(values, strips)
+
+    monkeypatch.setattr("curate.models.gradients.squares.gram_strips", counted)
+    layers = nn.ModuleList(nn.Linear(60, 50) for _ in range(3)).double()
+    x = torch.randn(2, 32, 60, dtype=torch.float64)  # alone, the matrix form would be cheaper
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([layer(x).sin() for layer in self.layers]).sum(0)
+
+    model, batch = Three(), batch_of(x)
+    engine = Engine(model)
+    engine.measure(wavy_losses, batch, num_examples=2)
+    made.clear()
+    found = engine.measure(wavy_losses, batch, num_examples=2)
+    assert made == [60, 50, 50, 50]
+    loop = gradient_loop(model, wavy_losses, batch)
+    for name in found.squares:
+        torch.testing.assert_close(found.squares[name], loop[name].flatten(1).square().sum(1))
