@@ -4,16 +4,17 @@ Shapes: N examples of a partition, n of them evaluated, B of a batch.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from curate.models.batches import Passed, for_each_batch
-from curate.models.gradients import Engine, Wanted
+from curate.models.gradients import Engine, Wanted, first_sweep, softmax_losses
 from curate.models.quantities import to_device
-from curate.models.tasks import Encoded, Task
+from curate.models.tasks import Batch, Encoded, Task, Unheaded
+from curate.models.terms import exact_losses
 
 _DIRECTION = "target"
 
@@ -83,9 +84,25 @@ class SimilarityPass:
 
     def _losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(B,) mean loss of each example."""
-        flat = self._task.logits_and_targets(model, dict(batch))
-        each = functional.cross_entropy(flat.logits, flat.targets, reduction="none")  # (M,)
+        each, owner = position_losses(model, self._task, dict(batch))
         zeros = each.new_zeros(len(next(iter(batch.values()))))
-        totals = zeros.index_add(0, flat.owner, each)
-        counts = zeros.index_add(0, flat.owner, torch.ones_like(each))
+        totals = zeros.index_add(0, owner, each)
+        counts = zeros.index_add(0, owner, torch.ones_like(each))
         return totals / counts.clamp(min=1)
+
+
+def position_losses(model: nn.Module, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(M,) losses of the counted positions, whose gradients are exact, and (M,) their examples.
+
+    Args:
+        model: in any mode.
+        task: that made the batch.
+        batch: on the model's device.
+    """
+    before: Any = getattr(task, "before_head", None)
+    rows: Unheaded | None = None if before is None else before(model, batch)
+    if rows is None:
+        flat = task.logits_and_targets(model, batch)
+        return exact_losses(flat.logits, flat.targets), flat.owner
+    sweep = first_sweep(rows.head, rows.states, rows.targets, rows.owner)
+    return softmax_losses(rows.head, sweep), rows.owner

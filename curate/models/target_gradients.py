@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from curate.errors import ConfigError, DivergedError
 from curate.models.checkpoints import load_state, save_state
 from curate.models.epochs import Lengths, Schedule, epoch_windows, plan_epochs
+from curate.models.gradient_similarity import position_losses
 from curate.models.optimiser import Optimiser, own_random_state
 from curate.models.recorded_steps import write_step
 from curate.models.tasks import Batch, Encoded, Task
@@ -98,7 +99,7 @@ def batch_gradient(
     known = dict(model.named_parameters())
     chosen = [known[name] for name in names]
     with torch.enable_grad():
-        loss = task.loss(model, batch)
+        loss = position_losses(model, task, batch)[0].mean()
     grads = cast(tuple[Tensor | None, ...], torch.autograd.grad(loss, chosen, allow_unused=True))
     found = {
         name: torch.zeros_like(parameter) if grad is None else grad

@@ -107,6 +107,15 @@ def test_the_only_target_example_agrees_with_itself_and_its_flipped_label_is_opp
     np.testing.assert_allclose(found["cosine"], [1, -1], atol=1e-6)
 
 
+def test_the_cosine_is_exact_where_the_model_is_all_but_sure():
+    """With 1 - p = 4e-8, p is 1 in float32: as p - 1 half of the gradient would be lost."""
+    model = nn.Linear(1, 2, bias=False).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[10.0], [-10.0]]))
+    found = values_of(model, table([[0.85]], [0]), table([[-1.0]], [0]))
+    np.testing.assert_allclose(found["cosine"], [-1], atol=1e-6)
+
+
 def test_disjoint_features_have_nothing_in_common():
     pool = table([[0, 0, 1, 2], [0, 0, -1, 1]], [0, 1])
     found = values_of(linear(4), pool, table([[1, 2, 0, 0], [2, -1, 0, 0]], [0, 1]))
