@@ -11,9 +11,11 @@ from jobs.settings import Settings
 from scorers.protocol import Scorer
 
 OWN: dict[str, str] = {
+    "aum_threshold": "jobs.aum_threshold:passes",
     "label_issues": "jobs.label_issues:passes",
     "dvgs": "jobs.dvgs:passes",
     "vog": "jobs.vog:passes",
+    "pvi": "jobs.pvi:passes",
 }
 """Scorer -> `module:function` that says its passes: `(settings, scorer) -> OwnPasses`."""
 

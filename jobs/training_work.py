@@ -102,7 +102,7 @@ def train_seed(payload: dict[str, Any]) -> dict[str, Any]:
     data = Data(
         lengths=trained,
         encoded=lambda parts: encode_parts(shop, parts),
-        held_out=_held_out(shop),
+        held_out=held_out_examples(shop),
         write_log=lambda epoch, part, values: _write_log(shop, folder, epoch, part, values),
     )
     points = train(optimiser, shop.task, data, schedule, files)
@@ -252,7 +252,7 @@ def _max_positions(settings: Settings) -> int | None:
     return max_positions(cast(nn.Module, SimpleNamespace(config=config)))
 
 
-def _held_out(shop: Workshop) -> Encoded | None:
+def held_out_examples(shop: Workshop) -> Encoded | None:
     """Held-out examples for the learning curve: from a few partitions, chosen by the run's seed."""
     order = random_permutation(
         len(shop.partitions), random_seed(shop.settings.seed, "train", "held-out")
