@@ -18,6 +18,7 @@ from curate.models.settings import Tokenizer
 from jobs.cluster import Pool
 from jobs.run import Listener, Progress, StageState, ignore
 from jobs.settings import Settings
+from jobs.stamps import STAMPED, done_before, keep_stamp
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ def run_stages(
     Returns:
         Stage name -> its summary.
     """
+    stages = list(stages)
     summaries: dict[str, dict[str, Any]] = {}
     worked = set[str]()
 
@@ -169,6 +171,12 @@ def run_stages(
 
     for stage in stages:
         at_work = stage.name
+        comes_before = stage.name in STAMPED and stage is not stages[-1]
+        if comes_before and (summary := done_before(settings, stage.name)) is not None:
+            summaries[stage.name] = summary
+            _note_failure(settings, stage.name, None)
+            log.info("%s: done already", stage.name)
+            continue
         given: dict[str, Any] = {"pool": pool, "listener": tell} if stage.pooled else {}
         if stage.name == "score" and reuse:
             given["reuse"] = reuse
@@ -178,6 +186,8 @@ def run_stages(
             _note_failure(settings, stage.name, error)
             raise
         _note_failure(settings, stage.name, None)
+        if stage.name in STAMPED:
+            keep_stamp(settings, stage.name, summaries[stage.name])
         if summaries[stage.name].get("done") == 0 and stage.name not in worked:
             log.info("%s: done already", stage.name)
     return summaries

@@ -22,6 +22,7 @@ from curate.models.settings import ImageClassification, TabularClassification, T
 from jobs.cluster import Pool
 from jobs.run import Listener, StageState, Task, ignore, raise_failures, require, run_tasks
 from jobs.settings import Settings, parse_settings, task_settings
+from jobs.stamps import keep_tokenizer, known_tokenizer, tokenizer_stamp
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,23 @@ def tokenizer_for(settings: Settings) -> tuple[Any | None, str]:
     return tokenizer, tokenizer_digest(tokenizer)
 
 
+def lengths_digest(settings: Settings) -> str:
+    """The digest of `tokenizer_for`; a tokenizer that this run knows is not loaded for it.
+
+    Raises:
+        InputError: the tokenizer is missing, or is to be trained in this run and was not yet.
+    """
+    stamp = _stamp(settings)
+    known = stamp and known_tokenizer(RunFolder(Path(settings.run)), stamp)
+    return known or tokenizer_for(settings)[1]
+
+
+def _stamp(settings: Settings) -> str | None:
+    """Of the tokenizer's files, where there are any."""
+    place = None if _has_no_tokens(settings) else _place(settings)
+    return None if place is None else tokenizer_stamp(place)
+
+
 def lengths_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> dict[str, Any]:
     """Count the tokens of every example; partitions that are counted already are skipped.
 
@@ -73,7 +91,9 @@ def lengths_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) 
     run = RunFolder(Path(settings.run))
     partitions = run.partitions()
     require(partitions, stage="the index", command=f"curate index {run.root}")
-    _, digest = tokenizer_for(settings)
+    digest = lengths_digest(settings)
+    if stamp := _stamp(settings):
+        keep_tokenizer(run, stamp, digest)
     tasks = _tasks(run, settings, partitions, digest)
     outcome = run_tasks("lengths", tasks, lengths_work, pool=pool, listener=listener)
     remove_strays(run.root / "lengths" / digest, {part.name for part in partitions})
@@ -105,7 +125,7 @@ def plan_lengths(settings: Settings) -> StageState:
     if not partitions:
         return StageState("lengths", 0, 0, ("the index has not been made yet",))
     try:
-        _, digest = tokenizer_for(settings)
+        digest = lengths_digest(settings)
     except InputError as error:
         return StageState("lengths", len(partitions), 0, (error.what,))
     tasks = _tasks(run, settings, partitions, digest)

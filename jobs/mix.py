@@ -21,7 +21,7 @@ from curate.errors import InputError
 from curate.plan.mixture import DomainSize, Mixture, mixture_values
 from curate.plan.settings import Keep
 from jobs.cluster import Pool
-from jobs.lengths import lengths_run, tokenizer_for
+from jobs.lengths import lengths_digest, lengths_run
 from jobs.run import Listener, StageState, ignore, require
 from jobs.settings import Settings, mixer_settings
 from mixers.protocol import ClosedMixer
@@ -80,7 +80,7 @@ def plan_mix(settings: Settings) -> StageState:
     if not run.partitions():
         return StageState("mix", 1, 0, ("the index has not been made yet",))
     try:
-        made_from = mix_fingerprint(settings, tokenizer_for(settings)[1])
+        made_from = mix_fingerprint(settings, lengths_digest(settings))
     except InputError as error:
         return StageState("mix", 1, 0, (error.what,))
     output = mixture_output(run, name)

@@ -28,7 +28,7 @@ from curate.plan.stored import from_values, to_values
 from curate.plan.summary import summarise
 from curate.plan.yardsticks import yardstick_arms
 from jobs.cluster import Pool
-from jobs.lengths import EXAMPLES, lengths_run, tokenizer_for
+from jobs.lengths import EXAMPLES, lengths_digest, lengths_run
 from jobs.mix import mix_fingerprint, mixer_for, mixture_output
 from jobs.plan_tables import (
     complete_scorers,
@@ -91,7 +91,7 @@ def plan_plan(settings: Settings) -> StageState:
     if not total:
         return StageState("plan", 0, 0, ("the index has not been made yet",))
     try:
-        work = _Work.of(settings, tokenizer_for(settings)[1])
+        work = _Work.of(settings, lengths_digest(settings))
     except InputError as error:
         return StageState("plan", total, 0, (error.what,))
     if _stored(work) is None:

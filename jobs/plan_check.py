@@ -1,14 +1,18 @@
 """The plan's expressions, checked before anything expensive: a typo must not cost a training."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from curate.data.layout import RunFolder
-from curate.errors import InputError
+from curate.errors import CurateError, InputError
 from curate.plan.plan import columns_read
-from jobs.chosen import Chosen, chosen_scorers
 from jobs.plan_tables import score_columns
 from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from jobs.chosen import Chosen
 
 
 def check_plan(settings: Settings) -> None:
@@ -20,6 +24,12 @@ def check_plan(settings: Settings) -> None:
     """
     if settings.plan.score is None and settings.plan.weights is None:
         return
+    run = RunFolder(Path(settings.run).expanduser())
+    with suppress(CurateError):  # what is there may be enough, and asks no scorer for its columns
+        columns_read(settings.plan, score_columns(run))
+        return
+    from jobs.chosen import chosen_scorers
+
     named = settings.score.named
     read = settings.plan.score or ""
     if settings.plan.weights is not None:
@@ -27,7 +37,7 @@ def check_plan(settings: Settings) -> None:
     chosen = chosen_scorers(named) if named else []
     coming = {entry.folder: _columns(entry, read) for entry in chosen}
     try:
-        there = score_columns(RunFolder(Path(settings.run)))
+        there = score_columns(run)
     except InputError:  # a damaged table of a scorer that runs again is made anew
         if not coming:
             raise
@@ -35,7 +45,7 @@ def check_plan(settings: Settings) -> None:
     columns_read(settings.plan, {**there, **coming})
 
 
-def _columns(entry: Chosen, read: str) -> tuple[str, ...]:
+def _columns(entry: "Chosen", read: str) -> tuple[str, ...]:
     """All columns that a scorer can have, whatever the task and the number of seeds.
 
     Where only the model knows them all, those that the expressions in `read` name are believed.

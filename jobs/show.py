@@ -20,7 +20,7 @@ from curate.plan.expression import INDEX_COLUMNS, parse_expression
 from curate.plan.groups import Batch, Cells, Grouping, batch_of
 from curate.plan.plan import run_together
 from curate.plan.scoring import Scoring, scoring_passes
-from jobs.lengths import tokenizer_for
+from jobs.lengths import lengths_digest
 from jobs.opening import load_settings
 from jobs.plan_tables import open_tables, read_summary
 from jobs.settings import Settings
@@ -227,7 +227,7 @@ def _ends(
     """The score that is shown, and the examples at its two ends."""
     if not any((run.root / "lengths").glob("*")) and score is None:
         return None, [], []
-    tables = open_tables(run, tokenizer_for(settings)[1])
+    tables = open_tables(run, lengths_digest(settings))
     first = next((f"{name}.{names[0]}" for name, names in tables.scorers.items()), None)
     text = score or settings.plan.score or first
     if text is None or not count:

@@ -1,12 +1,13 @@
 """The stage commands: settings, run folder, pool, stages, result."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from curate.cli.given import read_settings
 from curate.cli.options import Common
 from curate.cli.reporter import Reporter, print_json, reporting, start_logging
-from curate.config import Raw
+from curate.config import Raw, plain
 from curate.errors import ConfigError
 from jobs.all_stages import run_stages, stages_for
 from jobs.settings import Settings
@@ -19,7 +20,7 @@ def run_command(command: str, common: Common) -> None:
     start_logging(quiet=common.quiet, verbose=common.verbose)
     settings, raw = read_settings(command, common)
     names = {stage.name for stage in stages_for(settings, command)}
-    if "score" in names:
+    if "score" in names and not _has_checked(settings):
         from jobs.chosen import chosen_scorers
 
         chosen_scorers(settings.score.named)
@@ -45,6 +46,14 @@ def run_command(command: str, common: Common) -> None:
         from curate.cli.summaries import summary_lines
 
         print("\n".join(summary_lines(result)))
+
+
+def _has_checked(settings: Settings) -> bool:
+    """Whether the run folder was opened with these scorers before; checking them loads torch."""
+    from jobs.opening import saved_values
+
+    saved = saved_values(Path(settings.run).expanduser()) or {}
+    return saved.get("score") == plain(settings.score)
 
 
 def _work(command: str, common: Common, settings: Settings, reporter: Reporter) -> dict[str, Any]:
