@@ -198,6 +198,8 @@ def score(
     response: str | None = None,
     messages: str | None = None,
     features: str | Sequence[str] | None = None,
+    image: str | None = None,
+    shape: Sequence[int] | None = None,
     label: str | None = None,
     classes: Sequence[str] = (),
     checkpoints: Sequence[str | Path] = (),
@@ -221,6 +223,8 @@ def score(
         response: column of the response to `prompt`.
         messages: column of chat messages.
         features: column of number lists, or the number columns of a table.
+        image: column of images: files, paths in full, or pixels.
+        shape: of one image, where its numbers stand in one list.
         label: column of the class.
         classes: class names in label order, where the label column holds names.
         checkpoints: folders to average over, in place of `model`; each counts as an independent
@@ -250,6 +254,8 @@ def score(
         response=response,
         messages=messages,
         features=features if features is None or isinstance(features, str) else tuple(features),
+        image=image,
+        shape=None if shape is None else tuple(shape),
         label=label,
         classes=tuple(classes),
     )

@@ -18,9 +18,9 @@ from curate.data.reading import field_frame
 from curate.errors import ConfigError
 from curate.models.load import LoadedModel, load_model, tokenizer_of
 from curate.models.quantities import measure
-from curate.models.settings import Model, Score, TabularClassification
+from curate.models.settings import Model, Score
 from curate.models.tasks import build_task
-from curate.models.tokens import count_tokens
+from curate.models.tokens import count_tokens, text_columns
 from jobs.chosen import Chosen, chosen_scorers, needed
 from jobs.history import stacked
 from jobs.measurers import seeds_of
@@ -139,7 +139,7 @@ def _from_table(
 
 
 def _num_tokens(fields: pl.DataFrame, how: Measure) -> np.ndarray | None:
-    if isinstance(how.task, TabularClassification) or "features" in fields.columns:
+    if not text_columns(fields):
         return np.ones(fields.height, dtype=np.int64)
     if not isinstance(how.model.tokenizer, str) and how.model.name is None:
         return None

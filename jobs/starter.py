@@ -4,11 +4,12 @@ import logging
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +18,8 @@ from curate.data import files
 from curate.data.columns import PROBLEM, resolve_columns
 from curate.data.example import Source
 from curate.data.formats import READERS
+from curate.data.images import UnusableImageError, is_grey_file, size_of
+from curate.data.reading import field_frame
 from curate.data.sources import InputFile, find_files
 from curate.data.storage import locate, open_stream, store_errors
 from curate.errors import ConfigError, CurateError, InputError, OutputError, counted
@@ -26,9 +29,12 @@ log = logging.getLogger(__name__)
 
 _SAMPLE_ROWS = 2000
 _SAMPLE_BYTES = 1 << 20
+_ENOUGH_BYTES = 32 << 20
 _MOST_CLASSES = 1000
+_LARGE_EDGE = 64
 _DOMAIN_NAMES = ("domain", "source", "subset", "category", "topic", "language", "lang")
 _CLASSIFIERS = "ForSequenceClassification"
+_IMAGE_CLASSIFIERS = "ForImageClassification"
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 
 
@@ -116,16 +122,41 @@ def guess_task(model: str, kind: str | None) -> dict[str, Any]:
         kind = "causal-lm"
     if kind is None and architecture.endswith(_CLASSIFIERS):
         kind = "text-classification"
+    if kind is None and (
+        architecture.endswith(_IMAGE_CLASSIFIERS) or config.get("model_type") == "cnn"
+    ):
+        kind = "image-classification"
     if kind is None:
         raise ConfigError(
             f"{model} is a {architecture}, which does not say what task it is for",
-            fix="add --task causal-lm or --task text-classification",
+            fix="add --task causal-lm, text-classification or image-classification",
         )
+    if kind == "image-classification":
+        return {"kind": kind, **_image_facts(model, config)}
     if kind != "text-classification":
         return {"kind": kind}
     # transformers leaves the classes out of the file where there are two, its default.
     classes = len(config.get("id2label") or ()) or 2
     return {"kind": kind, "num_classes": classes}
+
+
+def _image_facts(model: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a saved image classifier says of the images that it reads."""
+    from curate.models.saved import model_folder
+
+    channels = config.get("num_channels") or config.get("channels") or 3
+    found: dict[str, Any] = {
+        "num_classes": config.get("num_classes") or len(config.get("id2label") or ()) or 2,
+        "channels": channels,
+    }
+    if isinstance(config.get("image_size"), int):
+        found["size"] = config["image_size"]
+    for name in ("mean", "std"):
+        folder = model_folder(Model(name=model))
+        values = (files.read_json(folder / "preprocessor_config.json") or {}).get(f"image_{name}")
+        if isinstance(values, list) and len(values) == channels:
+            found[name] = values
+    return found
 
 
 def source_name(data: str) -> str:
@@ -213,7 +244,8 @@ def _first_rows(file: InputFile, source: Source) -> pa.Table:
         batches: list[pa.RecordBatch] = []
         for batch in reader(file, source):
             batches.append(batch)
-            if sum(b.num_rows for b in batches) >= _SAMPLE_ROWS:
+            rows, size = sum(b.num_rows for b in batches), sum(b.nbytes for b in batches)
+            if rows >= _SAMPLE_ROWS or size >= _ENOUGH_BYTES:
                 break
     if not batches:
         raise InputError(f"{file.file} holds no rows", fix="choose other data")
@@ -270,7 +302,27 @@ def _guess_task(look: Look, classes: int | None) -> dict[str, Any]:
         return {"kind": "tabular-classification", "num_classes": classes}
     if classes is not None and "text" in content:
         return {"kind": "text-classification", "num_classes": classes, "max_tokens": 128}
+    if "image" in content:
+        return {"kind": "image-classification", "num_classes": classes or 2, **_image_task(look)}
     return {"kind": "causal-lm", "max_tokens": 512}
+
+
+def _image_task(look: Look) -> dict[str, Any]:
+    """Size and channels that suit the images of the first rows."""
+    images = field_frame(look.rows.slice(0, 64), look.source)["image"].drop_nulls()
+    if images.dtype != pl.Binary:
+        height, width, channels = images.dtype.shape  # pyright: ignore[reportAttributeAccessIssue]
+        return {"channels": channels, **({} if height == width else {"size": height})}
+    sizes: set[tuple[int, int]] = set()
+    is_grey = True
+    for content in images:
+        with suppress(UnusableImageError):
+            sizes.add(size_of(content))
+            is_grey = is_grey and is_grey_file(content)
+    edge = min((min(size) for size in sizes), default=_LARGE_EDGE)
+    same = len(sizes) == 1 and edge <= _LARGE_EDGE
+    size = {} if same else {"size": min(edge, _LARGE_EDGE)}
+    return {"channels": 1 if is_grey and sizes else 3, **size}
 
 
 def _indented(text: str, width: int) -> str:
@@ -311,6 +363,12 @@ model:
 _MODELS = {
     "causal-lm": "\n" + _SCRATCH + _TRAIN.replace("LR", "1.0e-3"),
     "text-classification": "\n" + _SCRATCH + _TRAIN.replace("LR", "1.0e-3"),
+    "image-classification": "\nmodel:\n"
+    "  # A small one. Better: `name: FOLDER_OR_HUB_ID` of a ResNet or ViT, with its task.size.\n"
+    "  config: {model_type: cnn, widths: [16, 32], hidden: [64]}\n"
+    "checkpoints:\n"
+    "  # An image costs a token for each 8 by 8 pixels.\n"
+    "  train: {epochs: 3, seeds: [0], lr: 1.0e-3, batch_tokens: 1024}\n",
     "tabular-classification": "\nmodel:\n  config: {model_type: mlp, hidden: [64]}\n"
     + _TRAIN.replace("LR", "1.0e-3"),
 }

@@ -13,7 +13,7 @@ from jobs.settings import Settings, parse_settings
 
 _COLUMNS = ("text", "label", "domain")
 _TARGET_FIELDS = ("text", "prompt", "response", "messages", "chosen", "rejected", "features",
-                  "label", "classes")  # fmt: skip
+                  "image", "shape", "label", "classes")  # fmt: skip
 
 
 def read_settings(command: str, common: Common) -> tuple[Settings, Raw]:

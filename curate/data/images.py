@@ -61,6 +61,16 @@ def size_of(content: bytes | memoryview) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def is_grey_file(content: bytes | memoryview) -> bool:
+    """Whether an image file holds no colours, by its kind of pixels.
+
+    Raises:
+        UnusableImageError: it is no image.
+    """
+    with _opened(content) as image:
+        return image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+
+
 def decoded(content: bytes | memoryview, *, channels: int, size: int | None) -> np.ndarray:
     """(H, W, C) uint8 pixels of an image file; of an animation its first picture.
 

@@ -1,12 +1,14 @@
 """A starter configuration fits the data it was made for, and runs."""
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from PIL import Image
 
 from curate.config import read_yaml
 from curate.errors import ConfigError, InputError, OutputError
@@ -147,3 +149,37 @@ def test_bare_data_gives_settings_named_after_it(tmp_path: Path):
     }
     with pytest.raises(InputError, match="no model folder"):
         guess_settings("d.parquet", {"model": str(tmp_path / "absent" / "x" / "y")})
+
+
+def test_images_become_an_image_classification(tmp_path: Path):
+    for name, mode in (("cat", "L"), ("dog", "L")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new(mode, (90, 70)).save(tmp_path / "pets" / name / "1.png")
+    values, text = starter(tmp_path / "pets", tmp_path)
+    assert values["sources"]["pets"]["image"] == "image"
+    assert values["task"] == {
+        "kind": "image-classification", "num_classes": 2, "channels": 1, "size": 64,
+    }  # fmt: skip
+    assert values["model"]["config"]["model_type"] == "cnn"
+    assert "format" not in text
+
+
+def test_small_images_of_one_size_are_left_as_they_are(tmp_path: Path):
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "PNG")
+    frame = pl.DataFrame({"img": [content.getvalue()] * 2, "label": [0, 4]})
+    frame.write_parquet(tmp_path / "small.parquet")
+    values, _ = starter(tmp_path / "small.parquet", tmp_path)
+    assert values["task"] == {"kind": "image-classification", "num_classes": 5, "channels": 3}
+
+
+def test_an_image_model_says_what_images_it_reads(tmp_path: Path):
+    config = {"architectures": ["ViTForImageClassification"], "image_size": 32, "num_channels": 3,
+              "id2label": {"0": "a", "1": "b", "2": "c"}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(facts))
+    assert guess_task(str(tmp_path), None) == {
+        "kind": "image-classification", "num_classes": 3, "channels": 3, "size": 32,
+        "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5],
+    }  # fmt: skip
