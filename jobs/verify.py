@@ -1,24 +1,69 @@
-"""`curate verify`: are the shards still what was written?"""
+"""`curate verify`: are the shards, or all files of a run, still what was written?"""
 
 from pathlib import Path
 from typing import Any
 
-from curate.data.shard_folder import check_shards
+from curate.data.files import digest_file
+from curate.data.partitions import Output
+from curate.data.shard_folder import DamageError, check_shards
+from jobs.opening import saved_values
 
 
 def verify_shards(folder: Path) -> dict[str, Any]:
-    """Recompute digests and counts of a shards folder, wherever it lies.
+    """Recompute digests and counts of a shards folder, wherever it lies, or of a whole run.
 
     Args:
-        folder: with the shards' `manifest.json`; the run is not needed. A run folder stands for
-            its own shards.
+        folder: with the shards' `manifest.json`; the run is not needed. Of a run folder every
+            file that a stage has finished is held against its mark, the shards with them.
 
     Returns:
-        Number of shards, rows, tokens and bytes.
+        Number of shards, rows, tokens and bytes; of a run, of `files` that were checked too.
 
     Raises:
         InputError: there is no such folder.
-        CurateError: it is incomplete, or files are missing, changed or too many; all are named.
+        DamageError: files are missing, changed or too many; all are named.
+        CurateError: the shards are incomplete.
     """
-    is_run = (folder / "shards").is_dir() and not (folder / "data").is_dir()
-    return check_shards(folder / "shards" if is_run else folder)
+    is_run = folder.is_dir() and saved_values(folder) is not None
+    if not is_run:
+        inside = (folder / "shards").is_dir() and not (folder / "data").is_dir()
+        return check_shards(folder / "shards" if inside else folder)
+    outputs = finished(folder)
+    problems = [
+        f"{output.path.relative_to(folder).as_posix()}: {problem}"
+        for output in outputs
+        if (problem := _problem(output)) is not None
+    ]
+    found: dict[str, Any] = {"folder": str(folder), "files": len(outputs)}
+    if (folder / "shards" / "manifest.json").exists():
+        try:
+            found = {**check_shards(folder / "shards"), **found}
+        except DamageError as error:
+            problems += [f"shards/{problem}" for problem in error.problems]
+    if problems:
+        raise DamageError(
+            f"{folder} has damage",
+            problems,
+            fix=f"remove these files and run `curate run {folder}` again: only what they were part"
+            " of is redone",
+        )
+    return found
+
+
+def finished(root: Path) -> list[Output]:
+    """Every file of a run that has a mark, sorted by path."""
+    marks = sorted(root.rglob(".done/*.json"))
+    return [Output(mark.parent.parent / mark.name.removesuffix(".json")) for mark in marks]
+
+
+def _problem(output: Output) -> str | None:
+    """What is wrong with a file that was finished once."""
+    if not output.path.is_file():
+        return "missing"
+    mark = output.mark()
+    if mark is None:
+        return "its mark is damaged"
+    size = output.path.stat().st_size
+    if size != mark["size_bytes"]:
+        return f"changed: {size} bytes, not {mark['size_bytes']}"
+    return None if digest_file(output.path) == mark["digest"] else "changed: its digest is another"

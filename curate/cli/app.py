@@ -246,7 +246,7 @@ def verify(
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, or a run.")],
     json: o.Json = False,
 ) -> None:
-    """Check digests, counts and weights of SHARDS against their manifest."""
+    """Check the digests of SHARDS, or of every finished file of a run."""
     from curate.cli.tools import print_verification
 
     print_verification(shards, as_json=json)

@@ -12,6 +12,8 @@ import typer
 from curate.cli.imports import foreign_packages, rivals
 from curate.cli.reporter import print_json, start_logging
 from curate.cli.text import place_text, table
+from curate.data.shard_folder import DamageError
+from curate.errors import CurateError
 
 if TYPE_CHECKING:
     from jobs.methods import Method
@@ -67,9 +69,16 @@ def print_verification(shards: Path, *, as_json: bool) -> None:
     """`curate verify`."""
     from jobs.verify import verify_shards
 
-    result = verify_shards(shards)
+    try:
+        result = verify_shards(shards)
+    except CurateError as error:
+        if as_json:
+            problems = error.problems if isinstance(error, DamageError) else []
+            result = {"folder": str(shards), "whole": False, "what": error.what}
+            print_json("verify", {**result, "problems": problems})
+        raise
     if as_json:
-        print_json("verify", result)
+        print_json("verify", {**result, "whole": True, "problems": []})
     else:
         facts = ", ".join(f"{v:,} {k}" for k, v in result.items() if isinstance(v, int))
         print(f"{shards} is whole: {facts}")

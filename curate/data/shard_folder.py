@@ -1,6 +1,7 @@
 """What lies in a shards folder: which files are curate's, and whether they are as written."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import xxhash
 
 from curate.data.files import digest_file, read_json, replace
 from curate.data.recipe import SCHEMA_VERSION
-from curate.errors import CurateError, InputError, RunFolderError
+from curate.errors import CurateError, InputError, RunFolderError, counted
 
 _OURS = re.compile(
     r"README\.md|mixture\.json|manifest\.json"
@@ -18,6 +19,23 @@ _OURS = re.compile(
     # Left by a killed writer.
     r"|(?:.*/)?\.[^/]+\.\d+\.tmp"
 )
+
+_CHANGED = ("file is not as it was written", "files are not as they were written")
+
+
+class DamageError(CurateError):
+    """Files are not as they were written.
+
+    Args:
+        what: of which folder; how many files there are is added, and each of them.
+        problems: one line for each file: its name and what is wrong.
+        fix: as for any error.
+    """
+
+    def __init__(self, what: str, problems: Sequence[str], *, fix: str) -> None:
+        lines = "".join(f"\n    {problem}" for problem in problems)
+        super().__init__(f"{what}, {counted(len(problems), *_CHANGED)}:{lines}", fix=fix)
+        self.problems = list(problems)
 
 
 def list_files(folder: Path) -> list[str]:
@@ -57,8 +75,8 @@ def check_shards(folder: Path) -> dict[str, Any]:
 
     Raises:
         InputError: there is no such folder.
-        CurateError: the folder is incomplete; or files are missing, changed or too many: all are
-            named.
+        CurateError: the folder is incomplete.
+        DamageError: files are missing, changed or too many: all are named.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}", fix="give the folder of the shards")
@@ -82,9 +100,9 @@ def check_shards(folder: Path) -> dict[str, Any]:
         )
     problems = _problems(folder, manifest)
     if problems:
-        raise CurateError(
-            f"{len(problems)} files of {folder} are not as they were written:\n    "
-            + "\n    ".join(problems),
+        raise DamageError(
+            f"{folder} is damaged",
+            problems,
             fix="copy these files again, or run `curate write` again",
         )
     totals = {key: manifest[key] for key in ("rows", "tokens", "bytes")}

@@ -314,6 +314,24 @@ def test_verify_says_that_the_shards_are_whole_or_which_is_not(curate: Curate, d
     assert shard.name in broken.err
 
 
+def test_verify_tells_scripts_what_is_damaged(curate: Curate, done: Path):
+    assert json.loads(curate("verify", done, "--json").out)["whole"] is True
+    (table,) = (done / "scores" / "random").glob("*.parquet")
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 1
+    table.write_bytes(content)
+    result = curate("verify", done, "--json")
+    document = json.loads(result.out)
+    assert (result.code, document["command"], document["whole"]) == (1, "verify", False)
+    name = f"scores/random/{table.name}"
+    assert document["problems"] == [f"{name}: changed: its digest is another"]
+    assert name in result.err
+    (done / "shards" / "manifest.json").unlink()
+    document = json.loads(curate("verify", done / "shards", "--json").out)
+    assert (document["whole"], document["problems"]) == (False, [])
+    assert "no manifest.json" in document["what"]
+
+
 def test_planning_loads_no_model_library(config: Config, curate: Curate, tmp_path: Path):
     """What plans and writes must run where torch would not fit."""
     path = config()

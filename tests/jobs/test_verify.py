@@ -8,10 +8,14 @@ import pytest
 from data.planned_run import Row, planned_run
 
 from curate.data.files import read_json, write_json
+from curate.data.layout import RunFolder
+from curate.data.shard_folder import DamageError
 from curate.errors import CurateError, InputError
 from jobs.cluster import open_pool
+from jobs.plan import plan_run
 from jobs.verify import verify_shards
 from jobs.write import write_run
+from tests.jobs.scored_run import POOL, scored_run
 
 
 @pytest.fixture
@@ -73,7 +77,8 @@ def test_damage_is_found_and_named(shards: Path, damage: str):
         verify_shards(shards)
     for line in expected:
         assert line in caught.value.what
-    assert f"{len(expected)} files" in caught.value.what
+    number = "1 file is" if len(expected) == 1 else f"{len(expected)} files are"
+    assert f"{number} not as" in caught.value.what
     assert caught.value.exit_code == 1
     assert "curate write" in caught.value.fix
 
@@ -95,6 +100,41 @@ def test_the_card_may_be_edited_and_notes_added(shards: Path):
 
 def test_the_run_folder_stands_for_its_shards(shards: Path):
     assert verify_shards(shards.parent) == verify_shards(shards)
+
+
+def test_every_damaged_file_of_a_run_is_named(tmp_path: Path):
+    settings = scored_run(tmp_path, plan={"score": "el2n", "keep": 0.5})
+    plan_run(settings, pool=POOL)
+    root = Path(settings.run)
+    write_json(root / "config.yaml", {"run": str(root), "sources": {}})
+    whole = verify_shards(root)
+    tables = len(RunFolder(root).partitions())
+    assert whole["files"] == 5 * tables + 2  # index, lengths, el2n, loss, plan; two documents
+    write_run(settings, pool=POOL)
+    assert verify_shards(root)["rows"] == verify_shards(root / "shards")["rows"]
+    part, other = RunFolder(root).partitions()[:2]
+    damaged = {
+        "scores/el2n": RunFolder(root).scores(part, "el2n"),
+        "plan": RunFolder(root).planned(other),
+        "lengths/characters": RunFolder(root).lengths(part, "characters"),
+        "examples": RunFolder(root).examples(part),
+    }
+    flip(damaged["scores/el2n"].path)
+    flip(damaged["plan"].path)
+    damaged["lengths/characters"].path.unlink()
+    damaged["examples"].mark_path.write_text("[]")
+    shard = next((root / "shards").rglob("*.parquet"))
+    flip(shard)
+    with pytest.raises(DamageError) as caught:
+        verify_shards(root)
+    assert sorted(caught.value.problems) == sorted([
+        f"scores/el2n/{part.name}.parquet: changed: its digest is another",
+        f"plan/{other.name}.parquet: changed: its digest is another",
+        f"lengths/characters/{part.name}.parquet: missing",
+        f"examples/{part.name}.parquet: its mark is damaged",
+        f"{shard.relative_to(root).as_posix()}: changed: its digest is another",
+    ])  # fmt: skip
+    assert "5 files are not as they were written" in caught.value.what
 
 
 def test_a_missing_folder_and_a_missing_manifest_are_told_apart(shards: Path):
