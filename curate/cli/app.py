@@ -255,12 +255,19 @@ def verify(
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Of one method only.")] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option("--plan", metavar="CONFIG_OR_RUN", help="Which pass serves its scorers."),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """What each scorer and mixer measures, needs and costs."""
-    from curate.cli.tools import print_methods
+    from curate.cli.tools import print_methods, print_passes
 
-    print_methods(name, as_json=json)
+    if plan is not None:
+        print_passes(plan, as_json=json)
+    else:
+        print_methods(name, as_json=json)
 
 
 @app.command()

@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,33 @@ def print_methods(name: str | None, *, as_json: bool) -> None:
         print("\n".join(_method_lines(found[0])))
     else:
         print("\n".join(_methods_lines(found)))
+
+
+def print_passes(config: str, *, as_json: bool) -> None:
+    """`curate methods --plan`: one line for each pass, and what it serves."""
+    from curate.cli.given import read_settings
+    from curate.cli.options import Common
+    from jobs.serving import passes_of
+
+    start_logging(quiet=True, verbose=False)
+    given: dict[str, Any] = dict.fromkeys(field.name for field in fields(Common))
+    given |= {"config": config, "json": as_json, "more": {}}
+    settings, _ = read_settings("methods", Common(**given))
+    found = passes_of(settings)
+    if as_json:
+        print_json("methods", {"passes": [asdict(serving) for serving in found]})
+        return
+    rows = [["pass", "scorers", "of", "measures"]]
+    rows += [
+        [s.kind, ", ".join(s.scorers), _few(s.models), ", ".join(s.measures)] for s in found
+    ]
+    print("\n".join(table(rows)))
+
+
+def _few(names: Sequence[str]) -> str:
+    """Up to three names, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def print_doctor(model: str | None, config: Path | None, *, as_json: bool) -> None:
