@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 from gradient_loop import gradient_loop
+from safetensors.torch import load_file
 from scipy.stats import rankdata
 from tiny_models import save_classifier, save_language_model
 from torch import nn
@@ -292,6 +293,23 @@ def test_examples_that_stand_in_the_target_are_told_and_dropped_on_request(
     lost = [5, 6, 7] if copies == "drop" else []
     assert found["dvgs"].is_null().arg_true().to_list() == lost
     assert found["dvgs_target_loss"].is_null().arg_true().to_list() == lost
+
+
+def test_of_a_model_with_an_adapter_only_the_adapter_is_trained_measured_and_kept(tmp_path: Path):
+    pytest.importorskip("peft")
+    save_language_model(tmp_path / "lm")
+    texts(6, 0).write_parquet(tmp_path / "pool.parquet")
+    texts(30, 1).write_parquet(tmp_path / "target.parquet")
+    more = {
+        "sources": {"pool": {"path": str(tmp_path / "pool.parquet"), "text": "text"}},
+        "target": {"path": str(tmp_path / "target.parquet"), "text": "text"},
+        "task": {"kind": "causal-lm"},
+        "model": {"name": str(tmp_path / "lm"), "lora": {"rank": 2}, "device": "cpu"},
+    }
+    found = scored(settings_of(tmp_path, more=more, epochs=4, batch_size=30))
+    assert (found["dvgs"].abs() > 0.01).all()
+    steps = sorted((tmp_path / "run" / "dvgs" / "seed-0" / "steps").iterdir())
+    assert all("lora_" in key for path in steps for key in load_file(path))
 
 
 def answers(root: Path, name: str, count: int, *, long: int | None = None) -> dict[str, str]:
