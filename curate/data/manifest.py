@@ -1,17 +1,20 @@
 """`manifest.json`: what made what, stage by stage."""
 
+import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 from curate.data.files import read_document, write_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output
 
 SCHEMA_VERSION = 1
+
+_PASSING = ("finished", "seconds", "software", "device", "done", "skipped")
 
 _PACKAGES = ("curate-data", "torch", "transformers", "tokenizers", "polars", "pyarrow", "numpy")
 
@@ -34,7 +37,7 @@ def record_stage(
     seconds: float,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write down that a stage is finished.
+    """Write down that a stage is finished; an entry that would say the same stays as it was.
 
     Args:
         run: the run folder.
@@ -59,9 +62,21 @@ def record_stage(
         "files": files,
     }
     manifest = load_manifest(run)
+    before = manifest["stages"].get(stage)
+    if isinstance(before, dict) and _lasting(cast(dict[str, Any], before)) == _lasting(entry):
+        return before
     manifest["stages"][stage] = entry
     write_json(run.manifest, manifest)
     return entry
+
+
+def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an entry does not change when a stage runs again and has nothing to do."""
+    found = {key: value for key, value in entry.items() if key not in _PASSING}
+    if isinstance(found.get("summary"), Mapping):
+        found["summary"] = {k: v for k, v in found["summary"].items() if k not in _PASSING}
+    # As it will be read again.
+    return json.loads(json.dumps(found))
 
 
 def software() -> dict[str, str]:

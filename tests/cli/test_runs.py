@@ -149,6 +149,7 @@ def test_a_second_run_does_nothing_again(curate: Curate, done: Path):
     for stage in ("index", "score", "lengths", "plan"):
         assert document["stages"][stage]["done"] == 0
     changed = {name for name, entry in listing(done).items() if before.get(name) != entry}
+    assert "manifest.json" not in changed
     assert not {name for name in changed if name.endswith((".parquet", ".yaml"))}
 
 

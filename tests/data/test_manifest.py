@@ -1,6 +1,7 @@
 """Manifest and layout: what made what, and where things lie."""
 
 from pathlib import Path
+from typing import Any
 
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
@@ -20,6 +21,23 @@ def test_a_stage_is_written_down_with_the_digest_of_every_file(tmp_path: Path) -
     assert stages["index"]["files"] == {"examples/part-a.parquet": mark}
     assert stages["index"]["seed"] == 3
     assert stages["index"]["software"]["pyarrow"]
+
+
+def test_a_stage_that_had_nothing_to_do_keeps_its_entry(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    output = Output(tmp_path / "examples" / "part-a.parquet")
+    output.write(lambda path: path.write_text("x"), "fp", rows=1)
+    facts: dict[str, Any] = {"summary": {"rows": 1, "shape": (2, 3), "done": 1, "skipped": 0}}
+    record_stage(run, "index", outputs=[output], seconds=1.5, facts=facts)
+    first = run.manifest.read_text().replace('"finished": "2', '"finished": "1')
+    run.manifest.write_text(first)
+    again = {"summary": {"rows": 1, "shape": (2, 3), "done": 0, "skipped": 1}}
+    entry = record_stage(run, "index", outputs=[output], seconds=0.1, facts=again)
+    assert run.manifest.read_text() == first
+    assert (entry["finished"][0], entry["seconds"]) == ("1", 1.5)
+    output.write(lambda path: path.write_text("y"), "fp", rows=1)
+    record_stage(run, "index", outputs=[output], seconds=0.1, facts=again)
+    assert load_manifest(run)["stages"]["index"]["seconds"] == 0.1
 
 
 def test_every_table_of_a_partition_has_its_name(tmp_path: Path) -> None:
