@@ -11,6 +11,7 @@ import polars as pl
 
 from curate.data.card import Written, load_lines
 from curate.data.files import misshapen, read_document
+from curate.data.images import UnusableImageError, size_of
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.reading import read_fields
@@ -304,6 +305,8 @@ def _content(fields: Mapping[str, Any]) -> str:
     """The content of an example as one text."""
     if "messages" in fields:
         return "\n".join(f"{turn['role']}: {turn['content']}" for turn in fields["messages"] or [])
+    if "image" in fields:
+        return f"label {fields['label']}: {_pictured(fields['image'])}"
     if "features" in fields:
         numbers = " ".join(f"{value:g}" for value in fields["features"] or [])
         return f"label {fields['label']}: {numbers}"
@@ -312,6 +315,17 @@ def _content(fields: Mapping[str, Any]) -> str:
         return "\n".join(f"{name}: {_said(value)}" for name, value in named)
     parts = [fields[name] for name in ("text", "prompt", "response") if fields.get(name)]
     return "\n".join(parts)
+
+
+def _pictured(image: Any) -> str:
+    """An image in words: its size, and how much there is of it."""
+    if not isinstance(image, bytes):
+        return f"image of {len(image)} x {len(image[0])} pixels"
+    try:
+        height, width = size_of(image)
+    except UnusableImageError as error:
+        return f"an image that cannot be read: {error}"
+    return f"image of {height} x {width} pixels, {len(image):,} bytes"
 
 
 def _said(value: Any) -> str:

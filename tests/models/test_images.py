@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
+from curate.config import plain, to_yaml
 from curate.errors import ConfigError, CurateError
 from curate.models.cnn import CNN
 from curate.models.gradients.groups import SQUARES
@@ -30,6 +31,7 @@ from curate.models.training_data import join
 from jobs.all_stages import run_stages, stages_for
 from jobs.cluster import Cluster, open_pool
 from jobs.settings import parse_settings
+from jobs.show import shown
 
 CPU = torch.device("cpu")
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2],
@@ -323,6 +325,9 @@ def test_a_run_scores_plans_and_writes_images_that_datasets_reads(tmp_path: Path
     assert scores["el2n"].null_count() == 0
     grand = pl.read_parquet(tmp_path / "run" / "scores" / "grand" / "*.parquet")
     assert grand["grand"].min() > 0  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(plain(settings)))
+    highest = shown(tmp_path / "run").highest[0]
+    assert highest.text.startswith(f"label {highest.row % 2}: image of 10 x 10 pixels, ")
     shards: Any = datasets.load_dataset(
         str(tmp_path / "run" / "shards"), split="train", cache_dir=str(tmp_path / "cache")
     )
