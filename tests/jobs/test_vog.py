@@ -19,6 +19,7 @@ from tiny_models import save_classifier, save_language_model
 from torch import Tensor, nn
 
 from curate.errors import ConfigError, InputError
+from curate.models.cnn import CNN
 from curate.models.mlp import MLP
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.index import index_run
@@ -273,6 +274,40 @@ def test_a_language_model_is_compared_within_domain_and_length(tmp_path: Path):
         wanted = (raw[mine] - raw[mine].mean()) / raw[mine].std() if mine.sum() > 1 else 0.0
         np.testing.assert_allclose(found["vog"].to_numpy()[mine], wanted, atol=1e-4)
     assert len(np.unique(groups)) > 4
+
+
+@pytest.mark.parametrize("channel", ["mean", "none"])
+def test_images_are_the_definition_on_normalised_pixels(tmp_path: Path, channel: str):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
+    labels = [i % 2 for i in range(12)]
+    frame = pl.DataFrame({"x": pixels, "label": labels})
+    frame.write_parquet(tmp_path / "rows.parquet")
+    models: list[CNN] = []
+    for draw in range(3):
+        torch.manual_seed(draw)
+        models.append(CNN(channels=3, num_classes=2, widths=(4, 8), grid=2))
+        models[-1].save_pretrained(tmp_path / f"cnn-{draw}")
+    values = {
+        **values_of(tmp_path, {"channel": channel}),
+        "sources": {
+            "rows": {"path": str(tmp_path / "rows.parquet"), "image": "x", "label": "label"}
+        },
+        "task": {"kind": "image-classification", "num_classes": 2},
+        "checkpoints": {"paths": [str(tmp_path / f"cnn-{draw}") for draw in range(3)]},
+    }
+    settings = parse_settings(values)
+    index_run(settings, pool=INLINE)
+    found = scored(settings)
+    for row, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        gradients: list[np.ndarray] = []
+        for model in models:
+            leaf = torch.tensor(image / 255 * 2 - 1).permute(2, 0, 1)[None].requires_grad_()
+            model.double()(leaf)[0, label].backward()
+            assert leaf.grad is not None
+            gradients.append(leaf.grad[0].numpy())
+        each = np.stack(gradients)
+        each = each.mean(axis=1) if channel == "mean" else each
+        assert found["vog_raw"][row] == pytest.approx(each.std(axis=0).mean(), rel=1e-4)
 
 
 def test_what_is_done_is_not_done_again_and_a_changed_option_is(world: Path):
