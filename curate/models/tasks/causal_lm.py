@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from curate.errors import ConfigError
 from curate.models.head import counted_logits, counted_states
-from curate.models.settings import CausalLM
+from curate.models.settings import CausalLM, Window
 from curate.models.tasks.chat import ChatEncoder
 from curate.models.tasks.protocol import Batch, Encoded, Flat, Unheaded
 from curate.models.tasks.ragged import Ragged, pad
@@ -48,9 +48,11 @@ class CausalLMTask:
         self.tokenizer = tokenizer
         self.max_tokens = min(settings.max_tokens, max_positions or settings.max_tokens)
         self._padding = padding_id(tokenizer, needed=False)
-        if settings.window is not None and settings.window.overlap >= self.max_tokens:
+        # Settings of a task that builds on this one may have no windows.
+        self._window: Window | None = getattr(settings, "window", None)
+        if self._window is not None and self._window.overlap >= self.max_tokens:
             raise ConfigError(
-                f"task.window.overlap is {settings.window.overlap}, but the model reads"
+                f"task.window.overlap is {self._window.overlap}, but the model reads"
                 f" {self.max_tokens} tokens at a time",
                 fix="lower it, to a quarter of that for instance",
             )
@@ -69,7 +71,7 @@ class CausalLMTask:
                 "task causal-lm reads text, but the source names none",
                 fix="set sources.NAME.text, or prompt and response, or messages",
             )
-        if self.settings.window is not None:
+        if self._window is not None:
             return self._encoded(ids, counted, problems)
         lengths = np.array([len(row) for row in ids], dtype=np.int64)
         tokens = Ragged.of([row[: self.max_tokens] for row in ids])
@@ -87,7 +89,7 @@ class CausalLMTask:
 
         With windows, where an example has several: `input_ids` (B, W, T), `targets` (B, W, T - 1).
         """
-        if self.settings.window is not None:
+        if self._window is not None:
             windows = [self._windows(encoded, int(index)) for index in indices]
             batch = row_batch(windows, self._padding)
             several = batch["input_ids"].shape[1] > 1
@@ -139,7 +141,7 @@ class CausalLMTask:
         self, ids: list[np.ndarray], counted: list[np.ndarray], problems: dict[int, str]
     ) -> Encoded:
         """Examples to be read in windows: whole, but for what is behind the last window."""
-        window = self.settings.window
+        window = self._window
         assert window is not None
         tokens, marks = Ragged.of(ids), Ragged.of(counted, dtype=np.bool_)
         lengths = np.ones(len(ids), dtype=np.int64)
@@ -161,7 +163,7 @@ class CausalLMTask:
 
     def _windows(self, encoded: Encoded, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Tokens of each window of an example, and which of them count."""
-        window = self.settings.window
+        window = self._window
         assert window is not None
         begin, stop = encoded.arrays["starts"][index : index + 2]
         tokens = encoded.arrays["tokens"][begin:stop]
@@ -191,7 +193,7 @@ class CausalLMTask:
 
     def _ids(self, fields: pl.DataFrame, column: str) -> list[np.ndarray]:
         texts: list[str] = fields[column].fill_null("").to_list()
-        limit = self.max_tokens if self.settings.window is None else None
+        limit = self.max_tokens if self._window is None else None
         return token_ids(self.tokenizer, texts, limit=limit)
 
     def _beginning(self) -> np.ndarray:
