@@ -6,8 +6,7 @@
 Source: Pleiss, Zhang, Elenberg and Weinberger, "Identifying Mislabeled Data using the Area Under
 the Margin Ranking", NeurIPS 2020, arXiv:2001.10528.
 
-Departures: no threshold samples (a class that does not exist, given to a few examples, whose areas
-mark what a wrong label looks like): choose a share to drop instead. For a sequence the margin is
+Departures: threshold samples are a scorer of their own, `aum_threshold`. For a sequence the margin is
 the mean of its tokens' margins, which is ours.
 Cost: none beside training; reads the training log.
 Shapes: E epochs, N examples.
