@@ -3,7 +3,7 @@
 import logging
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -24,15 +24,14 @@ from curate.data.sources import InputFile, find_files
 from curate.data.storage import locate, open_stream, store_errors
 from curate.errors import ConfigError, CurateError, InputError, OutputError, counted
 from curate.models.settings import Model
+from jobs.starter_roles import num_classes, roles_of
 
 log = logging.getLogger(__name__)
 
 _SAMPLE_ROWS = 2000
 _SAMPLE_BYTES = 1 << 20
 _ENOUGH_BYTES = 32 << 20
-_MOST_CLASSES = 1000
 _LARGE_EDGE = 64
-_DOMAIN_NAMES = ("domain", "source", "subset", "category", "topic", "language", "lang")
 _CLASSIFIERS = "ForSequenceClassification"
 _IMAGE_CLASSIFIERS = "ForImageClassification"
 _LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
@@ -64,7 +63,7 @@ def look_at(data: str, name: str) -> Look:
     try:
         return Look(found, rows, resolve_columns(source, schema, where=found[0].file), "")
     except CurateError as error:
-        only = _only_candidate(source, schema)
+        only = _only_candidate(source, schema, roles_of(rows))
         return Look(found, rows, only or source, "" if only else error.what)
 
 
@@ -167,64 +166,138 @@ def source_name(data: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-") or "data"
 
 
-def write_starter(data: str, target: Path) -> list[str]:
+def write_starter(data: Sequence[str], target: Path) -> list[str]:
     """Write a commented configuration for `data`; returns what to tell the user.
+
+    Args:
+        data: files, folders, globs or addresses, as the user wrote them; a source each.
+        target: the file to write.
 
     Raises:
         OutputError: `target` exists.
         InputError: the data cannot be read.
+        ConfigError: it does not fit into one run.
     """
     if target.exists():
         raise OutputError(f"{target} exists", fix="choose another file with --out")
-    name = source_name(data)
-    look = look_at(data, name)
-    text = starter_text(name, data, look)
+    looks = [
+        _with_roles(look_at(path, name)) for path, name in zip(data, _names(data), strict=True)
+    ]
+    text = starter_text(data, looks)
     files.replace(target, lambda path: path.write_text(text, encoding="utf-8"))
-    files_text = counted(len(look.files), "file")
-    lines = [f"{target} written for {files_text} of format {look.files[0].format}"]
-    if look.trouble:
-        lines.append(f"still to do: name the content column ({look.trouble})")
+    found = [file for look in looks for file in look.files]
+    kinds = ", ".join(dict.fromkeys(file.format for file in found))
+    lines = [f"{target} written for {counted(len(found), 'file')} of format {kinds}"]
+    for look in looks:
+        if look.trouble:
+            lines.append(f"still to do: name the content column ({look.trouble})")
+        if look.source.classes:
+            lines.append(
+                f"look at the classes: they are those of the first {look.rows.num_rows:,} rows of"
+                f" {look.files[0].file}"
+            )
     return [*lines, f"next: curate run {target} --dry-run"]
 
 
-def starter_text(name: str, data: str, look: Look) -> str:
+def starter_text(data: Sequence[str], looks: Sequence[Look]) -> str:
     """The configuration as YAML with comments.
 
     Args:
-        name: of the source.
         data: as the user wrote it.
-        look: at the data.
+        looks: at each of the data.
     """
-    fields = [field for field in look.rows.schema if field.name != PROBLEM]
-    columns = ", ".join(f"{field.name} ({field.type})" for field in fields)
-    size_mb = sum(file.size_bytes for file in look.files) / 1e6
-    content = look.source.content_columns
-    chosen: dict[str, Any] = {
-        key: value[0] if len(value) == 1 else list(value) for key, value in content.items()
-    }
-    if look.source.label is not None:
-        chosen["label"] = look.source.label
-    domain = next((n for n in _DOMAIN_NAMES if n in look.rows.schema.names), None)
-    if domain is not None and domain not in chosen.values():
-        chosen["domain"] = domain
-    if not content:
-        chosen = {"text": "COLUMN", **chosen}
-    classes = _num_classes(look)
-    task = _guess_task(look, classes)
-    comment = f"# {counted(len(look.files), 'file')}, {size_mb:,.1f} MB; columns: {columns}"
+    names = _names(data)
+    task = _common_task([_guess_task(look, _num_classes(look)) for look in looks], data)
+    sources = [
+        _source_text(name, path, look, is_classified="num_classes" in task)
+        for name, path, look in zip(names, data, looks, strict=True)
+    ]
     parts = [
         _HEAD,
-        to_yaml({"run": f"runs/{name}", "seed": 0}),
+        to_yaml({"run": f"runs/{'-'.join(names[:3])}", "seed": 0}),
         "\nsources:\n",
-        f"  {name}:\n    {_one_line(comment)}\n",
-        _indented(to_yaml({"path": data, **chosen}), 4),
-        _SOURCE_NOTES,
+        *sources,
+        "" if len(data) > 1 else _ANOTHER,
         "\n",
         to_yaml({"task": task}),
         _MODELS[task["kind"]],
         _REST.replace("SCORE", "loss" if task["kind"] == "causal-lm" else "el2n"),
     ]
     return "".join(parts)
+
+
+def _names(data: Sequence[str]) -> list[str]:
+    """A name for each source, no two alike."""
+    found: list[str] = []
+    for path in data:
+        name = source_name(path)
+        like = [other for other in found if re.fullmatch(rf"{re.escape(name)}(-\d+)?", other)]
+        found.append(f"{name}-{len(like) + 1}" if like else name)
+    return found
+
+
+def _source_text(name: str, data: str, look: Look, *, is_classified: bool) -> str:
+    """One source, with what there is to know of its columns."""
+    fields = [field for field in look.rows.schema if field.name != PROBLEM]
+    columns = ", ".join(f"{field.name} ({field.type})" for field in fields)
+    size_mb = sum(file.size_bytes for file in look.files) / 1e6
+    source = look.source
+    chosen: dict[str, Any] = {
+        key: value[0] if len(value) == 1 else list(value)
+        for key, value in source.content_columns.items()
+    }
+    if not chosen:
+        chosen["text"] = "COLUMN"
+    if is_classified and source.label is not None:
+        chosen["label"] = source.label
+        if source.classes:
+            chosen["classes"] = list(source.classes)
+    roles = {"domain": source.domain, "id": source.id}
+    chosen |= {role: column for role, column in roles.items() if column is not None}
+    comment = f"# {counted(len(look.files), 'file')}, {size_mb:,.1f} MB; columns: {columns}"
+    notes = "".join(note for role, note in _SOURCE_NOTES.items() if role not in chosen)
+    return (
+        f"  {name}:\n    {_one_line(comment)}\n"
+        + _indented(to_yaml({"path": data, **chosen}), 4)
+        + notes
+    )
+
+
+def _with_roles(look: Look) -> Look:
+    """The look with label, classes, id and domain, as far as the rows show them."""
+    roles = roles_of(look.rows)
+    used = {column for group in look.source.content_columns.values() for column in group}
+    mine = {role: name for role, name in roles.items() if role == "classes" or name not in used}
+    has_label = "label" in mine
+    source = replace(
+        look.source,
+        label=mine["label"] if has_label else None,
+        classes=tuple(mine.get("classes", ())) if has_label else (),
+        domain=mine.get("domain"),
+        id=mine.get("id"),
+    )
+    return replace(look, source=source)
+
+
+def _common_task(tasks: Sequence[dict[str, Any]], data: Sequence[str]) -> dict[str, Any]:
+    """One task for all sources.
+
+    Raises:
+        ConfigError: some hold texts and others something else.
+    """
+    kinds = {task["kind"] for task in tasks}
+    if kinds == {"causal-lm", "text-classification"}:
+        return next(task for task in tasks if task["kind"] == "causal-lm")
+    if len(kinds) > 1:
+        first, other = next((i, j) for i, t in enumerate(tasks) for j, u in enumerate(tasks)
+                            if t["kind"] != u["kind"])  # fmt: skip
+        raise ConfigError(
+            f"{data[first]} looks like data for {tasks[first]['kind']}, {data[other]} for"
+            f" {tasks[other]['kind']}",
+            fix="make a run of each",
+        )
+    most = max(tasks, key=lambda task: task.get("num_classes", 0))
+    return dict(most)
 
 
 def _first_rows(file: InputFile, source: Source) -> pa.Table:
@@ -263,10 +336,20 @@ def _head(file: InputFile, folder: Path) -> Path:
     return path
 
 
-def _only_candidate(source: Source, schema: pa.Schema) -> Source | None:
+def _flat(roles: Mapping[str, Any]) -> list[str]:
+    """The columns among the roles."""
+    return [name for role, name in roles.items() if role != "classes"]
+
+
+def _only_candidate(source: Source, schema: pa.Schema, roles: Mapping[str, Any]) -> Source | None:
     """The source with its one text column, or where there is none, with its number columns."""
     is_text = (pa.types.is_string, pa.types.is_large_string)
-    texts = [field.name for field in schema if any(test(field.type) for test in is_text)]
+    others = set(_flat(roles))
+    texts = [
+        field.name
+        for field in schema
+        if field.name not in others and any(test(field.type) for test in is_text)
+    ]
     if len(texts) == 1:
         return replace(source, text=texts[0])
     kinds = {field.name: field.type for field in schema}
@@ -274,7 +357,9 @@ def _only_candidate(source: Source, schema: pa.Schema) -> Source | None:
     numbers = [
         name
         for name, kind in kinds.items()
-        if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and name != "label"
+        if (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+        and name != "label"
+        and name not in others
     ]
     if texts or not numbers:
         return None
@@ -286,14 +371,11 @@ def _only_candidate(source: Source, schema: pa.Schema) -> Source | None:
 
 
 def _num_classes(look: Look) -> int | None:
-    """Number of classes that a whole-number label column seems to have, or None."""
+    """Number of classes that the label column seems to have, or None."""
     label = look.source.label
-    if label is None or not pa.types.is_integer(look.rows.schema.field(label).type):
+    if label is None:
         return None
-    labels = [value for value in look.rows.column(label).to_pylist() if value is not None]
-    if not labels or min(labels) < 0 or max(labels) >= _MOST_CLASSES:
-        return None
-    return max(labels) + 1
+    return len(look.source.classes) or num_classes(look.rows.column(label))
 
 
 def _guess_task(look: Look, classes: int | None) -> dict[str, Any]:
@@ -304,6 +386,8 @@ def _guess_task(look: Look, classes: int | None) -> dict[str, Any]:
         return {"kind": "text-classification", "num_classes": classes, "max_tokens": 128}
     if "image" in content:
         return {"kind": "image-classification", "num_classes": classes or 2, **_image_task(look)}
+    if "chosen" in content:
+        return {"kind": "preference", "max_tokens": 1024}
     return {"kind": "causal-lm", "max_tokens": 512}
 
 
@@ -341,11 +425,12 @@ _HEAD = """\
 
 """
 
-_SOURCE_NOTES = """\
-    # domain: COLUMN         # what a mixture weighs; without it, the source
-    # id: COLUMN             # your own name of a row; rides along
-  # another: {path: more/*.jsonl}
-"""
+_SOURCE_NOTES = {
+    "domain": "    # domain: COLUMN         # what a mixture weighs; without it, the source\n",
+    "id": "    # id: COLUMN             # your own name of a row; rides along\n",
+}
+
+_ANOTHER = "  # another: {path: more/*.jsonl}\n"
 
 _TRAIN = """\
 checkpoints:
@@ -362,6 +447,9 @@ model:
 
 _MODELS = {
     "causal-lm": "\n" + _SCRATCH + _TRAIN.replace("LR", "1.0e-3"),
+    "preference": "\nmodel:\n"
+    "  # The model whose answers are judged; it is also what the trained ones are compared with.\n"
+    "  name: FOLDER_OR_HUB_ID\n" + _TRAIN.replace("LR", "1.0e-6"),
     "text-classification": "\n" + _SCRATCH + _TRAIN.replace("LR", "1.0e-3"),
     "image-classification": "\nmodel:\n"
     "  # A small one. Better: `name: FOLDER_OR_HUB_ID` of a ResNet or ViT, with its task.size.\n"

@@ -38,7 +38,12 @@ def _root(
 
 @app.command()
 def init(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, folder, glob or address.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA...", help="Files, folders, globs or addresses: a source each."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("curate.yaml"),
 ) -> None:
     """Write a commented starter configuration for DATA."""

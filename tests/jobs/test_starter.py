@@ -16,10 +16,10 @@ from jobs.settings import parse_settings, task_settings
 from jobs.starter import guess_settings, guess_task, look_at, source_name, write_starter
 
 
-def starter(data: Path | str, tmp_path: Path) -> tuple[dict[str, Any], str]:
+def starter(data: Path | str | list[Path], tmp_path: Path) -> tuple[dict[str, Any], str]:
     """The values and the text of the starter for `data`; it must be complete settings."""
     target = tmp_path / "starter.yaml"
-    write_starter(str(data), target)
+    write_starter([str(entry) for entry in data] if isinstance(data, list) else [str(data)], target)
     text = target.read_text()
     values = read_yaml(text, where="starter")
     task_settings(parse_settings(values))
@@ -69,9 +69,79 @@ def test_number_columns_become_features(tmp_path: Path):
 
 def test_what_is_not_clear_is_left_to_the_user(tmp_path: Path):
     pl.DataFrame({"left": ["a"], "right": ["b"]}).write_parquet(tmp_path / "two.parquet")
-    lines = write_starter(str(tmp_path / "two.parquet"), tmp_path / "two.yaml")
+    lines = write_starter([str(tmp_path / "two.parquet")], tmp_path / "two.yaml")
     assert any("still to do: name the content column" in line for line in lines)
     assert "text: COLUMN" in (tmp_path / "two.yaml").read_text()
+
+
+def test_labels_that_are_texts_become_classes(tmp_path: Path):
+    frame = pl.DataFrame({"text": ["a", "b", "c", "d"], "label": ["spam", "ham", "spam", "ham"]})
+    frame.write_parquet(tmp_path / "mail.parquet")
+    values, _ = starter(tmp_path / "mail.parquet", tmp_path)
+    assert values["sources"]["mail"]["label"] == "label"
+    assert values["sources"]["mail"]["classes"] == ["ham", "spam"]
+    assert values["task"]["kind"] == "text-classification"
+    assert values["task"]["num_classes"] == 2
+    lines = write_starter([str(tmp_path / "mail.parquet")], tmp_path / "again.yaml")
+    assert "look at the classes: they are those of the first 4 rows of mail.parquet" in lines
+
+
+def test_texts_that_are_all_different_are_no_classes(tmp_path: Path):
+    frame = pl.DataFrame({"text": ["a", "b", "c", "d"], "label": ["p", "q", "r", "s"]})
+    frame.write_parquet(tmp_path / "mail.parquet")
+    values, _ = starter(tmp_path / "mail.parquet", tmp_path)
+    assert values["sources"]["mail"].keys() == {"path", "text"}
+    assert values["task"]["kind"] == "causal-lm"
+
+
+def test_named_classes_of_numbers_are_the_label_and_not_the_text(tmp_path: Path):
+    columns = {"id": [7, 8, 9, 10], "width": [0.1, 0.2, 0.3, 0.4], "class": ["x", "y", "x", "y"]}
+    pl.DataFrame(columns).write_parquet(tmp_path / "iris.parquet")
+    values, _ = starter(tmp_path / "iris.parquet", tmp_path)
+    source = values["sources"]["iris"]
+    assert (source["features"], source["label"], source["id"]) == ("width", "class", "id")
+    assert source["classes"] == ["x", "y"]
+    assert values["task"] == {"kind": "tabular-classification", "num_classes": 2}
+
+
+@pytest.mark.parametrize("labels", [[-1, 0, 1], [5, 90_000, 3], [0.5, 0.25, 1.0]])
+def test_a_label_column_that_names_no_class_is_left_out(tmp_path: Path, labels: list[float]):
+    frame = pl.DataFrame({"text": ["a", "b", "c"], "label": labels, "id": ["u", "v", "w"]})
+    frame.write_parquet(tmp_path / "notes.parquet")
+    values, _ = starter(tmp_path / "notes.parquet", tmp_path)
+    assert values["sources"]["notes"].keys() == {"path", "text", "id"}
+    assert values["task"]["kind"] == "causal-lm"
+
+
+def test_an_id_that_repeats_is_no_id(tmp_path: Path):
+    pl.DataFrame({"text": ["a", "b"], "id": [1, 1]}).write_parquet(tmp_path / "t.parquet")
+    values, text = starter(tmp_path / "t.parquet", tmp_path)
+    assert "id" not in values["sources"]["t"]
+    assert "# id: COLUMN" in text
+
+
+def test_several_data_become_a_source_each(tmp_path: Path):
+    for folder, labels in (("a", [0, 1, 0]), ("b", [0, 4, 0])):
+        (tmp_path / folder).mkdir()
+        frame = pl.DataFrame({"text": ["a", "b", "c"], "label": labels})
+        frame.write_parquet(tmp_path / folder / "part.parquet")
+    both = [tmp_path / "a" / "part.parquet", tmp_path / "b" / "part.parquet"]
+    values, _ = starter(both, tmp_path)
+    assert {name: source["path"] for name, source in values["sources"].items()} == {
+        "part": str(both[0]), "part-2": str(both[1]),
+    }  # fmt: skip
+    assert values["run"] == "runs/part-part-2"
+    assert values["task"]["num_classes"] == 5
+    (tmp_path / "c.jsonl").write_text('{"text": "plain"}\n')
+    target = tmp_path / "mixed.yaml"
+    lines = write_starter([*map(str, both), str(tmp_path / "c.jsonl")], target)
+    assert lines[0] == f"{target} written for 3 files of format parquet, jsonl"
+    mixed = read_yaml(target.read_text(), where="mixed")
+    assert mixed["task"]["kind"] == "causal-lm"
+    assert "label" not in mixed["sources"]["part"]
+    pl.DataFrame({"x": [1.0, 2.0], "label": [0, 1]}).write_parquet(tmp_path / "n.parquet")
+    with pytest.raises(ConfigError, match=r"for causal-lm.*for tabular-classification"):
+        write_starter([str(tmp_path / "c.jsonl"), str(tmp_path / "n.parquet")], tmp_path / "no")
 
 
 def test_only_the_start_of_a_long_compressed_file_is_read(tmp_path: Path):
@@ -88,7 +158,7 @@ def test_a_file_that_is_there_stays(tmp_path: Path):
     target = tmp_path / "curate.yaml"
     target.write_text("mine")
     with pytest.raises(OutputError, match="exists"):
-        write_starter("anything", target)
+        write_starter(["anything"], target)
     assert target.read_text() == "mine"
 
 
