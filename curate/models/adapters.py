@@ -118,9 +118,11 @@ def load_adapter(model: nn.Module, adapter: Path) -> None:
     Raises:
         InputError: it is no safetensors file, of a kind that is no part of layers, or made for
             another model.
+        ConfigError: some of the model's layers are on disk.
         MissingDependencyError: peft is not installed.
     """
     peft = _peft()
+    _check_place(model)
     tensors = load_file(_weights(adapter))
     _read_config(adapter)
     try:
@@ -154,10 +156,11 @@ def add_lora(model: nn.Module, lora: LoRA, *, seed: int, kind: str, kept: Collec
         kept: modules that are new too, and are trained and saved whole.
 
     Raises:
-        ConfigError: no layer has a name that `targets` asks for.
+        ConfigError: no layer has a name that `targets` asks for, or some are on disk.
         MissingDependencyError: peft is not installed.
     """
     peft = _peft()
+    _check_place(model)
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -205,20 +208,21 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def _settle(model: nn.Module) -> None:
-    """The adapter where its layer computes, and of the model's type; it alone may learn."""
-    layers = [module for module in model.modules() if hasattr(module, "base_layer")]
-    for layer in layers:
-        hook = getattr(cast(Any, layer).base_layer, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        if device is not None:  # a layer whose weights wait elsewhere until they are needed
-            for name, parameter in layer.named_parameters():
-                if not name.startswith("base_layer."):
-                    parameter.data = parameter.data.to(device)
+    """The adapter's weights of the type of the model's."""
     own = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     if own:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(own[0].dtype)
+
+
+def _check_place(model: nn.Module) -> None:
+    """peft puts an adapter where its layer's weights are, which must be somewhere."""
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise ConfigError(
+            "an adapter cannot go on layers whose weights wait in memory or on disk",
+            fix="give every layer a GPU in model.device_map, or load the model in fewer bits",
+        )
 
 
 def _check_names(model: nn.Module, given: Iterable[str], adapter: Path) -> None:
