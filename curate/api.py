@@ -197,6 +197,8 @@ def score(
     prompt: str | None = None,
     response: str | None = None,
     messages: str | None = None,
+    chosen: str | None = None,
+    rejected: str | None = None,
     features: str | Sequence[str] | None = None,
     image: str | None = None,
     shape: Sequence[int] | None = None,
@@ -222,6 +224,8 @@ def score(
         prompt: column of the prompt, which is read and not counted.
         response: column of the response to `prompt`.
         messages: column of chat messages.
+        chosen: column of the preferred of two answers, for the task `preference`.
+        rejected: column of the other one.
         features: column of number lists, or the number columns of a table.
         image: column of images: files, paths in full, or pixels.
         shape: of one image, where its numbers stand in one list.
@@ -253,6 +257,8 @@ def score(
         prompt=prompt,
         response=response,
         messages=messages,
+        chosen=chosen,
+        rejected=rejected,
         features=features if features is None or isinstance(features, str) else tuple(features),
         image=image,
         shape=None if shape is None else tuple(shape),

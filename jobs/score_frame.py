@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from curate.errors import ConfigError
 from curate.models.load import LoadedModel, load_model, tokenizer_of
 from curate.models.quantities import measure
 from curate.models.settings import Model, Score
-from curate.models.tasks import build_task
+from curate.models.tasks import build_task, task_class
 from curate.models.tokens import count_tokens, text_columns
 from jobs.chosen import Chosen, chosen_scorers, needed
 from jobs.history import stacked
@@ -85,7 +85,7 @@ def score_table(table: pa.Table, source: Source, how: Measure) -> pl.DataFrame:
     examples = indexed.examples
     fields = field_frame(table.take(pa.array(examples["row"])), resolved)
     fields = examples.select(KEY).hstack(fields).with_columns(examples["label"])
-    measured = _measured(chosen, fields, how)
+    measured = _measured(chosen, _with_reference(chosen, fields, how), how)
     extra = _from_table(chosen, examples, fields, how)
     scores = _columns(chosen, measured, seeds_of(how.checkpoints) or [0], extra)
     place = pl.DataFrame({"row": np.arange(table.num_rows)})
@@ -102,6 +102,27 @@ def _measured(chosen: Sequence[Chosen], fields: pl.DataFrame, how: Measure) -> l
         loaded = load_model(how.model, how.task, checkpoint=folder)
         found.append(_pass(loaded, fields, how, needed(chosen)))
     return found
+
+
+def _with_reference(chosen: Sequence[Chosen], fields: pl.DataFrame, how: Measure) -> pl.DataFrame:
+    """What a reference model says of the examples beside them, where the task has one."""
+    from jobs.references import reference_columns
+
+    if not any(entry.kind in ("pass", "log") for entry in chosen):
+        return fields
+    if not getattr(task_class(how.task), "needs_reference", False):
+        return fields
+    name = how.task.reference or how.model.name
+    is_first = how.task.reference is None and Path(name or "") in how.checkpoints
+    if name is None or is_first:
+        raise ConfigError(
+            "the answers are compared with a reference model, but none is named",
+            fix="pass model= the model that training started from, or the task's reference",
+        )
+    model = replace(how.model, name=name, config=None, adapter=None, lora=None)
+    loaded = load_model(model, how.task)
+    budget = batch_tokens(how.score, loaded.device.type)
+    return fields.hstack(reference_columns(loaded, how.task, fields, budget=budget))
 
 
 def _pass(

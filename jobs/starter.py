@@ -388,6 +388,8 @@ def _guess_task(look: Look, classes: int | None) -> dict[str, Any]:
         return {"kind": "image-classification", "num_classes": classes or 2, **_image_task(look)}
     if "chosen" in content:
         return {"kind": "preference", "max_tokens": 1024}
+    if "chosen" in content:
+        return {"kind": "preference", "max_tokens": 1024}
     return {"kind": "causal-lm", "max_tokens": 512}
 
 
@@ -447,6 +449,9 @@ model:
 
 _MODELS = {
     "causal-lm": "\n" + _SCRATCH + _TRAIN.replace("LR", "1.0e-3"),
+    "preference": "\nmodel:\n"
+    "  # The model whose answers are judged; it is also what the trained ones are compared with.\n"
+    "  name: FOLDER_OR_HUB_ID\n" + _TRAIN.replace("LR", "1.0e-6"),
     "preference": "\nmodel:\n"
     "  # The model whose answers are judged; it is also what the trained ones are compared with.\n"
     "  name: FOLDER_OR_HUB_ID\n" + _TRAIN.replace("LR", "1.0e-6"),

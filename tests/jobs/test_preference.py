@@ -165,3 +165,39 @@ def test_lengths_count_the_prompt_and_both_answers(world: Path):
     assert column(settings, "length", "num_tokens")[5] == wanted
     assert not (world / "run" / "quantities").exists()  # nothing here needs a model
     assert read_json(world / "run" / "manifest.json") is not None
+
+
+def test_a_table_in_memory_is_compared_with_the_model_that_training_started_from(world: Path):
+    import curate
+
+    frame = pl.read_parquet(world / "pairs.parquet")
+    task = {"kind": "preference", "beta": 0.5, "reference": str(world / "other")}
+    found = curate.score(frame, scorers=["margin"], model=world / "model", task=task)
+    np.testing.assert_allclose(found["margin"].to_numpy(), loop_margins(world), rtol=1e-4)
+    renamed = frame.rename({"chosen": "good", "rejected": "bad", "prompt": "asked"})
+    columns: dict[str, Any] = {"prompt": "asked", "chosen": "good", "rejected": "bad"}
+    again = curate.score(
+        renamed,
+        scorers=["margin"],
+        model=world / "other",
+        checkpoints=[world / "model"],
+        task={"kind": "preference", "beta": 0.5},
+        **columns,
+    )
+    np.testing.assert_allclose(again["margin"].to_numpy(), found["margin"].to_numpy(), rtol=1e-6)
+    with pytest.raises(ConfigError, match="none is named"):
+        curate.score(
+            frame, scorers=["margin"], checkpoints=[world / "model"], task={"kind": "preference"}
+        )
+
+
+def test_settings_for_pairs_can_be_written_from_the_data(world: Path):
+    from typer.testing import CliRunner
+
+    from curate.cli.app import app
+
+    out = world / "pairs.yaml"
+    CliRunner().invoke(app, ["init", str(world / "pairs.parquet"), "--out", str(out)])
+    text = out.read_text()
+    assert "kind: preference" in text
+    assert "chosen: chosen" in text
