@@ -21,6 +21,7 @@ from curate.data.partitions import Output, Partition
 from curate.data.sources import find_files
 from curate.errors import ConfigError
 from curate.models.settings import Checkpoints, Train
+from jobs.fields import reference_facts
 from jobs.lengths import content_of, content_settings
 from jobs.own_passes import OwnPasses, Phase
 from jobs.run import Task
@@ -43,6 +44,7 @@ def passes(settings: Settings, scorer: DVGS) -> OwnPasses:
     """
     from jobs.dvgs_target import target_work
     from jobs.dvgs_work import measure_work, record_work
+    from jobs.references import reference_tasks, reference_work
 
     _check(settings)
     run = RunFolder(Path(settings.run))
@@ -58,7 +60,9 @@ def passes(settings: Settings, scorer: DVGS) -> OwnPasses:
             "fingerprint": mark,
         }
         trainings.append(Task(f"seed {seed}", payload, done_output(run, seed), mark))
-    phases = [
+    references = reference_tasks(settings)
+    phases = [Phase("dvgs: the reference", references, reference_work)] if references else []
+    phases += [
         Phase("dvgs: the target", [target], target_work),
         Phase("dvgs: training on the target", trainings, record_work),
     ]
@@ -149,6 +153,7 @@ def _common(settings: Settings, scorer: DVGS) -> tuple[dict[str, Any], str]:
         task=plain(task_settings(settings)),
         facts=shop.task.facts(),
         tokenizer=None if shop.tokenizer is None else tokenizer_digest(shop.tokenizer),
+        reference=reference_facts(settings),
     )
     return {"settings": plain(own), "scorer": plain(scorer), "identity": identity}, identity
 

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from curate.data.example import KEY
-from curate.data.reading import read_fields
 from curate.data.tables import read_examples
 from curate.errors import ConfigError, CurateError, InputError, TooManyBadError
 from curate.models.mlp import MLP
@@ -17,11 +16,16 @@ from curate.models.tasks import Encoded
 from curate.models.training_data import join
 from jobs.cluster import InlineExecutor, Pool
 from jobs.dvgs import target_folder, target_output, target_settings
+from jobs.fields import example_fields
 from jobs.index import index_run
+from jobs.references import references_run
 from jobs.run import Receipt
+from jobs.settings import Settings
 from jobs.training_work import Workshop, open_workshop
 
 log = logging.getLogger(__name__)
+
+INLINE = Pool(InlineExecutor(), 1)
 
 FEW_EXAMPLES = 30
 """With fewer the gradient of the target says little: AUROC 0.61 on digits, and 0.94 with 300."""
@@ -30,7 +34,9 @@ FEW_EXAMPLES = 30
 def target_work(payload: dict[str, Any]) -> Receipt:
     """Index the target and check that all of it can be trained on."""
     shop = open_workshop(payload)
-    _index(shop)
+    own = target_settings(shop.settings)
+    _index(own)
+    references_run(own, pool=INLINE)
     encoded = target_examples(shop)
     if len(encoded) < FEW_EXAMPLES:
         log.warning("the target has %d examples; with fewer than %d, dvgs is little better than a"
@@ -41,9 +47,9 @@ def target_work(payload: dict[str, Any]) -> Receipt:
     return facts
 
 
-def _index(shop: Workshop) -> None:
+def _index(settings: Settings) -> None:
     try:
-        index_run(target_settings(shop.settings), pool=Pool(InlineExecutor(), 1))
+        index_run(settings, pool=INLINE)
     except TooManyBadError as error:
         raise TooManyBadError(
             f"target: {error.what}", fix="remove these rows from the target, or complete them"
@@ -60,13 +66,12 @@ def target_examples(shop: Workshop) -> Encoded:
         InputError: one of them has nothing to train on, a label that is missing for instance.
         ConfigError: the target lacks a column that the task reads.
     """
-    folder, source = target_folder(shop.run), shop.settings.target
-    assert source is not None
+    folder, settings = target_folder(shop.run), target_settings(shop.settings)
     parts: list[Encoded] = []
     for part in folder.partitions():
-        keys = read_examples(folder, part, KEY)
+        fields = example_fields(settings, folder, part)
         try:
-            encoded = shop.task.encode(keys.hstack(read_fields(folder, part, source)))
+            encoded = shop.task.encode(fields)
         except ConfigError as error:
             raise ConfigError(
                 f"target: {error.what}", fix=error.fix.replace("sources.NAME", "target")
@@ -77,7 +82,7 @@ def target_examples(shop: Workshop) -> Encoded:
             why = encoded.problems.get(first, "it has no label, or nothing that counts")
             raise InputError(
                 f"{len(empty)} target examples cannot be trained on; the first,"
-                f" {keys.row(first)}: {why}",
+                f" {fields.select(KEY).row(first)}: {why}",
                 fix="remove them from the target, or complete them",
             )
         parts.append(encoded)

@@ -130,7 +130,7 @@ def measure_work(payload: dict[str, Any]) -> Receipt:
     ways = _Ways(shop, scorer, seed, max(1, budget // 4))
     means, steps = _over_steps(ways, encoded, loaded, points=points, draws=draws)
     columns = {**means, "target_loss": found["loss"]}
-    if not isinstance(shop.task.settings, TabularClassification):  # pyright: ignore
+    if not isinstance(task_settings(shop.settings), TabularClassification):
         columns["num_scored"] = found["num_scored"]
     table = keys.hstack(as_columns({name: value.float() for name, value in columns.items()}))
     not_finite = table["cosine"].null_count() - int((encoded.num_scored == 0).sum())

@@ -312,6 +312,27 @@ def test_of_a_model_with_an_adapter_only_the_adapter_is_trained_measured_and_kep
     assert all("lora_" in key for path in steps for key in load_file(path))
 
 
+def test_pairs_of_answers_are_compared_with_pairs(tmp_path: Path):
+    """A pair whose answers are swapped pulls the other way than the same pair in the target."""
+    save_language_model(tmp_path / "lm", num_hidden_layers=1)
+    prompts = [f"the cat {row}" for row in range(30)]
+    pairs = pl.DataFrame(
+        {"prompt": prompts, "chosen": [" in a hat"] * 30, "rejected": [" sat"] * 30}
+    )
+    pairs.write_parquet(tmp_path / "target.parquet")
+    swapped = pairs[:3].rename({"chosen": "rejected", "rejected": "chosen"})
+    pl.concat([pairs[3:6], swapped.select(pairs.columns)]).write_parquet(tmp_path / "pool.parquet")
+    more = {
+        "sources": {"pool": {"path": str(tmp_path / "pool.parquet")}},
+        "target": {"path": str(tmp_path / "target.parquet")},
+        "task": {"kind": "preference"},
+        "model": {"name": str(tmp_path / "lm"), "device": "cpu"},
+    }
+    found = scored(settings_of(tmp_path, more=more, epochs=2, lr=1e-4, batch_size=30))["dvgs"]
+    assert (found[:3] > 0.5).all()
+    assert (found[3:] < -0.5).all()
+
+
 def answers(root: Path, name: str, count: int, *, long: int | None = None) -> dict[str, str]:
     """Prompts and responses; the prompt of row `long` leaves no room for its response."""
     prompts = ["the cat" if row != long else "the cat " * 20 for row in range(count)]
