@@ -3,7 +3,8 @@
 Shapes: M counted positions, V classes or tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +13,83 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from curate.config import gather, parse
+from curate.config import gather, nearest, parse
+from curate.data.example import Source
 from curate.errors import ConfigError
-from curate.models.load import LoadedModel, load_model
+from curate.models.cnn import MODEL_TYPE as CNN_TYPE
+from curate.models.load import LoadedModel, load_model, model_folder
+from curate.models.mlp import MODEL_TYPE as MLP_TYPE
+from curate.models.saved import read_config
 from curate.models.settings import TASKS, Model
-from curate.models.tasks import Flat, Task, build_task
+from curate.models.tasks import Encoded, Flat, Task, build_task
+from curate.models.tasks.preference import REFERENCE
 from jobs.all_stages import load
+from jobs.check_examples import given_examples, made_up_examples
 from jobs.doctor import Check
+from jobs.gradient_check import gradient_checks
 from jobs.settings import parse_settings, task_settings
 from jobs.starter import guess_task
 
-_TEXTS = ("The quick brown fox jumps over the lazy dog, and nobody is surprised.", "It rained.")
 _LARGEST = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 """Differences of logits that rounding explains, by the type of the weights."""
 
 
-def check_model(name: str | None, config: Path | None) -> Iterator[Check]:
-    """Three checks on two short texts: own logits, own loss, padding.
+def check_model(
+    name: str | None, config: Path | None, *, kind: str | None = None, data: str | None = None
+) -> Iterator[Check]:
+    """Own logits, own loss, padding and gradients on a few examples, and what follows from it.
 
     Args:
         name: folder or hub id; or
         config: settings whose model is checked.
+        kind: of the task, where the model does not say it.
+        data: examples to check on; None makes some up.
 
     Raises:
-        InputError: the model cannot be loaded.
-        ConfigError: it is not one that reads texts.
+        InputError: the model or the data cannot be loaded.
+        ConfigError: the model does not say what task it is for, or there are no examples for it.
     """
-    model, task = _chosen(name, config)
+    model, task, source = _chosen(name, config, kind)
     loaded = load_model(model, task)
     impl = build_task(task, loaded.tokenizer, max_positions=loaded.max_positions)
-    labels = [0, 1 % getattr(task, "num_classes", 2)]
-    fields = pl.DataFrame({"text": _TEXTS, "label": labels})
-    with torch.no_grad():
-        yield from _compare(loaded, impl, fields)
+    if data is None:
+        fields = made_up_examples(loaded, task)
+    else:
+        fields = given_examples(data, source)
+        if getattr(impl, "needs_reference", False):  # any will do: gradients are to be compared
+            fields = fields.with_columns(pl.lit(0.0).alias(each) for each in REFERENCE)
+    encoded = impl.encode(fields)
+    if not (encoded.num_scored > 0).all():
+        why = next(iter(encoded.problems.values()), "nothing in it counts")
+        raise ConfigError(
+            f"an example to check on cannot be scored: {why}",
+            fix="give examples of the task with --data FILE, and their columns with --config",
+        )
+    found: list[Check] = []
+    for check in (*_forward(loaded, impl, encoded, task.kind),
+                  *gradient_checks(loaded, impl, encoded)):  # fmt: skip
+        found.append(check)
+        yield check
+    yield _verdict(found)
 
 
-def _chosen(name: str | None, config: Path | None) -> tuple[Model, Any]:
+def _verdict(found: Sequence[Check]) -> Check:
+    bad = [check.name.removeprefix("model: ") for check in found if check.state == "bad"]
+    if not bad:
+        return Check("model", "ok", "OK: the engine computes this model as it computes itself")
+    return Check(
+        "model", "bad", f"not OK: {', '.join(bad)}", "do not use its scores before that is clear"
+    )
+
+
+def _chosen(
+    name: str | None, config: Path | None, kind: str | None
+) -> tuple[Model, Any, Source | None]:
+    """The model, the settings of its task, and whose columns examples have."""
     if config is None:
         assert name is not None
-        kind = load(TASKS[guess_task(name, None)["kind"]])
-        return Model(name=name), parse(kind, guess_task(name, None), where="task")
+        given = _task_of(name, kind)
+        return Model(name=name), parse(load(TASKS[given["kind"]]), given, where="task"), None
     raw = gather([config])
     settings = parse_settings(raw.values, origins=raw.origins)
     if settings.model.name is None and name is None:
@@ -59,26 +97,54 @@ def _chosen(name: str | None, config: Path | None) -> tuple[Model, Any]:
             f"{config} makes its model from scratch: there is nothing to check yet",
             fix="train it, then check RUN/checkpoints/... with --model",
         )
-    model = settings.model if name is None else Model(name=name)
-    task = task_settings(settings)
-    if task.kind == "tabular-classification":
-        raise ConfigError("the check reads texts, the model reads tables", fix="leave it out")
-    return model, task
+    model = settings.model if name is None else replace(settings.model, name=name)
+    source = next(iter(settings.sources.values())) if len(settings.sources) == 1 else None
+    return model, task_settings(settings), source
 
 
-def _compare(loaded: LoadedModel, task: Task, fields: pl.DataFrame) -> Iterator[Check]:
-    encoded = task.encode(fields)
+def _task_of(name: str, kind: str | None) -> dict[str, Any]:
+    """A task that fits a saved model: its kind and number of classes."""
+    if kind is not None and kind not in TASKS:
+        raise ConfigError(
+            f"there is no task {kind!r}",
+            fix=nearest(kind, TASKS) or "name a task of your own in settings, and use --config",
+        )
+    config = read_config(model_folder(Model(name=name)))
+    architecture = str((config.get("architectures") or [""])[0])
+    if kind is None and config.get("model_type") == MLP_TYPE:
+        kind = "tabular-classification"
+    if kind is None and (config.get("model_type") == CNN_TYPE
+                         or architecture.endswith("ForImageClassification")):  # fmt: skip
+        kind = "image-classification"
+    found: dict[str, Any] = guess_task(name, kind) if kind is None else {"kind": kind}
+    if hasattr(load(TASKS[found["kind"]]), "num_classes"):
+        classes = config.get("num_classes") or len(config.get("id2label") or ()) or 2
+        found["num_classes"] = classes
+    if found["kind"] == "image-classification":
+        channels = config.get("num_channels") or config.get("channels") or 3
+        found |= {"channels": channels, "size": config.get("image_size")}
+    return found
+
+
+def _forward(loaded: LoadedModel, task: Task, encoded: Encoded, kind: str) -> Iterator[Check]:
+    with torch.no_grad():
+        yield from _compare(loaded, task, encoded, kind)
+
+
+def _compare(loaded: LoadedModel, task: Task, encoded: Encoded, kind: str) -> Iterator[Check]:
     limit = _LARGEST[next(loaded.model.parameters()).dtype]
-    alone = [_flat(loaded, task, encoded, [index]) for index in range(fields.height)]
-    own = [_own_logits(loaded, task, encoded, index) for index in range(fields.height)]
-    yield _check("model: logits", "the engine's logits are the model's own", limit,
-                 [(a.logits, b) for a, b in zip(alone, own, strict=True)])  # fmt: skip
-    both = _flat(loaded, task, encoded, range(fields.height))
-    padded = [both.logits[both.owner == index] for index in range(fields.height)]
-    yield _check("model: padding", "a text gives the same alone and beside a longer one", limit,
+    rows = range(len(encoded))
+    alone = [_flat(loaded, task, encoded, [index]) for index in rows]
+    if kind in ("causal-lm", "text-classification"):
+        own = [_own_logits(loaded, task, encoded, index) for index in rows]
+        yield _check("model: logits", "the engine's logits are the model's own", limit,
+                     [(a.logits, b) for a, b in zip(alone, own, strict=True)])  # fmt: skip
+    both = _flat(loaded, task, encoded, rows)
+    padded = [both.logits[both.owner == index] for index in rows]
+    yield _check("model: padding", "an example gives the same alone and beside others", limit,
                  [(a.logits, b) for a, b in zip(alone, padded, strict=True)])  # fmt: skip
     losses = [functional.cross_entropy(flat.logits, flat.targets).item() for flat in alone]
-    text = f"{', '.join(f'{loss:.3f}' for loss in losses)} nats on two short English texts"
+    text = f"{', '.join(f'{loss:.3f}' for loss in losses)} nats on {len(encoded)} examples"
     finite = all(torch.tensor(losses).isfinite())
     yield Check("model: loss", "ok" if finite else "bad", text, "try model.dtype: float32")
 

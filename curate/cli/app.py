@@ -278,17 +278,23 @@ def methods(
 @app.command()
 def doctor(
     model: Annotated[
-        str | None, typer.Option("--model", help="Also check that this model is computed right.")
+        str | None, typer.Option("--model", help="Also check scores and gradients of this model.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="The same for the model of settings.")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="What the model is for, where it does not say it.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Check on the first rows of this data.")
+    ] = None,
     json: o.Json = False,
 ) -> None:
-    """Is this machine ready: versions, devices, imports, disk."""
+    """Is this machine ready: versions, devices, imports, disk; is a model computed right."""
     from curate.cli.tools import print_doctor
 
-    print_doctor(model, config, as_json=json)
+    print_doctor(model, config, task=task, data=data, as_json=json)
 
 
 @app.command()

@@ -13,12 +13,13 @@ from curate.cli.imports import foreign_packages, rivals
 from curate.cli.reporter import print_json, start_logging
 from curate.cli.text import place_text, table
 from curate.data.shard_folder import DamageError
-from curate.errors import CurateError
+from curate.errors import ConfigError, CurateError
 
 if TYPE_CHECKING:
     from jobs.methods import Method
 
 _MISSING_DEPENDENCY = 6
+_MODEL_IS_WRONG = 1
 
 
 def print_status(folder: Path, *, as_json: bool) -> None:
@@ -112,9 +113,7 @@ def print_passes(config: str, *, as_json: bool) -> None:
         print_json("methods", {"passes": [asdict(serving) for serving in found]})
         return
     rows = [["pass", "scorers", "of", "measures"]]
-    rows += [
-        [s.kind, ", ".join(s.scorers), _few(s.models), ", ".join(s.measures)] for s in found
-    ]
+    rows += [[s.kind, ", ".join(s.scorers), _few(s.models), ", ".join(s.measures)] for s in found]
     print("\n".join(table(rows)))
 
 
@@ -124,11 +123,19 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def print_doctor(model: str | None, config: Path | None, *, as_json: bool) -> None:
-    """`curate doctor`; ends with exit code 6 where something will fail."""
+def print_doctor(
+    model: str | None, config: Path | None, *, task: str | None, data: str | None, as_json: bool
+) -> None:
+    """`curate doctor`; ends with 6 where the machine is not ready, 1 where the model is not."""
+    if (task is not None or data is not None) and model is None and config is None:
+        raise ConfigError("there is no model to check", fix="add --model DIR or --config FILE")
+    if task is not None and config is not None:
+        raise ConfigError("the settings say which task it is", fix="leave --task out")
     start_logging(quiet=True, verbose=False)
-    found = list(_doctor(model, config))
-    bad = sum(check["state"] == "bad" for check in found)
+    found = list(_doctor(model, config, task, data))
+    failed = [check["name"] for check in found if check["state"] == "bad"]
+    of_model = [name for name in failed if name == "model" or name.startswith("model:")]
+    bad = len(failed)
     if as_json:
         print_json("doctor", {"checks": found, "bad": bad})
     else:
@@ -137,7 +144,7 @@ def print_doctor(model: str | None, config: Path | None, *, as_json: bool) -> No
             if check["state"] != "ok" and check["fix"]:
                 print(f"{'':<24} fix: {check['fix']}")
     if bad:
-        raise typer.Exit(_MISSING_DEPENDENCY)
+        raise typer.Exit(_MODEL_IS_WRONG if len(of_model) == bad else _MISSING_DEPENDENCY)
 
 
 def print_schema() -> None:
@@ -147,7 +154,9 @@ def print_schema() -> None:
     print(json.dumps(settings_schema(), indent=1, ensure_ascii=False))
 
 
-def _doctor(model: str | None, config: Path | None) -> Iterator[dict[str, Any]]:
+def _doctor(
+    model: str | None, config: Path | None, task: str | None, data: str | None
+) -> Iterator[dict[str, Any]]:
     foreign = foreign_packages()
     for name, place in foreign.items():
         fix = "remove what installs it, or run curate in an environment of its own"
@@ -167,7 +176,7 @@ def _doctor(model: str | None, config: Path | None) -> Iterator[dict[str, Any]]:
     if model is not None or config is not None:
         from jobs.model_check import check_model
 
-        yield from map(asdict, check_model(model, config))
+        yield from map(asdict, check_model(model, config, kind=task, data=data))
 
 
 def _methods_lines(found: "list[Method]") -> Iterator[str]:

@@ -3,13 +3,14 @@
 Shapes: N examples of a batch, M counted positions, V classes or tokens.
 """
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from curate.models.gradients import Engine, Gradients, first_sweep, softmax_losses
+from curate.models.gradients import Engine, Gradients, Wanted, first_sweep, softmax_losses
 from curate.models.gradients.groups import (
     HEAD,
     Squared,
@@ -19,8 +20,13 @@ from curate.models.gradients.groups import (
     parse_name,
     selected,
 )
+from curate.models.gradients.sketch import Sketch
 from curate.models.tasks import Batch, Task, Unheaded
 from curate.models.terms import Terms, exact_losses, terms
+
+log = logging.getLogger(__name__)
+
+_COMPARED_EXAMPLES = 4
 
 
 class Measured(NamedTuple):
@@ -58,6 +64,9 @@ class GradientPass:
         self.is_light = all(one.selection == HEAD for one in asked)
         """Whether the gradient goes no further back than the last layer."""
         measured = {name for names in self._sums.values() for name in names}
+        # Where the exact norms are needed anyway, they do for both.
+        self._sketch = Sketch() if all(one.sketched for one in asked) else None
+        self._is_compared = self._sketch is None
         self._engine = Engine(
             model,
             only=measured.__contains__,
@@ -77,7 +86,10 @@ class GradientPass:
 
     def measure(self, batch: Batch, num_examples: int) -> Measured:
         """What the counted positions of a batch say, and its squared norms."""
-        found = self._engine.measure(self._losses, batch, num_examples=num_examples)
+        if not self._is_compared:
+            self._compare(batch, num_examples)
+        wanted = Wanted(sketch=self._sketch)
+        found = self._engine.measure(self.losses, batch, num_examples=num_examples, wanted=wanted)
         seen, self._seen = self._seen, None
         assert seen is not None  # the engine's last call of the losses is for the whole batch
         squares = {
@@ -86,7 +98,21 @@ class GradientPass:
         }
         return Measured(*seen, squares)
 
-    def _losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    def _compare(self, batch: Batch, num_examples: int) -> None:
+        """Say how far sketched norms are from exact ones, on a few examples."""
+        num = min(_COMPARED_EXAMPLES, num_examples)
+        few = {key: value[:num] for key, value in batch.items()}
+        exact, sketched = (
+            self._engine.measure(self.losses, few, num_examples=num, wanted=wanted).total().sqrt()
+            for wanted in (Wanted(), Wanted(sketch=self._sketch))
+        )
+        error = (sketched / exact - 1).abs()
+        log.info("sketched gradient norms of %d examples are %.1f %% off, %.1f %% at most",
+                 num, 100 * float(error.mean()), 100 * float(error.max()))  # fmt: skip
+        self._is_compared = True
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """(N,) losses whose gradients are measured, summed over the counted positions."""
         before: Any = getattr(self._task, "before_head", None)
         rows: Unheaded | None = None if before is None else before(model, dict(batch))
         if rows is None:

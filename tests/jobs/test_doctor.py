@@ -10,15 +10,26 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from tiny_models import save_classifier, save_language_model
+from torch import Tensor
+from transformers import ViTConfig, ViTForImageClassification
 
 import curate
+from curate.cli.tools import print_doctor
 from curate.config import to_yaml
-from curate.errors import ConfigError
+from curate.errors import ConfigError, CurateError
+from curate.models.cnn import CNN
+from curate.models.gradients import Engine, Gradients, squares
+from curate.models.gradients.forms import Lookup
+from curate.models.mlp import MLP
+from curate.models.settings import TASKS
 from curate.models.tasks.causal_lm import CausalLMTask
 from jobs import doctor
 from jobs.doctor import Check, checks
 from jobs.model_check import check_model
+
+GRADIENTS = [f"model: {name}" for name in ("gradients", "slopes", "rounding", "slow way", "time")]
 
 
 def by_name(found: Iterable[Check]) -> dict[str, Check]:
@@ -124,13 +135,142 @@ def test_a_language_model_is_computed_right(tmp_path: Path, kind: str):
     fields: dict[str, Any] = {"n_embd": 32, "n_layer": 1, "n_head": 2} if kind == "gpt2" else {}
     folder = save_language_model(tmp_path / "model", kind=kind, **fields)
     found = by_name(check_model(str(folder), None))
-    assert [check.state for check in found.values()] == ["ok", "ok", "ok"]
-    assert set(found) == {"model: logits", "model: padding", "model: loss"}
+    assert {check.state for check in found.values()} == {"ok"}
+    assert list(found) == ["model: logits", "model: padding", "model: loss", *GRADIENTS, "model"]
 
 
 def test_a_classifier_is_computed_right(tmp_path: Path):
     folder = save_classifier(tmp_path / "model")
-    assert [check.state for check in check_model(str(folder), None)] == ["ok", "ok", "ok"]
+    assert {check.state for check in check_model(str(folder), None)} == {"ok"}
+
+
+def save_table_model(folder: Path) -> Path:
+    torch.manual_seed(0)
+    MLP(num_features=5, num_classes=3, hidden=(8,)).save_pretrained(folder)
+    return folder
+
+
+def save_image_model(folder: Path) -> Path:
+    torch.manual_seed(0)
+    CNN(channels=1, num_classes=4, widths=(8,)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("save", "kind"),
+    [
+        (save_table_model, None),
+        (save_image_model, None),
+        (save_classifier, "text-classification"),
+        (save_language_model, "preference"),
+    ],
+)
+def test_models_of_every_kind_of_task_are_checked(
+    tmp_path: Path, save: Callable[[Path], Path], kind: str | None
+):
+    found = by_name(check_model(str(save(tmp_path / "model")), None, kind=kind))
+    assert {check.state for check in found.values()} == {"ok"}, found
+    assert set(GRADIENTS) <= set(found)
+    assert found["model"].text.startswith("OK")
+
+
+def test_every_kind_of_task_has_examples_made_up_for_it():
+    """A kind that is added must be checked above."""
+    assert set(TASKS) == {
+        "text-classification", "tabular-classification", "image-classification", "causal-lm",
+        "preference",
+    }  # fmt: skip
+
+
+def test_a_model_is_checked_on_given_examples(tmp_path: Path):
+    folder = save_language_model(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text('{"text": "the cat"}\n{"text": "in the hat"}\n')
+    found = by_name(check_model(str(folder), None, data=str(tmp_path / "rows.jsonl")))
+    assert found["model: gradients"].text.startswith("norms of 2 examples")
+    assert found["model"].state == "ok"
+
+
+def test_a_norm_without_the_cross_term_of_repeated_tokens_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = save_language_model(tmp_path / "model")
+
+    def wrong(form: Lookup) -> Tensor:
+        return form.values.double().square().sum((1, 2))
+
+    monkeypatch.setattr(squares, "lookup_squares", wrong)
+    found = by_name(check_model(str(folder), None))
+    assert found["model: gradients"].state == "bad"
+    assert "do not use gradient scores" in found["model: gradients"].fix
+    assert found["model: slopes"].state == "ok"  # inner products have no cross term
+    assert found["model"] == Check(
+        "model", "bad", "not OK: gradients, rounding", "do not use its scores before that is clear"
+    )
+    with pytest.raises(typer.Exit) as left:
+        print_doctor(str(folder), None, task=None, data=None, as_json=False)
+    assert left.value.exit_code == 1
+    assert "not OK" in capsys.readouterr().out
+
+
+def test_an_inner_product_of_the_wrong_sign_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = save_table_model(tmp_path / "model")
+    right = Engine.measure
+
+    def wrong(self: Engine, *args: Any, **kwargs: Any) -> Gradients:
+        found = right(self, *args, **kwargs)
+        return found._replace(inner={name: -values for name, values in found.inner.items()})
+
+    monkeypatch.setattr(Engine, "measure", wrong)
+    assert by_name(check_model(str(folder), None))["model: slopes"].state == "bad"
+
+
+def test_parameters_that_go_the_slow_way_are_named(tmp_path: Path):
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    ViTForImageClassification(ViTConfig(**sizes)).save_pretrained(tmp_path / "vit")
+    found = by_name(check_model(str(tmp_path / "vit"), None))
+    assert found["model: slow way"].state == "note"
+    assert "cls_token" in found["model: slow way"].text
+    assert found["model"].state == "ok"
+
+
+def test_a_parameter_that_cannot_be_measured_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = save_table_model(tmp_path / "model")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise CurateError("the gradient of parameter places cannot be measured", fix="freeze it")
+
+    monkeypatch.setattr("curate.models.gradient_pass.Engine.measure", refuse)
+    found = by_name(check_model(str(folder), None))
+    assert found["model: gradients"] == Check(
+        "model: gradients", "bad", "the gradient of parameter places cannot be measured",
+        "freeze it",
+    )  # fmt: skip
+    assert found["model"].state == "bad"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "causal-lm"}, "there is no model to check"),
+        ({"config": Path("c.yaml"), "task": "causal-lm"}, "the settings say which task"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str):
+    given = {"task": None, "data": None, **options}
+    with pytest.raises(ConfigError, match=message):
+        print_doctor(None, given.pop("config", None), **given, as_json=False)
+
+
+def test_a_kind_of_task_that_does_not_exist_is_refused(tmp_path: Path):
+    folder = save_language_model(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"no task 'causal_lm'(.|\n)*causal-lm"):
+        list(check_model(str(folder), None, kind="causal_lm"))
 
 
 def test_a_model_that_is_computed_wrongly_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

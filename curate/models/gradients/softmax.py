@@ -155,10 +155,10 @@ def watched_losses(losses: Tensor, given: Tensor, anchor: Tensor, tell: Any) -> 
 
 def plain_losses(head: nn.Linear, given: Tensor, targets: Tensor) -> Tensor:
     """(M,) losses by autograd alone, logits some at a time, computed again on the way back."""
-    size = max(1, _limit(KEPT_NUMBERS, given) // head.out_features)
     weight, bias = head.weight, _bias(head)
-    if len(given) <= size:
+    if len(given) * head.out_features <= _limit(KEPT_NUMBERS, given):
         return _losses(given, weight, bias, targets)
+    size = max(1, _limit(BLOCK_NUMBERS, given) // head.out_features)
     piece: Callable[..., Any] = checkpoint
     return torch.cat([
         piece(_losses, given[start : start + size], weight, bias,
