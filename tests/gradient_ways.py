@@ -214,14 +214,27 @@ class Ways:
 
 def interleaved(
     table: Mapping[str, Callable[[], object]], rounds: int, seldom: Sequence[str] = ()
-) -> dict[str, list[float]]:
-    """CPU seconds of each way in each round; those that are `seldom` run in every third round."""
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """CPU seconds of each way in each round, and its peak in MB in the last one.
+
+    Those that are `seldom` run in every third round.
+    """
     times: dict[str, list[float]] = {name: [] for name in table}
+    peaks: dict[str, float] = {}
     for number in range(rounds):
         for name, work in table.items():
-            if name not in seldom or number % 3 == 0:
+            step = 3 if name in seldom else 1
+            if number % step:
+                continue
+
+            def timed(name: str = name, work: Callable[[], object] = work) -> None:
                 times[name].append(seconds(work))
-    return times
+
+            if number + step >= rounds:
+                peaks[name] = peak_mb(timed)
+            else:
+                timed()
+    return times, peaks
 
 
 def ratios(times: Mapping[str, list[float]], base: str) -> dict[str, list[float]]:

@@ -7,7 +7,8 @@ The baseline is `loss.backward()` for all parameters on the same batch. Every wa
 once in each round, so that a busy machine disturbs all alike; a ratio is the median over the rounds
 of user CPU seconds, on one thread. `CURATE_BENCH_MODEL` is llama-50m, neox-9m, gpt2-7m or all of
 them with commas (minutes each); the default is smaller, and its goals are only that nothing is
-badly wrong. Opacus runs where it is installed and takes the model.
+badly wrong. Opacus runs where it is installed and takes the model; `CURATE_BENCH_PEERS=0` leaves
+it and the other ways of others out.
 """
 
 import os
@@ -23,7 +24,6 @@ from gradient_ways import (
     interleaved,
     losses,
     medians,
-    peak_mb,
     ratios,
 )
 from torch import Tensor
@@ -31,6 +31,7 @@ from torch import Tensor
 MODELS = os.environ.get("CURATE_BENCH_MODEL", "llama-4m").split(",")
 LENGTHS = [int(n) for n in os.environ.get("CURATE_BENCH_LENGTHS", "128,512").split(",")]
 ROUNDS = int(os.environ.get("CURATE_BENCH_ROUNDS", "4"))
+WITH_PEERS = os.environ.get("CURATE_BENCH_PEERS", "1") == "1"
 ROWS = {"llama-4m": {128: 4, 512: 2}, "llama-50m": {128: 4, 512: 2}}
 SMALL_ROWS = {128: 8, 512: 4}
 
@@ -73,10 +74,11 @@ def test_what_gradients_cost(name: str, rows: int, length: int):
         INDEX: ways.index,
         ONE_PASS: ways.one_pass,
         ONE_PASS_SKETCHED: ways.one_pass_sketched,
-        PEERS[0]: ways.loop,
-        PEERS[1]: ways.by_vmap,
     }
-    failed = add_opacus(table, ways)
+    failed: dict[str, str] = {}
+    if WITH_PEERS:
+        table |= {PEERS[0]: ways.loop, PEERS[1]: ways.by_vmap}
+        failed = add_opacus(table, ways)
     found: dict[str, object] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Opacus' hooks
@@ -89,8 +91,7 @@ def test_what_gradients_cost(name: str, rows: int, length: int):
                 failed[label] = str(error).splitlines()[0][:80]
                 del table[label]
         found[NORM] = table[NORM]()
-        times = interleaved(table, ROUNDS, PEERS)
-        peaks = {label: peak_mb(work) for label, work in table.items()}
+        times, peaks = interleaved(table, ROUNDS, PEERS)
     show(ways, times, peaks, errors(ways, found), failed)
     reached = medians(ratios(times, BASE))
     for label, goal in GOALS.get((name, length), {NORM: 1.6}).items():

@@ -7,6 +7,7 @@ A quantity of a gradient pass is named by what it is over:
     grad_sq_norm[REGEX]         parameters in whose name the expression is found
     grad_sq_norm/layer_3        one group of layers; of a selection: grad_sq_norm[REGEX]/layer_3
     grad_sq_norm/*              what a scorer asks for to have them all
+    sketched_grad_sq_norm       from a sketch, see `sketch.py`; likewise of a selection or group
 
 A name never depends on the order in which scorers ask. Groups come from the parameters' names: the
 number in the list of blocks, `embeddings` before the first of them, `final` behind it, `head`.
@@ -24,7 +25,10 @@ SQUARES = "grad_sq_norm"
 ALL = "all"
 HEAD = "head"
 
-_NAME = re.compile(rf"{SQUARES}(?:\[(?P<selection>.+)\])?(?:/(?P<group>\*|\w+))?", re.DOTALL)
+_NAME = re.compile(
+    rf"(?P<sketched>sketched_)?{SQUARES}(?:\[(?P<selection>.+)\])?(?:/(?P<group>\*|\w+))?",
+    re.DOTALL,
+)
 
 
 class Squared(NamedTuple):
@@ -34,27 +38,34 @@ class Squared(NamedTuple):
     """`all`, `head`, or a regular expression."""
     group: str | None = None
     """One group of layers; `*` all of them, each by itself."""
+    sketched: bool = False
+    """Whether an estimate will do."""
 
     @property
     def name(self) -> str:
         chosen = "" if self.selection == ALL else f"[{self.selection}]"
-        return f"{SQUARES}{chosen}" + ("" if self.group is None else f"/{self.group}")
+        first = f"sketched_{SQUARES}" if self.sketched else SQUARES
+        return f"{first}{chosen}" + ("" if self.group is None else f"/{self.group}")
 
 
 def parse_name(name: str) -> Squared | None:
     """What a quantity is over; None where it is no squared gradient norm."""
     found = _NAME.fullmatch(name)
-    return None if found is None else Squared(found["selection"] or ALL, found["group"])
+    if found is None:
+        return None
+    return Squared(found["selection"] or ALL, found["group"], found["sketched"] is not None)
 
 
 def matching(needs: Collection[str], held: Collection[str]) -> list[str]:
     """The names that `needs` asks for, a family of groups written out with those in `held`."""
     parsed = [one for need in needs if (one := parse_name(need)) is not None]
-    families = {one.selection for one in parsed if one.group == "*"}
+    families = {one._replace(group=None) for one in parsed if one.group == "*"}
 
     def is_member(name: str) -> bool:
         one = parse_name(name)
-        return one is not None and one.group is not None and one.selection in families
+        if one is None or one.group is None:
+            return False
+        return one._replace(group=None) in families
 
     single = [one for one in needs if (of := parse_name(one)) is None or of.group != "*"]
     return sorted({*single, *filter(is_member, held)})
