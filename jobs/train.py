@@ -22,6 +22,7 @@ from jobs.lengths import content_settings
 from jobs.run import Listener, Outcome, StageState, Task, ignore, raise_failures, run_tasks
 from jobs.settings import Settings, task_settings
 from jobs.tokenizer import plan_tokenizer, tokenizer_run, training_digests
+from jobs.train_notes import training_notes
 
 __all__ = ["VERSION", "measure_train", "plan_tokenizer", "plan_train", "tokenizer_run", "train_run"]
 
@@ -35,7 +36,8 @@ def train_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
 
     Returns:
         `seeds`, how many were `done` now or `skipped`, `checkpoints` (names), and per seed the
-        last `loss` and `held_out_loss`. Nothing where `checkpoints.train` is not set.
+        last `loss` and `held_out_loss`; `notes` on what speaks against them. Nothing where
+        `checkpoints.train` is not set.
 
     Raises:
         ConfigError: there is no model to train, or it does not fit the task.
@@ -70,6 +72,8 @@ def train_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
         facts={"summary": summary, "device": _device_name(settings)},
     )
     raise_failures("train", outcome)
+    for note in summary["notes"]:
+        log.warning("train: %s", note)
     return summary
 
 
@@ -238,6 +242,7 @@ def _summary(run: RunFolder, tasks: list[Task], outcome: Outcome) -> dict[str, A
         "checkpoints": [c.name for c in list_checkpoints(run.checkpoints) if _is_of(c.name, marks)],
         "loss": {name: mark["loss"] for name, mark in marks.items()},
         "held_out_loss": {name: mark["held_out_loss"] for name, mark in marks.items()},
+        "notes": training_notes(run, marks),
     }
 
 
