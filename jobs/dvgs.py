@@ -74,6 +74,9 @@ def passes(settings: Settings, scorer: DVGS) -> OwnPasses:
     phases.append(Phase("dvgs: measuring", measuring, measure_work))
     if scorer.aggregate == "rank":
         phases += _rank_phases(settings, scorer, common, measuring)
+    if all(task.is_done() for task in phases[-1].tasks):
+        # Nothing reads what stands in the folder `dvgs`, which may have been removed.
+        phases = phases[-1:]
     return OwnPasses(tuple(phases), tuple((slug_of(seed), seed) for seed in scorer.seeds))
 
 

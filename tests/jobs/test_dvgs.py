@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,20 @@ def test_what_is_done_is_not_done_again_and_a_similarity_costs_no_pass(
     other = [task.name for task in passes(again, replace(chosen, lr=0.1)).tasks
              if not task.is_done()]  # fmt: skip
     assert len(other) == 1 + 3  # the training and three partitions; the target is as it was
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "rank"])
+def test_the_recorded_steps_may_be_removed_and_come_back_with_new_data(
+    tmp_path: Path, aggregate: str
+):
+    settings = settings_of(tmp_path, aggregate=aggregate)
+    first = scored(settings)
+    shutil.rmtree(tmp_path / "run" / "dvgs")
+    assert scored(settings).equals(first)
+    assert not (tmp_path / "run" / "dvgs").exists()
+    frame(70, 0).write_parquet(tmp_path / "pool.parquet")
+    assert scored(settings)["dvgs"].null_count() == 0
+    assert (tmp_path / "run" / "dvgs" / "seed-0" / "done.json").exists()
 
 
 def test_a_target_that_has_changed_changes_everything(tmp_path: Path):
