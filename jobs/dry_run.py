@@ -8,11 +8,15 @@ from typing import Any
 
 from curate.config import plain
 from curate.errors import InputError
-from jobs.all_stages import Stage, load, stages_for, state_of
+from jobs.all_stages import STAGES, Stage, load, stages_for, state_of
 from jobs.nesting import refuse_nesting
 from jobs.opening import changes, check_folder, flat, saved_values
 from jobs.resolving import resolved
 from jobs.settings import Settings
+
+_NOTHING: Mapping[str, Any] = {"due": 0, "after": [], "why": (), "total": 0}
+_COMMANDS = {"tokenizer": "train", "lengths": "plan"}
+"""Stages without a command of their own -> the command that runs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Forecast:
     """Dotted key -> value and origin."""
     measured: bool
     """Whether batches were timed."""
+    hint: str
+    """What to run first so that more can be timed; empty where there is nothing to say."""
     free_bytes: int
     """On the disk of the run folder."""
 
@@ -55,7 +61,8 @@ def describe(
         state = state_of(stage, full)
         after = [name for name in stage.needs if name in stages and _is_due(stages[name])]
         entry = {**asdict(state), "due": max(0, state.total - state.done), "after": after}
-        if measure and entry["due"]:
+        # Writing can be foretold from the index, before a plan says what is due.
+        if measure and (entry["due"] or (stage.name == "write" and _is_due(entry))):
             entry |= _measured(stage, full)
         stages[stage.name] = entry
     return Forecast(
@@ -67,12 +74,33 @@ def describe(
             for key, value in flat(values).items()
         },
         measured=measure,
+        hint=_hint(stages) if measure else "",
         free_bytes=shutil.disk_usage(_existing(root)).free,
     )
 
 
 def _is_due(entry: Mapping[str, Any]) -> bool:
     return bool(entry["due"] or entry["after"] or (entry["why"] and not entry["total"]))
+
+
+def _hint(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """What to run before the stages that could be timed, but not yet."""
+    untimed = [
+        stage.name
+        for stage in STAGES
+        if stage.measure is not None
+        and _is_due(stages.get(stage.name, _NOTHING))
+        and "seconds" not in stages[stage.name]
+    ]
+    names = list(stages)
+    for name in untimed:
+        before = [earlier for earlier in names[: names.index(name)] if _is_due(stages[earlier])]
+        if before:
+            return (
+                f"{' and '.join(untimed)} can be timed once {before[0]} is done: run"
+                f" `curate {_COMMANDS.get(before[0], before[0])}` on the same settings first"
+            )
+    return ""
 
 
 def _measured(stage: Stage, settings: Settings) -> dict[str, Any]:

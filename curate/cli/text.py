@@ -51,6 +51,8 @@ def dry_run_lines(forecast: "Forecast", *, details: bool) -> list[str]:
     lines += table(rows, right=frozenset({1, 2, 3, 4, 5}))
     if measured:
         lines.append(f"free on this disk: {size_text(forecast.free_bytes)}")
+    if forecast.hint:
+        lines.append(forecast.hint)
     for name, entry in forecast.stages.items():
         lines += [f"{name}: {why}" for why in entry["why"]]
     lines += [f"changed: {line}" for line in forecast.changes]

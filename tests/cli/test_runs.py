@@ -129,6 +129,18 @@ def test_measuring_says_which_stages_cannot_tell(curate: Curate, config: Config)
     assert "free on this disk" in out
 
 
+def test_measuring_says_what_to_run_first(curate: Curate, config: Config):
+    path = config()
+    out = curate("run", path, "--dry-run", "--measure").out
+    hint = "can be timed once index is done: run `curate index` on the same settings first"
+    assert f"\nscore and write {hint}\n" in out
+    assert hint not in curate("run", path, "--dry-run").out
+    assert curate("index", path).code == 0
+    assert "can be timed" not in curate("write", path, "--dry-run", "--measure").out
+    assert curate("run", path).code == 0
+    assert "can be timed" not in curate("run", path, "--dry-run", "--measure").out
+
+
 def test_a_changed_setting_is_said_and_redoes_what_depends_on_it(curate: Curate, done: Path):
     def kept() -> int:
         return int(pl.read_parquet(done / "plan" / "part-*.parquet")["keep"].sum())
