@@ -3,8 +3,9 @@
 Weights come from safetensors only, and no code of a model's repository is run.
 """
 
+import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -94,6 +95,8 @@ def load_model(
     folder = checkpoint or model_folder(model)
     base = base_folder(model, folder)
     config = read_config(base)
+    if checkpoint is not None:
+        _check_same_kind(model, config, folder)
     kind = task_class(task)
     if is_own(config):
         _refuse_for_own(model)
@@ -150,6 +153,9 @@ def tokenizer_of(model: Model, folder: Path) -> Any:
         return load_tokenizer(model.tokenizer)
     return load_tokenizer(tokenizer_folder(model, folder))
 
+
+_BLOCK = re.compile(r".*?\.\d+\.")
+"""A parameter's name as far as the number of its block."""
 
 _last: dict[str, LoadedModel] = {}
 
@@ -236,6 +242,7 @@ def _from_pretrained(
         _check_classes(model.config.num_labels, task, folder)
     missing = sorted(str(key) for key in report["missing_keys"])
     missing += sorted(str(key[0]) for key in report.get("mismatched_keys", ()))
+    _check_architecture(model, missing, sorted(map(str, report["unexpected_keys"])), folder)
     fresh = sorted({key.rpartition(".")[0] for key in missing})
     random = [key for key in missing if not _is_covered(key, covered)]
     if random and head_seed is None:
@@ -246,6 +253,49 @@ def _from_pretrained(
             fix="fine-tune it first (checkpoints.train), or name a model trained for this task",
         )
     return model, fresh
+
+
+def _check_same_kind(model: Model, config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint of another kind than the model of the settings."""
+    wanted: str | None = None
+    if model.config is not None:
+        wanted = model.config.get("model_type")
+    elif model.name is not None and (Path(model.name) / "config.json").is_file():
+        wanted = read_config(Path(model.name)).get("model_type")
+    found = config.get("model_type")
+    if wanted is not None and found != wanted:
+        raise ConfigError(
+            f"the checkpoint {folder} is a {found} model, but the model of the settings is a"
+            f" {wanted} one",
+            fix="name the model that it was trained from, or leave the checkpoint out",
+        )
+
+
+def _check_architecture(
+    model: nn.Module, missing: Sequence[str], unexpected: Sequence[str], folder: Path
+) -> None:
+    """Refuse weights of another model than `config.json` says; a head may be missing or too many.
+
+    Blocks that the model does not have would be left out without a word, and a body without weights
+    would be a random one.
+    """
+    own = set(model.state_dict())
+    blocks = {found[0] for key in own if (found := _BLOCK.match(key))}
+    lists = {block.rstrip(".").rpartition(".")[0] for block in blocks}
+    extra = [
+        key for key in unexpected
+        if (found := _BLOCK.match(key)) and found[0] not in blocks
+        and found[0].rstrip(".").rpartition(".")[0] in lists
+    ]  # fmt: skip
+    if not extra and 2 * len(missing) <= len(own):
+        return
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    first = f"{extra[0]} has no place in it" if extra else f"it has no weights for {missing[0]}"
+    raise InputError(
+        f"the weights in {folder} are not those of the {kind} model that its config.json describes:"
+        f" {first}",
+        fix="save the weights and the config.json of one model together",
+    )
 
 
 def _is_covered(key: str, modules: Collection[str]) -> bool:

@@ -94,8 +94,25 @@ def break_model(folder: Path, how: str) -> None:
             tokenizer = byte_tokenizer()
             tokenizer.add_tokens(["<extra>"])
             tokenizer.save_pretrained(folder)
+        case "other architecture":
+            other = save_language_model(folder.parent / "gpt2", kind="gpt2", **GPT2)
+            shutil.copy(other / "model.safetensors", folder)
+        case "fewer layers":
+            edit_config(folder, num_hidden_layers=1)
+        case "more layers":
+            edit_config(folder, num_hidden_layers=9)
+        case "other width":
+            edit_config(folder, hidden_size=16, head_dim=8)
         case _:
             raise AssertionError(how)
+
+
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2}
+
+
+def edit_config(folder: Path, **fields: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +126,10 @@ def break_model(folder: Path, how: str) -> None:
         ("no weights", InputError, "model.safetensors is missing", "save_pretrained"),
         ("torn weights", InputError, "cannot be loaded", "check"),
         ("adapter", InputError, "an adapter", "merge_and_unload"),
+        ("other architecture", InputError, "not those of the llama .* no weights", "together"),
+        ("fewer layers", InputError, r"not those of .*layers\.1\..* has no place", "together"),
+        ("more layers", InputError, r"not those of .* no weights for .*layers\.", "together"),
+        ("other width", InputError, "cannot be loaded", "check"),
         ("other tokenizer", ConfigError, "has 266 tokens, but the model in", "trained with"),
     ],
 )
@@ -331,3 +352,15 @@ def test_a_task_of_the_user_comes_in_by_its_address(
     )
     assert build_task(settings, byte_tokenizer()).facts() == {"own": 1}
     assert settings.max_tokens == 4
+
+
+def test_a_checkpoint_of_another_kind_of_model_is_refused(tmp_path: Path):
+    folder = save_language_model(tmp_path / "llama")
+    other = save_language_model(tmp_path / "gpt2", kind="gpt2", **GPT2)
+    for model in (
+        Model(name=str(folder), device="cpu"),
+        Model(config={"model_type": "llama"}, device="cpu"),
+    ):
+        with pytest.raises(ConfigError, match=r"gpt2 is a gpt2 model, but .* is a llama one"):
+            load_model(model, CausalLM(), checkpoint=other)
+        assert load_model(model, CausalLM(), checkpoint=folder).model is not None
