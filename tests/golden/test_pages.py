@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -30,22 +31,41 @@ def reference() -> str:
     lines = _section("", Settings, "The run")
     for name, address in TASKS.items():
         lines += _section("task", load(address), f"task, kind {name}")
+    for name, address in MIXERS.items():
+        head = [f"| `mix.mixer` | `{name}` | {_first_line(load(address))} |"]
+        lines += _section("mix", load(address), f"mix, mixer {name}", head=head)
     return "\n".join(lines) + "\n"
 
 
-def _section(prefix: str, kind: Any, title: str) -> list[str]:
+def _section(prefix: str, kind: Any, title: str, *, head: Sequence[str] = ()) -> list[str]:
     schema = json_schema(kind)
-    lines = [f"### {title}", "", "| key | default | |", "| --- | --- | --- |"]
+    lines = [f"### {title}", "", "| key | default | |", "| --- | --- | --- |", *head]
     below: list[str] = []
     hints = get_type_hints(kind)
     for field in fields(kind):
         key = f"{prefix}.{field.name}" if prefix else field.name
-        text = " ".join(schema["properties"][field.name].get("description", "").split())
+        entry = schema["properties"][field.name]
+        text = " ".join(entry.get("description", "").split())
+        if choices := _choices(entry):
+            text = f"{text} One of {', '.join(f'`{choice}`' for choice in choices)}.".strip()
         lines.append(f"| `{key}` | {_default(field)} | {text} |")
         owner, place = _owner(hints[field.name], key)
         if owner is not None:
             below += _section(place, owner, place)
     return [*lines, "", *below]
+
+
+def _choices(entry: dict[str, Any]) -> list[str]:
+    """The words that a key may be set to, where there are several and no others."""
+    members: list[dict[str, Any]] = entry.get("anyOf", [entry])
+    if any("enum" not in m and "const" not in m and m.get("type") != "null" for m in members):
+        return []
+    found = [word for m in members for word in m.get("enum", [m[k] for k in ("const",) if k in m])]
+    return found if len(found) > 1 else []
+
+
+def _first_line(kind: Any) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
 
 
 def _owner(hint: Any, key: str) -> tuple[Any, str]:
@@ -76,6 +96,15 @@ def _default(field: Any) -> str:
 def test_the_page_of_settings_lists_every_key_with_its_default():
     """If this fails, run this file with python: it writes the page anew."""
     assert PAGE.read_text().split(BEGIN)[1].split(END)[0] == reference()
+
+
+def test_the_page_of_settings_names_the_words_that_a_key_may_be_set_to():
+    page = PAGE.read_text()
+    assert re.search(r"`plan\.draw` \| `top` \|.* One of `top`, `sample`\.", page)
+    assert re.search(r"`compare\.better` \|.* One of `higher`, `lower`\.", page)
+    for mixer in MIXERS:
+        assert f"### mix, mixer {mixer}\n" in page
+    assert "`mix.max_epochs`" in page
 
 
 def _command(name: str) -> Any:
