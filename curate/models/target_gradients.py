@@ -203,7 +203,7 @@ class _Loop:
         whole = steps * each * self.recording.runs
         due = whole - len(self.points) * each
         free = shutil.disk_usage(self.recording.folder).free - _SPARE_BYTES
-        log.info("target: %d evaluated steps take %.2f GB", steps, steps * each / 1e9)
+        log.info("target: %d evaluated steps take %.1f MB", steps, steps * each / 1e6)
         if due > free:
             possible = max(free, 0) / max(whole, 1)
             every = math.ceil(self.recording.every / possible) if possible else 0
