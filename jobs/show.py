@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -137,7 +137,7 @@ def shown(
         highest=highest,
         lowest=lowest,
         set_aside=set_aside(run),
-        load=_load_lines(run),
+        load=_load_lines(run, domain),
     )
 
 
@@ -166,9 +166,13 @@ def _yardsticks(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         "mean_score": summary["means"].get("plan.score", {}).get("kept"),
         "overlap": 1.0,
     }
+    # Rows of numbers are all as long; without a mixture there are no proportions to compare.
+    empty = {"longest"} if summary["tokenizer"] is None else set[str]()
+    empty |= {"natural"} if summary["mixer"] is None else set()
     others = {
         name: {key: value for key, value in entry.items() if key != "domains"}
         for name, entry in summary["yardsticks"].items()
+        if name not in empty
     }
     return {"plan": own, **others}
 
@@ -333,13 +337,21 @@ def _said(value: Any) -> str:
     return value if isinstance(value, str) else _content({"messages": value})
 
 
-def _load_lines(run: RunFolder) -> list[str]:
+def _load_lines(run: RunFolder, domain: str | None) -> list[str]:
+    """How the shards are loaded: all of them, or those of one domain."""
     path = run.shards / "manifest.json"
     manifest = read_document(path, shards=list, domains=dict, columns=dict)
     if manifest is None:
         return []
+    shards = [
+        shard
+        for shard in cast(list[dict[str, Any]], manifest["shards"])
+        if domain in (None, shard.get("domain"))
+    ]
+    if not shards:
+        return []
     written = Written(
-        shards=manifest["shards"],
+        shards=shards,
         examples={},
         names=manifest["domains"],
         sources={},
@@ -349,9 +361,10 @@ def _load_lines(run: RunFolder) -> list[str]:
         tokenizer=None,
     )
     try:
-        return load_lines(written, repr(str(run.shards)))
+        lines = load_lines(written, repr(str(run.shards)))
     except (TypeError, KeyError, AttributeError) as error:
         raise misshapen(path, f"{type(error).__name__}: {error}") from error
+    return lines if domain is None else [lines[0], lines[-1]]
 
 
 def _some(names: list[str]) -> str:

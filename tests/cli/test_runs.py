@@ -286,6 +286,26 @@ def test_show_of_one_domain_counts_that_domain_alone(curate: Curate, config: Con
     assert document["kept"]["rows"] == kept
     assert document["kept"]["row_share"] == kept / document["training"]["rows"]
     assert document["yardsticks"] == {}
+    for domain in ("a", "b"):
+        shown = json.loads(curate("show", path.parent / "run", "--domain", domain, "--json").out)
+        assert len(shown["load"]) == 2
+        assert f', "{domain}", split="train")' in shown["load"][1]
+
+
+def test_show_leaves_out_yardsticks_that_say_nothing(
+    curate: Curate, config: Config, data: Path, tmp_path: Path
+):
+    def yardsticks(**more: Any) -> set[str]:
+        path = config(**more)
+        assert curate("run", path, "-q").code == 0
+        return set(json.loads(curate("show", tmp_path / "run", "--json").out)["yardsticks"])
+
+    assert yardsticks() == {"plan", "random", "longest"}
+    assert yardsticks(mix={"mixer": "unimax"}) == {"plan", "random", "longest", "natural"}
+    pl.DataFrame({"x": [float(i) for i in range(40)], "label": [0, 1] * 20}).write_parquet(data)
+    source = {"path": str(data), "features": "x", "label": "label"}
+    task = {"kind": "tabular-classification", "num_classes": 2}
+    assert yardsticks(sources={"a": source}, task=task) == {"plan", "random"}
 
 
 def test_show_takes_any_expression(curate: Curate, done: Path):
