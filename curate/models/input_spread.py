@@ -23,7 +23,8 @@ from curate.models.input_gradients import How, embedding_of, input_gradients
 from curate.models.quantities import to_device
 from curate.models.tasks import Encoded, Task
 
-_BLOCK_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
+_BLOCK_BYTES = 1 << 28
+_CUDA_BLOCK_BYTES = 1 << 32
 """Means and squared deviations that exist at a time."""
 
 
@@ -131,7 +132,8 @@ def gradient_spread(
     like = input_gradients(models.at(visits[0]), task, first, num_examples=1, how=how).values
     rows = encoded.lengths[order] if "input_ids" in first else np.ones(len(order), dtype=np.int64)
     row_bytes = 2 * like.shape[1] * like.element_size()
-    limit = max(1, (block_bytes or _BLOCK_BYTES[device.type]) // row_bytes)
+    usual = _CUDA_BLOCK_BYTES if device.type == "cuda" else _BLOCK_BYTES
+    limit = max(1, (block_bytes or usual) // row_bytes)
     sums: set[tuple[float, float] | None] = set()
     batches = halved = 0
     for start, stop in _blocks(rows, limit):

@@ -493,6 +493,20 @@ def test_a_checkpoint_of_another_shape_is_named(keep_bytes: int):
         Resident(names, lambda k: models[k], keep_bytes=keep_bytes).at(2)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("target", ["label", "predicted"])
+def test_a_gpu_gives_the_same_scores(tmp_path: Path, target: str):
+    models, task, encoded = texts(tmp_path, 3)
+    wanted = spread(models, task, encoded, target=target)
+    cuda = torch.device("cuda")
+    turns = Resident(["a", "b", "c"], lambda index: models[index].to(cuda))
+    how = How(target=target)  # pyright: ignore[reportArgumentType]
+    found = gradient_spread(turns, task, encoded, how=how, device=cuda, batch_tokens=64)
+    torch.testing.assert_close(found.mean_deviation, wanted.mean_deviation, rtol=1e-6, atol=0)
+    assert found.chosen.tolist() == wanted.chosen.tolist()
+
+
 def disc_and_ring(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """(600, 2) points of the two classes, their classes and their radii, mixed."""
     draw = np.random.default_rng(seed)
