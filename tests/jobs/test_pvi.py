@@ -129,6 +129,29 @@ def test_each_example_is_judged_by_the_model_that_did_not_see_it(blobs: World):
     assert all_folds == {0, 1, 2}
 
 
+def test_labels_that_were_drawn_at_random_are_not_learnt_by_heart(tmp_path: Path):
+    """A model that saw them would find them all easy."""
+    draw = np.random.default_rng(3)
+    values = draw.normal(size=(90, 8)).astype(np.float32)
+    labels = draw.integers(2, size=90)
+    pl.DataFrame({"x": values, "label": labels}).write_parquet(tmp_path / "blobs.parquet")
+    settings = settings_of(
+        tmp_path,
+        task={"kind": "tabular-classification", "num_classes": 2},
+        model={"config": {"model_type": "mlp", "hidden": [64]}, "device": "cpu"},
+        checkpoints={"train": {"epochs": 25, "lr": 0.03, "batch_tokens": 32}},
+        score={"scorers": [{"pvi": {"folds": 2, "stop": "last"}}]},
+    )
+    scored(settings)
+    run = RunFolder(Path(settings.run))
+    (part,) = run.partitions()[:1]
+    table = pl.read_parquet(run.scores(part, "pvi").path)
+    examples = pl.read_parquet(run.examples(part).path)
+    seen = table.filter(examples["split"] == "train")["pvi"].to_numpy()
+    assert seen.mean() < 0
+    assert np.mean(seen > 0) < 0.7
+
+
 def test_the_model_without_input_knows_the_spread_of_the_labels(blobs: World):
     _, _, settings = blobs
     run = RunFolder(Path(settings.run))
