@@ -113,13 +113,15 @@ def as_columns(found: Mapping[str, Any]) -> pl.DataFrame:
 def counts_of(encoded: Encoded, table: pl.DataFrame) -> dict[str, int]:
     """What a reader of the scores should know: how many examples have none or were cut."""
     unscored = int((encoded.num_scored == 0).sum())
-    broken = table["loss"].null_count() - unscored
+    measured = pl.exclude(*KEY, "scored_share", "num_scored")
+    broken = table.filter(pl.any_horizontal(measured.is_null())).height - unscored
     if encoded.problems:
         first = min(encoded.problems)
         log.warning("%d examples are not scored; the first, %s: %s", len(encoded.problems),
                     table.select(KEY).row(first), encoded.problems[first])  # fmt: skip
     if broken:
-        log.warning("%d examples have a loss that is not finite; they count as not scored", broken)
+        log.warning("%d examples have a loss or a gradient that is not finite; they count as not"
+                    " scored", broken)  # fmt: skip
     return {
         "unscored": unscored + broken,
         "truncated": int(encoded.truncated.sum()),

@@ -30,6 +30,7 @@ _HALF_SCALE = 256.0
 
 
 _CHECKED_EXAMPLES = 2
+_PIECE = 1 << 20
 _TOLERANCE = 1e-3
 _TOLERANCE_HALF = 0.1
 
@@ -193,10 +194,10 @@ class Engine:
         tolerance = _TOLERANCE_HALF if first.dtype.itemsize == 2 else _TOLERANCE
         # A gradient that is zero but for rounding, as of a key's bias, is not compared.
         rounding = 16 * torch.finfo(first.dtype).eps * (weights * found.total().sqrt()).sum()
-        for name, gradient in truth.items():
-            gradient = gradient.double() / self._scale
-            expected = (gradient * signs[name]).sum().to(self._device)
-            scale = gradient.norm().to(self._device)
+        for name in list(truth):
+            expected, norm = _product_and_norm(truth.pop(name), signs[name])
+            expected = expected.to(self._device) / self._scale
+            scale = norm.to(self._device) / self._scale
             scale += (weights * found.squares[name].sqrt()).sum()
             distance = ((found.inner[name] * weights).sum() - expected).abs()
             if name in self._uncovered:
@@ -313,6 +314,18 @@ class Engine:
         finally:
             for parameter, needed in before:
                 parameter.requires_grad_(needed)
+
+
+def _product_and_norm(gradient: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
+    """In float64, without a copy of the whole gradient."""
+    inner = torch.zeros((), dtype=torch.float64, device=gradient.device)
+    square = torch.zeros_like(inner)
+    pieces = zip(gradient.flatten().split(_PIECE), sign.flatten().split(_PIECE), strict=True)
+    for part, signs in pieces:
+        part = part.double()
+        inner += (part * signs).sum()
+        square += part.square().sum()
+    return inner, square.sqrt()
 
 
 def _signs(shape: torch.Size, draw: torch.Generator) -> Tensor:
