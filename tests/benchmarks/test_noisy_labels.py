@@ -46,7 +46,8 @@ SUSPICIOUS = {
 """Column -> the sign that puts what is suspicious at the top."""
 CLASSIFYING = ["label_issues", "aum", "confidence", "forgetting", "variability", "el2n", "grand",
                "loss", "length", "random", {"dvgs": {"epochs": 20, "every": 10}}]  # fmt: skip
-WRITING = [name for name in CLASSIFYING if name != "label_issues"]
+# Without classes there is nothing for label_issues; gradients of long answers take too long here.
+WRITING = ["aum", "confidence", "forgetting", "variability", "el2n", "loss", "length", "random"]
 BERT = {
     "model_type": "bert",
     "hidden_size": 64,
@@ -116,11 +117,11 @@ def ruled_messages(seed: int) -> Pool:
 
 
 def solutions(seed: int) -> Pool:
-    """1,000 answers of models to maths problems, of which a language model is to find the wrong."""
+    """400 answers of models to maths problems, of which a language model is to find the wrong."""
     frame = pl.read_parquet(DATA / "gsm8k_solutions" / "train.parquet")
     frame = frame.select("source", prompt="instruction", response="output", wrong=~pl.col(
         "is_correct").cast(pl.Boolean))  # fmt: skip
-    rows = frame.filter(pl.col("source") != "human").sample(1000, seed=seed, shuffle=True)
+    rows = frame.filter(pl.col("source") != "human").sample(400, seed=seed, shuffle=True)
     target = frame.filter(pl.col("source") == "human").sample(300, seed=seed)
     changes = {
         "task": {"kind": "causal-lm", "max_tokens": 192},
