@@ -29,7 +29,7 @@ from curate.models.gradients import Engine, Sides, Wanted
 from curate.models.gradients.sketch import Sketch
 from curate.models.settings import LoRA
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "1b": {"vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632,
            "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4},
     "8b-lora": {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
@@ -94,7 +94,7 @@ def packed_losses(count: int) -> Callable[[nn.Module, Any], Tensor]:
 def largest_difference(engine: Engine, batch: dict[str, Tensor], count: int) -> float:
     """Of the norms of packed examples to those of the same examples in rows of their own."""
     losses = packed_losses(count)
-    given = {"num_examples": count, "segments": batch["segments"]}
+    given: dict[str, Any] = {"num_examples": count, "segments": batch["segments"]}
     packed = engine.measure(losses, batch, **given).total().sqrt()
     alone: list[Tensor] = []
     for number in range(min(count, 4)):
@@ -138,7 +138,7 @@ class Ways:
         self.model.zero_grad(set_to_none=True)
 
     def measured(self, engine: Engine, wanted: Wanted) -> Any:
-        given = {"num_examples": self.count, "segments": self.batch["segments"]}
+        given: dict[str, Any] = {"num_examples": self.count, "segments": self.batch["segments"]}
         return engine.measure(self.losses, self.batch, wanted=wanted, **given)
 
     def norm(self) -> Tensor:

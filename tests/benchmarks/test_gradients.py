@@ -47,9 +47,9 @@ PEERS = ("loop of single examples", "`vmap(grad)`", "Opacus, hooks", "Opacus, gh
 
 GOALS: dict[tuple[str, int], dict[str, float]] = {
     ("llama-50m", 128): {NORM: 0.80, INNER: 1.1, LOW_RANK: 0.85, INDEX: 0.75, ONE_PASS: 0.85},
-    ("llama-50m", 512): {NORM: 0.90, INNER: 1.1, LOW_RANK: 0.85, INDEX: 0.75},
+    ("llama-50m", 512): {NORM: 0.90, SKETCHED: 0.80, INNER: 1.1, LOW_RANK: 0.85, INDEX: 0.75},
 }
-SKETCH_GOAL, SKETCH_ERROR, PEAK_GOAL = 0.80, 0.05, 1.1
+SKETCH_ERROR, PEAK_GOAL = 0.05, 1.1
 
 
 def cases() -> list[tuple[str, int, int]]:
@@ -92,12 +92,15 @@ def test_what_gradients_cost(name: str, rows: int, length: int):
                 del table[label]
         found[NORM] = table[NORM]()
         times, peaks = interleaved(table, ROUNDS, PEERS)
-    show(ways, times, peaks, errors(ways, found), failed)
+    wrong = errors(ways, found)
+    show(ways, times, peaks, wrong, failed)
     reached = medians(ratios(times, BASE))
-    for label, goal in GOALS.get((name, length), {NORM: 1.6}).items():
-        if reached[label] > goal:
-            warnings.warn(f"{label}: {reached[label]:.2f}, the goal is {goal}", stacklevel=1)
+    for label, goal in GOALS.get((name, length), {}).items():
+        verdict = "met" if reached[label] <= goal else "missed"
+        print(f"{label}: {reached[label]:.2f}, the goal of {goal} is {verdict}")
     assert reached[NORM] <= 1.6
+    assert wrong[NORM] <= 1e-4
+    assert wrong[SKETCHED] <= SKETCH_ERROR
     assert peaks[NORM] <= PEAK_GOAL * peaks[BASE] + 20
 
 
