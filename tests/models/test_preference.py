@@ -11,6 +11,7 @@ from tiny_models import byte_tokenizer, save_language_model
 from torch import Tensor
 
 from curate.errors import ConfigError, InputError
+from curate.models.gradients import softmax
 from curate.models.load import LoadedModel, load_model
 from curate.models.quantities import FORWARD, GRADIENT, measure
 from curate.models.settings import Model, Preference
@@ -113,10 +114,14 @@ def test_all_quantities_are_those_of_a_loop(
             assert float(found[name][index]) == pytest.approx(value, rel=1e-5), name
 
 
+@pytest.mark.parametrize("is_large", [False, True])
 def test_gradients_are_those_of_single_examples(
-    models: tuple[LoadedModel, LoadedModel],
+    models: tuple[LoadedModel, LoadedModel], is_large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, reference = models
+    if is_large:  # as a vocabulary of 128,000 would be
+        monkeypatch.setitem(softmax.KEPT_NUMBERS, "cpu", 100)
+        monkeypatch.setitem(softmax.BLOCK_NUMBERS, "cpu", 2000)
     task = task_of(loaded.tokenizer)
     fields = with_reference(task, reference.model, pairs())
     found, _ = measure(
@@ -214,6 +219,25 @@ def test_without_the_reference_it_says_what_is_missing(
         task.encode(pl.DataFrame({"text": ["a"]}))
     with pytest.raises(ConfigError, match="beta is 0"):
         Preference(beta=0)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_training_goes_down_the_gradient_of_the_mean(
+    models: tuple[LoadedModel, LoadedModel], is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, reference = models
+    if is_large:
+        monkeypatch.setitem(softmax.KEPT_NUMBERS, "cpu", 100)
+        monkeypatch.setitem(softmax.BLOCK_NUMBERS, "cpu", 2000)
+    task = task_of(loaded.tokenizer)
+    fields = with_reference(task, reference.model, pairs())
+    batch = task.collate(task.encode(fields), range(len(PROMPTS)))
+    parameters = list(loaded.model.parameters())
+    found: Any = torch.autograd.grad(task.loss(loaded.model, batch), parameters)
+    losses = [-m.sigmoid().log() for m in margins(loaded.model, reference.model, loaded.tokenizer)]
+    wanted: Any = torch.autograd.grad(torch.stack(losses).mean(), parameters)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_half_precision_sums_up_in_float64(models: tuple[LoadedModel, LoadedModel]) -> None:

@@ -16,7 +16,7 @@ from curate.errors import ConfigError
 from curate.models.load import LoadedModel, load_model
 from curate.models.quantities import FORWARD, GRADIENT, measure
 from curate.models.settings import CausalLM, Model, Window
-from curate.models.tasks import Task, build_task
+from curate.models.tasks import Task, build_task, windows
 from curate.models.tasks.windows import window_bounds
 
 CPU = torch.device("cpu")
@@ -91,6 +91,27 @@ def test_every_token_counts_once_with_the_overlap_as_context(loaded: LoadedModel
         assert float(found["loss"][index]) == pytest.approx(
             float(torch.stack(losses).mean()), rel=1e-6
         )
+
+
+def test_many_windows_are_read_some_at_a_time(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch):
+    task = task_of(loaded.tokenizer)
+    fields = pl.DataFrame({"text": TEXTS})
+    together = measured(loaded, task, fields)
+    seen: list[int] = []
+    hook = loaded.model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    body: Any = loaded.model.base_model
+    inner = body.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    monkeypatch.setitem(windows._GROUP_TOKENS, "cpu", 2 * SIZE)  # pyright: ignore[reportPrivateUsage]
+    apart = measured(loaded, task, fields, batch_tokens=5000)
+    hook.remove()
+    inner.remove()
+    assert max(seen) <= 2
+    for name in FORWARD:
+        np.testing.assert_allclose(apart[name], together[name], rtol=1e-6)
 
 
 def test_the_gradient_is_that_of_the_whole_document(loaded: LoadedModel):

@@ -29,12 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curate.errors import ConfigError, InputError
-from curate.models.head import counted_logits
+from curate.models.gradients import first_sweep, softmax_losses
+from curate.models.gradients.softmax import plain_losses
+from curate.models.head import counted_logits, counted_states
 from curate.models.settings import Preference
 from curate.models.tasks.chat import ChatEncoder
 from curate.models.tasks.protocol import Batch, Encoded, Flat
 from curate.models.tasks.ragged import Ragged
-from curate.models.tasks.windows import row_batch, rows_of
+from curate.models.tasks.windows import Rows, row_batch, rows_of
 from curate.models.tokens import padding_id, token_ids
 
 REFERENCE = ("reference_chosen", "reference_rejected")
@@ -116,19 +118,13 @@ class PreferenceTask:
         Args:
             model: a causal language model.
             batch: from `collate`; `reference` is not needed.
-            whole: all logits at once, as gradients need.
+            whole: with a graph, as gradients need.
         """
         given = rows_of(model, batch)
-        rows, columns, targets, owner = given.counted()
-        found = torch.zeros(len(given.targets), dtype=torch.float64, device=targets.device)
-        start = 0
-        pieces = counted_logits(model, given.inputs, rows, columns, whole=whole, owner=owner)
-        for logits in pieces:
-            stop = start + len(logits)
-            losses = functional.cross_entropy(logits, targets[start:stop], reduction="none")
-            found = found.index_add(0, rows[start:stop], -losses.double())
-            start = stop
-        return found.reshape(-1, 2)
+        rows = given.counted()[0]
+        losses = _with_graph(model, given) if whole else _losses(model, given, whole=False)
+        found = torch.zeros(len(given.targets), dtype=torch.float64, device=rows.device)
+        return found.index_add(0, rows, -losses.double()).reshape(-1, 2)
 
     def logits_and_targets(self, model: nn.Module, batch: Batch) -> Flat:
         return self._flat(model, batch, whole=True)
@@ -190,6 +186,29 @@ class PreferenceTask:
 
     def _ids(self, texts: pl.Series) -> list[np.ndarray]:
         return token_ids(self.tokenizer, texts.fill_null("").to_list(), limit=self.max_tokens)
+
+
+def _losses(model: nn.Module, given: Rows, *, whole: bool) -> Tensor:
+    """(M,) loss of each counted token, from logits that exist all at once or some at a time."""
+    rows, columns, targets, owner = given.counted()
+    found = [targets.new_zeros(0, dtype=torch.float32)]
+    start = 0
+    for logits in counted_logits(model, given.inputs, rows, columns, whole=whole, owner=owner):
+        chosen = targets[start : start + len(logits)]
+        found.append(functional.cross_entropy(logits, chosen, reduction="none"))
+        start += len(logits)
+    return torch.cat(found)
+
+
+def _with_graph(model: nn.Module, given: Rows) -> Tensor:
+    """(M,) loss of each counted token; of a large vocabulary no logits are kept."""
+    rows, columns, targets, owner = given.counted()
+    before = counted_states(model, given.inputs, rows, columns)
+    if before is None:
+        return _losses(model, given, whole=True)
+    if any(parameter.requires_grad for parameter in before.head.parameters()):
+        return plain_losses(before.head, before.states, targets)  # in training
+    return softmax_losses(before.head, first_sweep(before.head, before.states, targets, owner))
 
 
 def _chats(fields: pl.DataFrame, name: str) -> pl.DataFrame:
