@@ -36,6 +36,9 @@ def check_plan(settings: Settings) -> None:
         read += f" {settings.plan.weights.score}"
     chosen = chosen_scorers(named) if named else []
     coming = {entry.folder: _columns(entry, read) for entry in chosen}
+    if settings.task.get("window"):  # the task says what share of a document was scored
+        shared = [entry.folder for entry in chosen if entry.kind == "pass"]
+        coming |= {folder: (*coming[folder], "scored_share") for folder in shared}
     try:
         there = score_columns(run)
     except InputError:  # a damaged table of a scorer that runs again is made anew

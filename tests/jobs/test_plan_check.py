@@ -50,3 +50,13 @@ def test_columns_that_only_the_model_knows_are_believed(tmp_path: Path):
         check_plan(settings(tmp_path, "grand_layer_0", "grand"))
     with pytest.raises(ConfigError, match="gradn"):
         check_plan(settings(tmp_path, "gradn", by_layer))
+
+
+def test_the_share_that_windows_scored_can_be_read(tmp_path: Path) -> None:
+    task = {"kind": "causal-lm", "max_tokens": 64, "window": {"overlap": 16}}
+    sources = {"web": {"path": str(tmp_path), "text": "text"}}
+    values = {"run": str(tmp_path / "run"), "sources": sources, "score": {"scorers": ["loss"]},
+              "plan": {"score": "loss * scored_share"}}  # fmt: skip
+    check_plan(parse_settings({**values, "task": task}))
+    with pytest.raises(ConfigError, match="scored_share"):
+        check_plan(parse_settings({**values, "task": {"kind": "causal-lm"}}))
