@@ -2,7 +2,7 @@
 
     python -m pytest tests/benchmarks/test_noisy_labels.py -s -o addopts=--import-mode=importlib
 
-Prints the tables of docs/noisy_labels.md; about four minutes of CPU time. Everything goes through
+Prints the tables of docs/noisy_labels.md; five to six minutes of CPU time. Everything goes through
 the command line: one run for each set and seed, all scores in it.
 """
 
