@@ -6,8 +6,8 @@
 Source: Pleiss, Zhang, Elenberg and Weinberger, "Identifying Mislabeled Data using the Area Under
 the Margin Ranking", NeurIPS 2020, arXiv:2001.10528.
 
-Departures: threshold samples are a scorer of their own, `aum_threshold`. For a sequence the margin is
-the mean of its tokens' margins, which is ours.
+Departures: threshold samples are a scorer of their own, `aum_threshold`. For a sequence the margin
+is the mean of its tokens' margins, which is ours.
 Cost: none beside training; reads the training log.
 Shapes: E epochs, N examples.
 """
