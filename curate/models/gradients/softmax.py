@@ -14,13 +14,12 @@ Shapes: M counted positions, D width, V vocabulary, N examples of a batch; of on
 n examples, v columns, S positions of its longest example; T positions of a lookup.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from curate.models.gradients.forms import raised
 from curate.models.gradients.layout import Layout
@@ -159,12 +158,8 @@ def plain_losses(head: nn.Linear, given: Tensor, targets: Tensor) -> Tensor:
     if len(given) * head.out_features <= _limit(KEPT_NUMBERS, given):
         return _losses(given, weight, bias, targets)
     size = max(1, _limit(BLOCK_NUMBERS, given) // head.out_features)
-    piece: Callable[..., Any] = checkpoint
-    return torch.cat([
-        piece(_losses, given[start : start + size], weight, bias,
-              targets[start : start + size], use_reentrant=False)
-        for start in range(0, len(given), size)
-    ])  # fmt: skip
+    found: Any = _Recomputed.apply(given, weight, bias, targets, size)
+    return found
 
 
 def logits_of(head: nn.Linear, given: Tensor, columns: slice = slice(None)) -> Tensor:
@@ -186,6 +181,41 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return None, ctx.tell(grads[0], ctx.needs_input_grad[1]), None, None
+
+
+class _Recomputed(torch.autograd.Function):
+    """`_losses`, some positions at a time; torch's checkpoints keep more than a piece of it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, given: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, size: int
+    ) -> Tensor:
+        ctx.save_for_backward(given, weight, bias, targets)
+        ctx.size = size
+        pieces = zip(given.split(size), targets.split(size), strict=True)
+        return torch.cat([_losses(each, weight, bias, own) for each, own in pieces])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        given, weight, bias, targets = ctx.saved_tensors
+        all_three: tuple[Any, Any, Any] = (given, weight, bias)
+        needed = [place for place in range(3) if ctx.needs_input_grad[place]]
+        found = [torch.zeros_like(raised(all_three[place])) for place in needed]
+        for start in range(0, len(given), ctx.size):
+            part = slice(start, start + ctx.size)
+            each: list[Any] = [given[part], weight, bias]
+            for place in needed:
+                each[place] = each[place].detach().requires_grad_()
+            with torch.enable_grad():
+                losses = _losses(each[0], each[1], each[2], targets[part])
+                wanted: list[Tensor] = [each[place] for place in needed]
+                own = torch.autograd.grad(losses, wanted, grads[0][part])
+            for place, total, value in zip(needed, found, own, strict=True):
+                (total[part] if place == 0 else total).add_(value)
+        result: list[Tensor | None] = [None] * 5
+        for place, total in zip(needed, found, strict=True):
+            result[place] = total.to(all_three[place].dtype)
+        return tuple(result)
 
 
 def _losses(given: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
