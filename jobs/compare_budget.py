@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.data.tables import meet
+from curate.data.tables import meet, read_table
 from curate.errors import InputError
 from curate.models.epochs import Lengths, epoch_windows, plan_epochs, random_seed
 from curate.models.settings import Checkpoints, Train
@@ -74,8 +73,8 @@ def rows_of(run: RunFolder, name: str) -> list[Rows]:
     """What a set trains on, partition by partition."""
     found: list[Rows] = []
     for part in run.partitions():
-        counted = pl.read_parquet(measured_output(run, part).path)
-        planned = pl.read_parquet(folder_of(run, name).planned(part).path)
+        counted = read_table(measured_output(run, part).path)
+        planned = read_table(folder_of(run, name).planned(part).path)
         meet(counted, planned)
         lengths = counted["num_tokens"].to_numpy().astype(np.int32)
         copies = np.where(lengths > 0, planned["copies"].to_numpy(), 0).astype(np.int64)

@@ -19,6 +19,7 @@ from torch import nn
 from curate.config import plain
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
+from curate.data.tables import read_table
 from curate.models.quantities import measure
 from curate.models.tasks import Encoded, Task
 from jobs.compare_examples import evaluation_output, target_folder, target_settings
@@ -177,7 +178,7 @@ class _Key:
 def _encode_once(key: _Key) -> list[_Entry]:
     """Encoded once in a process: all arms and seeds are measured on the same examples."""
     shop = key.shop
-    table = pl.read_parquet(evaluation_output(shop.run).path)
+    table = read_table(evaluation_output(shop.run).path)
     found: list[_Entry] = []
     for where, folder, part in _partitions(shop):
         rows = table.filter((pl.col("where") == where) & (pl.col("partition") == part.name))

@@ -20,7 +20,7 @@ from curate.data.example import TRAIN
 from curate.data.files import read_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.data.tables import meet, write_table
+from curate.data.tables import meet, read_table, write_table
 from curate.errors import ConfigError
 from curate.plan.mixture import DomainSize, Mixture, Phase, load_mixture
 from curate.plan.plan import Arm, apply_plan, make_plans
@@ -101,7 +101,7 @@ def write_sets(payload: dict[str, Any]) -> dict[str, Any]:
         for name in names:
             if arm in payload["given"]:
                 other = RunFolder(Path(payload["given"][arm]))
-                table = pl.read_parquet(other.planned(part).path)
+                table = read_table(other.planned(part).path)
                 meet(frame, table)
             else:
                 table = apply_plan(frame, plans[name])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from curate.config import parse
 from curate.data.example import KEY
 from curate.data.partitions import Partition, remove_strays
-from curate.data.tables import write_table
+from curate.data.tables import read_table, write_table
 from curate.models.checkpoints import native_errors
 from jobs.dvgs import ranks_output, seed_folder, slug_of, values_output
 from jobs.dvgs_work import read_points, step_column, step_weight
@@ -37,7 +37,7 @@ def grid_work(payload: dict[str, Any]) -> Receipt:
     grids: dict[str, torch.Tensor] = {}
     for point in read_points(shop.run, seed):
         name = step_column(point)
-        pieces = [pl.read_parquet(path, columns=[name])[name].drop_nulls() for path in paths]
+        pieces = [read_table(path, [name])[name].drop_nulls() for path in paths]
         values = pl.concat(pieces).cast(pl.Float64).to_numpy()
         grids[name] = torch.from_numpy(grid_of(values, GRID).astype(np.float32))
 
@@ -53,7 +53,7 @@ def rank_work(payload: dict[str, Any]) -> Receipt:
     """Mean percentile rank of each example of one partition."""
     shop, scorer = open_workshop(payload), parse(DVGS, payload["scorer"])
     seed, part = int(payload["seed"]), Partition(**payload["partition"])
-    values = pl.read_parquet(values_output(shop.run, seed, part).path)
+    values = read_table(values_output(shop.run, seed, part).path)
     grids = load_file(ranks_output(shop.run, seed).path)
     points = read_points(shop.run, seed)
     running = Running(("rank",), values.height)

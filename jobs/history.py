@@ -12,7 +12,7 @@ import polars as pl
 from curate.data.files import digest_file, fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.data.tables import meet
+from curate.data.tables import meet, read_table
 from curate.errors import InputError
 
 _SOURCES = {"loss_by_epoch": "loss", "correct_by_epoch": "correct", "margin_by_epoch": "margin"}
@@ -55,7 +55,7 @@ def read_log(
         keys: its examples, for the check that the tables meet.
         seed: of the training run.
     """
-    frames = [pl.read_parquet(path) for path in log_tables(run, part, seed)]
+    frames = [read_table(path) for path in log_tables(run, part, seed)]
     for frame in frames:
         meet(keys, frame)
     return stacked(frames, keys.height)

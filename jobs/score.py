@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, remove_strays
@@ -28,7 +26,7 @@ from jobs.lengths import (
     plan_lengths,
     tokenizer_for,
 )
-from jobs.measurers import Measurer, measurers
+from jobs.measurers import measurers
 from jobs.measuring import measure_work, measuring_tasks
 from jobs.own_passes import OwnPasses, own_passes, run_phases
 from jobs.references import reference_tasks, references_run
@@ -44,6 +42,7 @@ from jobs.run import (
 )
 from jobs.score_columns import column_tasks, column_work
 from jobs.score_estimate import estimate
+from jobs.score_summary import counts_of_passes, describe_scores
 from jobs.settings import Settings, task_settings
 
 __all__ = [
@@ -110,14 +109,14 @@ def score_run(
     _remove_strays(run, chosen, slugs + _slugs(own))
     summary: dict[str, Any] = {
         "rows": sum((run.examples(part).mark() or {}).get("rows", 0) for part in partitions),
-        "scorers": _describe(run, chosen, columns),
+        "scorers": describe_scores(run, chosen, columns),
         "checkpoints": [measurer.name for measurer in used],
         "done": len(measured.done) + sum(len(outcome.done) for outcome in phases.values()),
         "skipped": len(measured.skipped)
         - reused
         + sum(len(outcome.skipped) for outcome in phases.values()),
         "reused": reused,
-        **_counts(run, used, passes),
+        **counts_of_passes(run, used, passes),
         "seconds": round(time.monotonic() - started, 3),
     }
     if lengths == "characters":
@@ -268,52 +267,3 @@ def _remove_strays(run: RunFolder, chosen: Iterable[Chosen], slugs: Iterable[str
         remove_strays(run.root / "scores" / folder, names)
     for slug in set(slugs):
         remove_strays(run.root / "quantities" / slug, names)
-
-
-def _describe(
-    run: RunFolder, chosen: Iterable[Chosen], tasks: Sequence[Task]
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Scorer -> column -> mean, sd, min, max and number of nulls over all its tables."""
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for entry in chosen:
-        folder = run.root / "scores" / entry.folder
-        paths = [t.output.path for t in tasks if t.output.path.parent == folder]
-        paths = [path for path in paths if path.exists()]
-        if not paths:
-            continue
-        table = pl.scan_parquet(paths, glob=False)
-        columns = [c for c in table.collect_schema().names() if c not in ("source", "file", "row")]
-        wide = (
-            table.select(
-                expression
-                for column in columns
-                for expression in (
-                    pl.col(column).cast(pl.Float64).mean().alias(f"{column}/mean"),
-                    pl.col(column).cast(pl.Float64).std().alias(f"{column}/sd"),
-                    pl.col(column).min().alias(f"{column}/min"),
-                    pl.col(column).max().alias(f"{column}/max"),
-                    pl.col(column).null_count().alias(f"{column}/nulls"),
-                )
-            )
-            .collect(engine="streaming")
-            .row(0, named=True)
-        )
-        found[entry.folder] = {
-            column: {key: wide[f"{column}/{key}"] for key in ("mean", "sd", "min", "max", "nulls")}
-            for column in columns
-            # With a single seed there is no spread to speak of.
-            if not (column.endswith("_std") and wide[f"{column}/mean"] is None)
-        }
-    return found
-
-
-def _counts(run: RunFolder, used: Sequence[Measurer], passes: Sequence[Task]) -> Mapping[str, int]:
-    """What went wrong or was cut, from the marks, so that a rerun says the same."""
-    marks = [mark for task in passes if (mark := task.output.mark())]
-    counts = {"halved": sum(mark.get("halved", 0) for mark in marks)}
-    if used:
-        folder = run.root / "quantities" / used[0].slug
-        first = [task.output.mark() or {} for task in passes if task.output.path.parent == folder]
-        for name in ("unscored", "truncated"):
-            counts[name] = sum(mark.get(name, 0) for mark in first)
-    return counts

@@ -13,7 +13,7 @@ from curate.data.example import KEY
 from curate.data.files import digest_file, fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.data.tables import meet, read_examples, write_table
+from curate.data.tables import meet, read_examples, read_table, write_table
 from curate.models.gradients.groups import matching
 from curate.models.quantities import TABLE
 from curate.models.settings import TabularClassification
@@ -198,7 +198,7 @@ def _table_quantities(
 
 def _meeting(output: Output, keys: pl.DataFrame) -> pl.DataFrame:
     """A table of the same examples in the same order."""
-    frame = pl.read_parquet(output.path)
+    frame = read_table(output.path)
     meet(keys, frame)
     return frame
 

@@ -19,7 +19,7 @@ from curate.data.example import HELD_OUT, KEY, TRAIN
 from curate.data.files import read_json, replace, write_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.data.tables import meet, read_examples, write_table
+from curate.data.tables import meet, read_examples, read_table, write_table
 from curate.errors import InputError
 from curate.models.adapters import has_adapter, save_adapter
 from curate.models.checkpoints import facts_of, list_checkpoints
@@ -157,7 +157,7 @@ def trained_lengths(shop: Workshop, part: Partition, split: pl.Series) -> Length
 def read_lengths(shop: Workshop) -> list[Lengths]:
     """What `measure_lengths` wrote, of all partitions."""
     return [
-        pl.read_parquet(lengths_output(shop.run, part).path, columns=["num_tokens"])["num_tokens"]
+        read_table(lengths_output(shop.run, part).path, columns=["num_tokens"])["num_tokens"]
         .to_numpy()
         .astype(np.int32)
         for part in shop.partitions

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from curate.data.files import read_json, write_json
+from curate.data.files import misshapen, read_document, write_json
 from curate.errors import InputError
 
 
@@ -63,10 +63,13 @@ def load_mixture(path: Path) -> Mixture:
     """Read what `save_mixture` wrote.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is damaged.
     """
-    value = read_json(path)
+    value = read_document(path, mixer=str, phases=list, why=dict)
     if value is None:
         raise InputError(f"there is no mixture at {path}", fix="run `curate mix` first")
-    phases = tuple(Phase(**phase) for phase in value["phases"])
+    try:
+        phases = tuple(Phase(**phase) for phase in value["phases"])
+    except TypeError as error:
+        raise misshapen(path, "its phases are not phases") from error
     return Mixture(value["mixer"], phases, value["why"], tuple(value.get("notes", ())))
