@@ -14,7 +14,7 @@ from curate.data.reading import field_frame
 from curate.errors import InputError
 from curate.models.load import LoadedModel
 from curate.models.tasks.preference import REFERENCE
-from jobs.starter import look_at
+from jobs.starter_look import look_at
 
 NUM_EXAMPLES = 3
 

@@ -13,7 +13,8 @@ from PIL import Image
 from curate.config import read_yaml
 from curate.errors import ConfigError, InputError, OutputError
 from jobs.settings import parse_settings, task_settings
-from jobs.starter import guess_settings, guess_task, look_at, source_name, write_starter
+from jobs.starter import guess_settings, guess_task, source_name, write_starter
+from jobs.starter_look import look_at
 
 
 def starter(data: Path | str | list[Path], tmp_path: Path) -> tuple[dict[str, Any], str]:
