@@ -101,7 +101,8 @@ def test_what_gradients_cost(name: str, rows: int, length: int):
     assert reached[NORM] <= 1.6
     assert wrong[NORM] <= 1e-4
     assert wrong[SKETCHED] <= SKETCH_ERROR
-    assert peaks[NORM] <= PEAK_GOAL * peaks[BASE] + 20
+    if (name, length) in GOALS:
+        assert peaks[NORM] <= PEAK_GOAL * peaks[BASE]
 
 
 def add_opacus(table: dict[str, Callable[[], object]], ways: Ways) -> dict[str, str]:
