@@ -6,7 +6,9 @@ Shapes: N examples of a partition, B examples of a batch.
 import gc
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ import torch
 from curate.errors import CurateError
 
 log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,44 @@ def next_batch(lengths: np.ndarray, start: int, budget: int) -> int:
     return min(len(lengths), start + max(1, budget // int(lengths[start])))
 
 
+class Ahead(Generic[Made]):
+    """Makes the next batch in a thread while the device works on the current one.
+
+    Args:
+        make: the batch of some members.
+        is_threaded: off where the CPU does the work itself.
+    """
+
+    def __init__(self, make: Callable[[np.ndarray], Made], *, is_threaded: bool) -> None:
+        self._make = make
+        self._pool = ThreadPoolExecutor(1) if is_threaded else None
+        self._begun: list[tuple[np.ndarray, Future[Made]]] = []
+
+    def begin(self, members: np.ndarray) -> None:
+        """These are likely to be asked for next."""
+        if self._pool is not None:
+            self._begun.append((members, self._pool.submit(self._make, members)))
+
+    def take(self, members: np.ndarray) -> Made:
+        """The batch of these members, whatever was begun."""
+        for index, (begun, future) in enumerate(self._begun):
+            if np.array_equal(begun, members):
+                del self._begun[: index + 1]  # older ones were begun for a larger budget
+                return future.result()
+        return self._make(members)
+
+    def close(self) -> None:
+        """Wait for what was begun and is not wanted any more."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
 def for_each_batch(
-    lengths: np.ndarray, work: Callable[[np.ndarray], None], *, batch_tokens: int
+    lengths: np.ndarray,
+    work: Callable[[np.ndarray], None],
+    *,
+    batch_tokens: int,
+    begin: Callable[[np.ndarray], None] | None = None,
 ) -> Passed:
     """Call `work` with the members of every batch; on lack of memory halve the budget and go on.
 
@@ -53,6 +93,7 @@ def for_each_batch(
         lengths: (N,) tokens of each example, at least 1.
         work: called with (B,) positions; called again for the same ones after a lack of memory.
         batch_tokens: budget of a batch, padding included.
+        begin: told the next members while `work` has the current batch; see `Ahead`.
 
     Raises:
         CurateError: not even a single example fits.
@@ -63,6 +104,8 @@ def for_each_batch(
     budget = batch_tokens
     while start < len(order):
         stop = next_batch(ordered, start, budget)
+        if begin is not None and stop < len(order):
+            begin(order[stop : next_batch(ordered, stop, budget)])
         if _fits(work, order[start:stop]):
             start = stop
             num_batches += 1

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curate.models.batches import Passed, for_each_batch
+from curate.models.batches import Ahead, Passed, for_each_batch
 from curate.models.gradient_pass import GradientPass
 from curate.models.gradients.groups import SQUARES, parse_name
 from curate.models.tasks import Batch, Encoded, Flat, Task
@@ -140,9 +140,14 @@ def measure(
     }
     scored = np.flatnonzero(encoded.num_scored > 0)
 
+    def collate(members: np.ndarray) -> Batch:
+        return pinned(task.collate(encoded, scored[members]), device)
+
+    batches = Ahead(collate, is_threaded=device.type == "cuda")
+
     def work(members: np.ndarray) -> None:
         chosen = scored[members]
-        batch = to_device(task.collate(encoded, chosen), device)
+        batch = to_device(batches.take(members), device)
         more: dict[str, Tensor] = {}
         if gradients is None:
             pieces = task.pieces(model, batch)
@@ -161,7 +166,12 @@ def measure(
     is_heavy = gradients is not None and not gradients.is_light
     budget = max(1, batch_tokens // 4) if is_heavy else batch_tokens
     with torch.inference_mode() if gradients is None else torch.no_grad():
-        passed = for_each_batch(encoded.lengths[scored], work, batch_tokens=budget)
+        try:
+            passed = for_each_batch(
+                encoded.lengths[scored], work, batch_tokens=budget, begin=batches.begin
+            )
+        finally:
+            batches.close()
     on_cpu = {name: values.cpu() for name, values in results.items()}
     counts = torch.from_numpy(encoded.num_scored).float()
     on_cpu["num_scored"] = counts.masked_fill(counts == 0, torch.nan)
@@ -171,11 +181,17 @@ def measure(
     return on_cpu, passed
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`; to a GPU by way of pinned memory, without waiting."""
+def pinned(batch: Batch, device: torch.device) -> Batch:
+    """The batch in memory that a GPU copies from by itself; as it is for any other device."""
     if device.type != "cuda":
         return batch
-    return {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
+    return {key: value.pin_memory() for key, value in batch.items()}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`; to a GPU by way of pinned memory, without waiting."""
+    batch = pinned(batch, device)  # a pinned tensor is not copied again
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 def _add_up(

@@ -1,3 +1,5 @@
+from threading import Event
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.errors import CurateError
-from curate.models.batches import for_each_batch, is_out_of_memory
+from curate.models.batches import Ahead, for_each_batch, is_out_of_memory
 
 lengths_of_examples = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 
@@ -75,3 +77,51 @@ def test_any_other_error_is_not_taken_for_a_lack_of_memory():
 
     with pytest.raises(RuntimeError, match="mat1"):
         for_each_batch(np.array([2, 9]), work, batch_tokens=16)
+
+
+def test_the_next_batch_is_made_while_the_current_one_is_worked_on():
+    made: list[np.ndarray] = []
+    two_are_made = Event()
+
+    def make(members: np.ndarray) -> np.ndarray:
+        made.append(members)
+        if len(made) == 2:
+            two_are_made.set()
+        return members * 10
+
+    ahead = Ahead(make, is_threaded=True)
+    seen: list[int] = []
+
+    def work(members: np.ndarray) -> None:
+        seen.extend(ahead.take(members).tolist())
+        assert two_are_made.wait(10)  # the thread is at it while this one waits here
+
+    for_each_batch(np.array([1, 4, 3, 2]), work, batch_tokens=6, begin=ahead.begin)
+    ahead.close()
+    assert seen == [10, 20, 30, 0]
+    assert len(made) == 3
+
+
+def test_batches_begun_for_a_larger_budget_are_not_used():
+    ahead = Ahead(lambda members: members + 100, is_threaded=True)
+    seen: list[list[int]] = []
+
+    def work(members: np.ndarray) -> None:
+        batch = ahead.take(members)
+        if len(batch) > 2:
+            raise MemoryError
+        seen.append(batch.tolist())
+
+    for_each_batch(np.full(8, 4), work, batch_tokens=16, begin=ahead.begin)
+    ahead.close()
+    assert seen == [[100, 101], [102, 103], [104, 105], [106, 107]]
+
+
+def test_without_a_thread_nothing_is_begun():
+    made: list[int] = []
+    ahead = Ahead(lambda members: made.append(int(members[0])), is_threaded=False)
+    ahead.begin(np.array([1]))
+    assert made == []
+    ahead.take(np.array([1]))
+    ahead.close()
+    assert made == [1]
