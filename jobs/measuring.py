@@ -75,6 +75,7 @@ def measure_work(payload: dict[str, Any]) -> dict[str, Any]:
         batch_tokens=batch_tokens(settings.score, loaded.device.type),
         device=loaded.device,
         wanted=wanted_of(settings),
+        is_compiled=settings.score.compile,
     )
     table = keys.hstack(as_columns(found))
     counts = counts_of(encoded, table)
@@ -146,7 +147,9 @@ def _common(settings: Settings, chosen: Sequence[Measurer]) -> dict[str, Any]:
     tokenizer = measurer_tokenizer(settings, chosen[0].folder)
     # Gradients change what a table holds; the forward quantities are always all there.
     names = gradient_names(wanted_of(settings))
-    more = {"gradients": list(names)} if names else {}
+    more: dict[str, Any] = {"gradients": list(names)} if names else {}
+    if settings.score.compile:
+        more["compile"] = True
     return {
         **more,
         **reference_facts(settings),

@@ -141,6 +141,7 @@ def _pass(
             batch_tokens=budget,
             device=loaded.device,
             wanted=wanted,
+            is_compiled=how.score.compile,
         )
         parts.append(as_columns(values))
         counts_of(encoded, part.select(KEY).hstack(parts[-1]))

@@ -10,12 +10,14 @@ Shapes: N examples of a partition, B of a batch, M counted positions, V classes 
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from curate.models.batches import Ahead, Passed, for_each_batch
+from curate.models.compiling import compiled
 from curate.models.gradient_pass import GradientPass
 from curate.models.gradients.groups import SQUARES, parse_name
 from curate.models.tasks import Batch, Encoded, Flat, Task
@@ -110,6 +112,7 @@ def measure(
     batch_tokens: int,
     device: torch.device,
     wanted: Collection[str] = frozenset(FORWARD),
+    is_compiled: bool = False,
 ) -> tuple[dict[str, Tensor], Passed]:
     """Quantities of the examples of a partition, in their order.
 
@@ -121,6 +124,7 @@ def measure(
             than the last layer are measured, as all activations are kept for them.
         device: where the model is; results stay there until the partition ends.
         wanted: names of quantities; those of `FORWARD` are always measured.
+        is_compiled: the model's body is, where no gradients are measured.
 
     Returns:
         Quantity -> (N,) float32 on the CPU, NaN where nothing counts, and `scored_share` where
@@ -165,13 +169,14 @@ def measure(
 
     is_heavy = gradients is not None and not gradients.is_light
     budget = max(1, batch_tokens // 4) if is_heavy else batch_tokens
-    with torch.inference_mode() if gradients is None else torch.no_grad():
-        try:
-            passed = for_each_batch(
-                encoded.lengths[scored], work, batch_tokens=budget, begin=batches.begin
-            )
-        finally:
-            batches.close()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode() if gradients is None else torch.no_grad())
+        stack.callback(batches.close)
+        if is_compiled and gradients is None:
+            stack.enter_context(compiled(model))
+        passed = for_each_batch(
+            encoded.lengths[scored], work, batch_tokens=budget, begin=batches.begin
+        )
     on_cpu = {name: values.cpu() for name, values in results.items()}
     counts = torch.from_numpy(encoded.num_scored).float()
     on_cpu["num_scored"] = counts.masked_fill(counts == 0, torch.nan)

@@ -341,6 +341,9 @@ class Score:
     batch_tokens: int | Literal["auto"] = "auto"
     """Tokens in a batch (examples, for tables), padding included; auto is 16,384 on a CPU and
     65,536 on a GPU. Halved, and recorded, where memory does not suffice."""
+    compile: bool = False
+    """Compile the model with torch for passes without gradients. It takes a minute for each model
+    and process, and a C++ compiler; worth it for long passes."""
 
     def __post_init__(self) -> None:
         named = [name for entry in self.scorers for name, _ in _pairs(entry)]
