@@ -3,17 +3,15 @@
 Shapes: B examples, C channels, H height, W width, K classes.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from curate.errors import ConfigError, InputError
+from curate.errors import ConfigError
+from curate.models.own_files import load_network, save_network
 
 MODEL_TYPE = "cnn"
 
@@ -76,10 +74,7 @@ class CNN(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "config.json").write_text(json.dumps(self.config, indent=1) + "\n")
-        save_file(self.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
+        save_network(self, self.config, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "CNN":
@@ -88,25 +83,7 @@ class CNN(nn.Module):
         Raises:
             InputError: the files do not belong together.
         """
-        path = Path(folder)
-        try:
-            config = json.loads((path / "config.json").read_text())
-            config.pop("model_type", None)
-            model = cls(**config)
-            model.load_state_dict(load_file(path / "model.safetensors"))
-        except (
-            OSError,
-            TypeError,
-            RuntimeError,
-            ValueError,
-            ConfigError,
-            SafetensorError,
-        ) as error:
-            raise InputError(
-                f"the model in {path} cannot be read: {error}",
-                fix="train it again, or point to a folder with config.json and model.safetensors",
-            ) from error
-        return model
+        return load_network(cls, folder)
 
 
 def _check(widths: Sequence[int], hidden: Sequence[int], norm: str, grid: int) -> None:

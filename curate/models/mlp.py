@@ -3,16 +3,13 @@
 Shapes: B examples, F features, C classes.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from curate.errors import InputError
+from curate.models.own_files import load_network, save_network
 
 MODEL_TYPE = "mlp"
 
@@ -46,10 +43,7 @@ class MLP(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "config.json").write_text(json.dumps(self.config, indent=1) + "\n")
-        save_file(self.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
+        save_network(self, self.config, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MLP":
@@ -58,15 +52,4 @@ class MLP(nn.Module):
         Raises:
             InputError: the files do not belong together.
         """
-        path = Path(folder)
-        try:
-            config = json.loads((path / "config.json").read_text())
-            config.pop("model_type", None)
-            model = cls(**config)
-            model.load_state_dict(load_file(path / "model.safetensors"))
-        except (OSError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
-            raise InputError(
-                f"the model in {path} cannot be read: {error}",
-                fix="train it again, or point to a folder with config.json and model.safetensors",
-            ) from error
-        return model
+        return load_network(cls, folder)
