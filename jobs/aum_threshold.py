@@ -95,6 +95,15 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
     return OwnPasses(phases, ((NAME, 0),))
 
 
+def check(settings: Settings, _: Scorer) -> None:
+    """Refuse what cannot be measured, before anything is indexed or trained.
+
+    Raises:
+        ConfigError: nothing is trained, or the task has no classes.
+    """
+    _with_one_more_class(settings)
+
+
 def own_folder(run: RunFolder) -> RunFolder:
     """A run folder of its own for both trainings: `seed-0` and `seed-1` are their numbers."""
     return RunFolder(run.root / NAME)

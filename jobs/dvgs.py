@@ -46,7 +46,7 @@ def passes(settings: Settings, scorer: DVGS) -> OwnPasses:
     from jobs.dvgs_work import measure_work, record_work
     from jobs.references import reference_tasks, reference_work
 
-    _check(settings)
+    check(settings, scorer)
     run = RunFolder(Path(settings.run))
     common, identity = _common(settings, scorer)
     stamp = _target_stamp(settings, identity)
@@ -123,7 +123,13 @@ def ranks_output(run: RunFolder, seed: int) -> Output:
     return Output(seed_folder(run, seed) / "ranks.safetensors")
 
 
-def _check(settings: Settings) -> None:
+def check(settings: Settings, _: DVGS) -> None:
+    """Refuse what cannot be measured, before anything is indexed or trained.
+
+    Raises:
+        ConfigError: there is no target or no model.
+        InputError: the target's files are missing.
+    """
     if settings.target is None:
         raise ConfigError(
             "scorer dvgs compares every example with a target, and the settings name none",
@@ -135,6 +141,7 @@ def _check(settings: Settings) -> None:
             fix="set model.name to go on from one, or model.config to make one from scratch",
         )
     task_settings(settings)
+    find_files(_TARGET, settings.target)
 
 
 def _common(settings: Settings, scorer: DVGS) -> tuple[dict[str, Any], str]:

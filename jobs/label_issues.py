@@ -58,10 +58,9 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
     Raises:
         InputError: the index has not finished, or the table of probabilities is missing.
     """
+    check(settings, scorer)
     options = cast(LabelIssues, scorer)
     run = RunFolder(Path(settings.run))
-    if options.probabilities is not None:
-        _table(options).scan()
     stamp = fingerprint(
         stage=NAME,
         version=VERSION,
@@ -95,6 +94,17 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
         Phase(f"{NAME}: judging", judged, judge_work),
     )
     return OwnPasses(phases, ((NAME, 0),))
+
+
+def check(_: Settings, scorer: Scorer) -> None:
+    """Read the head of a table of probabilities, before anything is indexed.
+
+    Raises:
+        InputError: it is missing.
+    """
+    options = cast(LabelIssues, scorer)
+    if options.probabilities is not None:
+        _table(options).scan()
 
 
 def probabilities_output(run: RunFolder, part: Partition) -> Output:

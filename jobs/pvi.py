@@ -54,17 +54,7 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
         InputError: the index or the tokenizer has not been made yet.
     """
     options = cast(PVI, scorer)
-    if settings.model.name is None and settings.model.config is None:
-        raise ConfigError(
-            "pvi trains models, but there is none to start from",
-            fix="set model.name to fine-tune one, or model.config to make one from scratch",
-        )
-    if task_settings(settings).kind == "preference":
-        raise ConfigError(
-            "two answers and their prompt have no input that could be left out, so pvi is not"
-            " defined",
-            fix="use margin or loss, which the preference task has",
-        )
+    check(settings, scorer)
     train = options.train or settings.checkpoints.train or Train()
     settings = replace(settings, checkpoints=Checkpoints(train=train))
     run = RunFolder(Path(settings.run))
@@ -80,6 +70,25 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
         Phase(NAME, _joins(run, parts, models, train, payload, facts), join_work),
     )  # fmt: skip
     return OwnPasses(phases, tuple((table_name(seed), seed) for seed in train.seeds))
+
+
+def check(settings: Settings, _: Scorer) -> None:
+    """Refuse what cannot be measured, before anything is indexed or trained.
+
+    Raises:
+        ConfigError: there is no model to train, or the task has no input to leave out.
+    """
+    if settings.model.name is None and settings.model.config is None:
+        raise ConfigError(
+            "pvi trains models, but there is none to start from",
+            fix="set model.name to fine-tune one, or model.config to make one from scratch",
+        )
+    if task_settings(settings).kind == "preference":
+        raise ConfigError(
+            "two answers and their prompt have no input that could be left out, so pvi is not"
+            " defined",
+            fix="use margin or loss, which the preference task has",
+        )
 
 
 def _facts(settings: Settings, run: RunFolder, options: PVI) -> dict[str, str]:

@@ -5,6 +5,8 @@ over the training rows of the whole pool, one task for each seed; the table that
 made of. Only the first shows examples to a model.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,6 +83,33 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
         ),
         tables=tuple((one.slug, one.seed) for one in runs),
     )
+
+
+def check(settings: Settings, scorer: Scorer) -> None:
+    """Refuse what is known to be too little, or not to suit the task, before a model is trained.
+
+    Raises:
+        ConfigError: at most one checkpoint of a seed is to come, or two of a stage, or an option
+            does not suit the task.
+    """
+    options = cast(VoG, scorer)
+    _check_options(options, settings)
+    least = _least(options.stage)
+    train, paths = settings.checkpoints.train, settings.checkpoints.paths
+    if train is None:
+        if len(paths) < least:
+            raise _too_few(options.stage, f"there is {len(paths) or 1}")
+        return
+    # Saves that round to the same step are one: there may be fewer, never more.
+    count = math.ceil(round(train.epochs / train.save_every_epochs, 9))
+    count = count if train.max_steps is None else min(count, train.max_steps)
+    named = settings.score.checkpoints
+    if named == "last":
+        count = 1
+    elif named != "all":
+        count = min(count, *Counter(name.partition("/")[0] for name in named).values())
+    if count < least:
+        raise _too_few(options.stage, f"training is to save at most {count} of each seed")
 
 
 def _tasks(settings: Settings, options: VoG, one: _Run) -> dict[str, list[Task]]:
@@ -163,18 +192,26 @@ def _runs(settings: Settings, options: VoG) -> list[_Run]:
 
 def _staged(chosen: Sequence[Measurer], stage: str) -> list[Measurer]:
     """The checkpoints of a stage, in order."""
-    least = 2 if stage == "complete" else _STAGED
-    if len(chosen) < least:
-        raise ConfigError(
-            f"vog compares checkpoints of one training run: stage {stage} takes {least} or more,"
-            f" and there is {len(chosen)} ({', '.join(m.name for m in chosen)})",
-            fix="save more with checkpoints.train.save_every_epochs, or name more in"
-            " checkpoints.paths; score.checkpoints: all takes them all",
-        )
+    if len(chosen) < _least(stage):
+        names = ", ".join(measurer.name for measurer in chosen)
+        raise _too_few(stage, f"there is {len(chosen)} ({names})")
     starts = {"early": 0, "middle": (len(chosen) - _STAGED) // 2, "late": len(chosen) - _STAGED}
     if stage == "complete":
         return list(chosen)
     return list(chosen[starts[stage] : starts[stage] + _STAGED])
+
+
+def _least(stage: str) -> int:
+    return 2 if stage == "complete" else _STAGED
+
+
+def _too_few(stage: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"vog compares checkpoints of one training run: stage {stage} takes {_least(stage)} or"
+        f" more, and {what}",
+        fix="save more with a smaller checkpoints.train.save_every_epochs or more epochs, or name"
+        " more in checkpoints.paths; score.checkpoints: all takes them all",
+    )
 
 
 def _check_options(options: VoG, settings: Settings) -> None:

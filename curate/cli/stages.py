@@ -12,6 +12,9 @@ from curate.errors import ConfigError
 from jobs.all_stages import run_stages, stages_for
 from jobs.settings import Settings
 
+_CHECKED = ("score", "task", "model", "checkpoints", "target")
+"""Sections of the settings that the scorers' own checks read."""
+
 
 def run_command(command: str, common: Common) -> None:
     """Run one stage, or all, with what must come before it; or only say what is due."""
@@ -21,9 +24,9 @@ def run_command(command: str, common: Common) -> None:
     settings, raw = read_settings(command, common)
     names = {stage.name for stage in stages_for(settings, command)}
     if "score" in names and not _has_checked(settings):
-        from jobs.chosen import chosen_scorers
+        from jobs.score_check import check_scores
 
-        chosen_scorers(settings.score.named)
+        check_scores(settings)
     if "plan" in names:
         from jobs.plan_check import check_plan
 
@@ -51,9 +54,13 @@ def run_command(command: str, common: Common) -> None:
 def _has_checked(settings: Settings) -> bool:
     """Whether the run folder was opened with these scorers before; checking them loads torch."""
     from jobs.opening import saved_values
+    from jobs.resolving import resolved
 
-    saved = saved_values(Path(settings.run).expanduser()) or {}
-    return saved.get("score") == plain(settings.score)
+    saved = saved_values(Path(settings.run).expanduser())
+    if saved is None:
+        return False
+    now = plain(resolved(settings, old=saved))
+    return all(saved.get(name) == now[name] for name in _CHECKED)
 
 
 def _work(command: str, common: Common, settings: Settings, reporter: Reporter) -> dict[str, Any]:

@@ -213,3 +213,30 @@ def test_quiet_leaves_stderr_empty_on_success(curate: Curate, config: Config):
     result = curate("index", config(), "--quiet", "--json")
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out)["command"] == "index"
+
+
+def test_what_a_scorer_lacks_is_said_before_anything_is_made(
+    curate: Curate, config: Config, tmp_path: Path
+):
+    """On a new run, by --dry-run, and where only another section than the scores has changed."""
+    training: dict[str, Any] = {
+        "sources": {
+            "a": {"path": str(tmp_path / "data.parquet"), "text": "text", "label": "label"}
+        },
+        "task": {"kind": "text-classification", "num_classes": 2},
+        "model": {"config": {"model_type": "bert"}, "tokenizer": {"train": "bpe"}},
+        "checkpoints": {"train": {"epochs": 1}},
+        "plan": {},
+    }
+    path = config(score={"scorers": ["vog"]}, **training)
+    for command in ("run", "score"):
+        for more in ((), ("--dry-run",)):
+            assert "takes 2 or more" in message(curate(command, path, *more), 2)
+    path = config(score={"scorers": ["dvgs"]}, **training)
+    assert "settings name none" in message(curate("run", path), 2)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    more = {**training, "target": {"path": str(tmp_path / "data.parquet")}}
+    opened = config("opened.yaml", score={"scorers": ["dvgs"]}, **more)
+    (tmp_path / "run" / "config.yaml").write_text(opened.read_text())
+    assert "settings name none" in message(curate("run", path), 2)
