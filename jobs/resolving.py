@@ -32,6 +32,12 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         model = replace(model, name=name, revision=revision)
     if isinstance(model.tokenizer, str):
         model = replace(model, tokenizer=_local(model.tokenizer))
+    if model.adapter is not None:
+        model = replace(model, adapter=_local(model.adapter))
+    reference = settings.task.get("reference")
+    task = dict(settings.task)
+    if isinstance(reference, str):
+        task["reference"] = _local(reference)
     checkpoints = replace(
         settings.checkpoints, paths=tuple(_local(path) for path in settings.checkpoints.paths)
     )
@@ -54,6 +60,7 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         run=str(Path(settings.run).expanduser().absolute()),
         sources=sources,
         target=target,
+        task=task,
         model=model,
         checkpoints=checkpoints,
         score=replace(settings.score, scorers=scorers),
@@ -89,15 +96,16 @@ def _local(name: str) -> str:
 
 
 def _options(scorer: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options of a scorer; the tables of `external`, and any `path`, are inputs."""
+    """Options of a scorer; the tables of `external`, any `path` or `probabilities` are inputs."""
     given = dict(options or {})
     if scorer == "external":
         return {
             name: _input(table) if isinstance(table, str) else _options(name, table)
             for name, table in given.items()
         }
-    if isinstance(given.get("path"), str):
-        given["path"] = _input(given["path"])
+    for name in ("path", "probabilities"):
+        if isinstance(given.get(name), str):
+            given[name] = _input(given[name])
     return given
 
 

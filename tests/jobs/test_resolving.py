@@ -110,3 +110,24 @@ def test_tables_of_external_scores_are_inputs(tmp_path: Path, monkeypatch: pytes
         "quality": str(tmp_path / "q.parquet"),
         "stars": {"path": str(tmp_path / "s.csv"), "on": "id"},
     }
+
+
+def test_local_names_in_task_adapter_and_options_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Else `curate run RUN/config.yaml` means something else from another folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("start", "adapter"):
+        (tmp_path / name).mkdir()
+    full = resolved(
+        settings(
+            model={"name": "start", "adapter": "adapter"},
+            task={"kind": "preference", "reference": "start"},
+            score={"scorers": [{"label_issues": {"probabilities": "mine.parquet"}}]},
+        )
+    )
+    assert full.model.adapter == str(tmp_path / "adapter")
+    assert full.task["reference"] == str(tmp_path / "start")
+    assert full.score.named["label_issues"]["probabilities"] == str(tmp_path / "mine.parquet")
+    hub_id = settings(task={"kind": "preference", "reference": "owner/model"})
+    assert resolved(hub_id).task["reference"] == "owner/model"
