@@ -5,6 +5,7 @@ partition; then one training run for each different set and seed, with its evalu
 finished is kept, whatever interrupts.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import polars as pl
 
 from curate.data.layout import RunFolder
 from curate.data.manifest import record_stage
-from curate.errors import InputError
+from curate.errors import ConfigError, InputError
 from jobs.cluster import Pool
 from jobs.compare_arms import RANDOM, Making, luck, set_facts, specs
 from jobs.compare_judging import judge_table, judge_work, outside_arms
@@ -47,7 +48,7 @@ def compare_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) 
 
     Raises:
         InputError: there is no plan, or nothing to measure on.
-        ConfigError: the metric is not known, or there is no model to train.
+        ConfigError: the metric is not known, or an arm of `redrawn`, or there is no model to train.
         MissingDependencyError: the plot cannot be made; everything else is written.
         CurateError: a training run failed; the others have finished. One that diverged is no
             failure, but a result.
@@ -55,6 +56,7 @@ def compare_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) 
     run = RunFolder(Path(settings.run))
     work, outcome = Work(settings, run), Outcome()
     outside = outside_arms(settings)
+    _check_redrawn(settings.compare.redrawn, outside)
     if settings.compare.arms:
         require(run.partitions(), stage="the index", command=f"curate index {run.root}")
         work.making = Making.of(settings, tokenizer_for(settings)[1])
@@ -122,15 +124,26 @@ def judge_results(
 
     Raises:
         InputError: the file cannot be read, or has no arm called random.
-        ConfigError: the metric or its direction is not known.
+        ConfigError: the metric or its direction is not known, or an arm of `redrawn`.
     """
     table = results_table(read_results(path))
     arms = list(dict.fromkeys(table["arm"].to_list()))
+    _check_redrawn(redrawn, arms)
     shared = {arm: 0.0 if arm in redrawn or is_random(arm) else 1.0 for arm in arms}
     value = judge_table(table, arms, shared, metric=metric, better=better, on=None)
     nothing = {"runs": 0, "steps": 0, "tokens": 0, "seconds": 0.0}
     return {**value, "arms": {}, "unit": "tokens", "scale": "as trained elsewhere",
             "cost": nothing, "notes": []}  # fmt: skip
+
+
+def _check_redrawn(redrawn: Sequence[str], arms: Sequence[str]) -> None:
+    """A name that fits nothing would leave the arm that was meant with the stricter test."""
+    for arm in redrawn:
+        if arm not in arms:
+            raise ConfigError(
+                f"redrawn: there is no arm {arm} among those of commands and files",
+                fix=f"use one of {', '.join(arms)}" if arms else "leave it out",
+            )
 
 
 def _train(work: Work, pool: Pool, listener: Listener) -> Outcome:

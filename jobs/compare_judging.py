@@ -97,7 +97,7 @@ def judge_table(
         "schema_version": SCHEMA_VERSION,
         "question": {**asdict(question), "told": question.told},
         "verdicts": [verdict_json(v, luck.get(v.arm, 1.0)) for v in verdicts],
-        "parts": parts_of(last_points(table), luck),
+        "parts": parts_of(last_points(table), luck, arms),
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import subprocess
 import time
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ VERSION = 1
 
 REPORTED = "reported"
 """Part under which stand the numbers that a command or a CSV gives."""
+
+_MOST = 1e100
+"""Beyond it a number is none that a spread can be taken of."""
+_MOST_SEED = 2**63
 
 _COLUMNS = {"arm": pl.String, "seed": pl.Int64, "metric": pl.String, "value": pl.Float64}
 
@@ -53,7 +58,7 @@ def run_command(payload: dict[str, Any]) -> dict[str, Any]:
     if done.returncode:
         raise CurateError(
             f"{name}: the command ended with code {done.returncode}: {_tail(done.stderr)}",
-            fix="run it by hand: " + " ".join(words),
+            fix="run it by hand: " + shlex.join(words),
         )
     metrics = _metrics(done.stdout, name)
     measured = [
@@ -88,9 +93,10 @@ def read_results(path: Path) -> list[Result]:
             belong, or says a thing twice; names the line.
     """
     if not path.is_file():
-        raise InputError(f"there is no file {path}", fix="check compare.results")
+        raise InputError(f"there is no file {path}", fix="check the path")
     try:
         table = pl.read_csv(path, infer_schema=False)
+        table.columns = [column.strip() for column in table.columns]
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path} cannot be read: {error}", fix="write it as CSV") from error
     for column in _COLUMNS:
@@ -102,6 +108,8 @@ def read_results(path: Path) -> list[Result]:
     found: list[Result] = []
     seen: dict[tuple[str, int, str], int] = {}
     for line, row in enumerate(table.select(*_COLUMNS).iter_rows(), start=2):
+        if not any(row):  # an empty line, such as the last one
+            continue
         result = _result(row, f"{path}, line {line}")
         key = (result.arm, result.seed, result.metric)
         if key in seen:
@@ -115,17 +123,25 @@ def read_results(path: Path) -> list[Result]:
     return found
 
 
+def known(number: float) -> float | None:
+    """The number, or None where the run diverged: it is not finite, or beyond all measure."""
+    return number if abs(number) < _MOST else None
+
+
 def _result(row: tuple[Any, ...], where: str) -> Result:
     arm, seed, metric, value = ("" if cell is None else str(cell).strip() for cell in row)
     if not arm or not metric:
         raise InputError(f"{where} names no arm or no metric", fix="fill in every column")
     try:
         # An empty value is a run that gave none.
-        return Result(arm, int(seed), metric, float(value) if value else math.nan)
+        result = Result(arm, int(seed), metric, float(value) if value else math.nan)
     except ValueError as error:
         raise InputError(
             f"{where}: seed {seed!r} or value {value!r} is no number", fix="correct the line"
         ) from error
+    if abs(result.seed) >= _MOST_SEED:
+        raise InputError(f"{where}: seed {seed!r} has too many digits", fix="use a smaller seed")
+    return result
 
 
 def _metrics(printed: str, name: str) -> dict[str, float | None]:
@@ -146,7 +162,7 @@ def _metrics(printed: str, name: str) -> dict[str, float | None]:
             raise CurateError(
                 f"{name}: metric {metric} is {number!r}, not a number", fix="print numbers only"
             )
-        found[str(metric)] = number if number is not None and math.isfinite(number) else None
+        found[str(metric)] = None if number is None else known(number)
     return found
 
 

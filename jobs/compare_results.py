@@ -15,7 +15,7 @@ from curate.data.tables import write_table
 from curate.errors import ConfigError
 from curate.evaluate.paired import differences, luck_factor, paired_test
 from curate.evaluate.verdict import Arm, Verdict, judge
-from jobs.compare_outside import REPORTED, Result
+from jobs.compare_outside import REPORTED, Result, known
 from jobs.compare_settings import is_random
 
 SCHEMA_VERSION = 1
@@ -95,7 +95,7 @@ def results_table(results: Sequence[Result]) -> pl.DataFrame:
             "seed": result.seed,
             "part": REPORTED,
             "metric": result.metric,
-            "value": result.value if math.isfinite(result.value) else None,
+            "value": known(result.value),
         }
         for result in results
     ]
@@ -126,6 +126,14 @@ def question_of(
     parts = set(there["part"].to_list())
     part = on or next((p for p in ("target", "held_out", "reported") if p in parts), "held_out")
     metrics = sorted(set(there.filter(pl.col("part") == part)["metric"].to_list()))
+    if not metrics:  # what a command or a CSV reports stands for the part that is asked for
+        metrics = sorted(set(there.filter(pl.col("part") == REPORTED)["metric"].to_list()))
+    if not metrics and parts:
+        there_are = ", ".join(sorted(p for p in parts if p in _WHERE))
+        raise ConfigError(
+            f"nothing was measured{_WHERE.get(part, f' on {part}')}",
+            fix=f"leave compare.on out, or set it to one of {there_are}",
+        )
     if not metrics:  # every run diverged
         metrics = [metric or "loss"]
     name = metric or next((m for m in ("accuracy", "loss") if m in metrics), None)
@@ -137,12 +145,12 @@ def question_of(
             if name
             else "it is open which metric is judged"
         )
-        raise ConfigError(what, fix=f"set compare.metric to one of {', '.join(metrics)}")
+        raise ConfigError(what, fix=f"set compare.metric (--metric) to one of {', '.join(metrics)}")
     direction = better or _DIRECTIONS.get(name)
     if direction is None:
         raise ConfigError(
             f"it is not known which direction of {name} is good",
-            fix="set compare.better to higher or lower",
+            fix="set compare.better (--better) to higher or lower",
         )
     return Question(name, part, direction)
 
@@ -198,19 +206,35 @@ def verdicts_of(
     ]
 
 
-def parts_of(table: pl.DataFrame, luck: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Every number of every part by arm: mean, spread, difference to random; without verdicts."""
+def parts_of(
+    table: pl.DataFrame, luck: Mapping[str, float], arms: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Every number of every part by arm: mean, spread, difference to random; without verdicts.
+
+    Args:
+        table: of `table_of`, at the end of training.
+        luck: arm -> how far the sets of its seeds share their luck.
+        arms: those that get a verdict; the others are the points of a curve, each compared with
+            random at its own share of the tokens.
+    """
     found: list[dict[str, Any]] = []
-    known = table.filter(pl.col("metric").is_not_null())
-    for (part, metric), own in known.group_by("part", "metric", maintain_order=True):
+    named = table.filter(pl.col("metric").is_not_null())
+    # A run that diverged has no numbers, but it stays among those that a mean would be taken of.
+    broken = table.filter(pl.col("metric").is_null())
+    diverged = {
+        str(arm): dict.fromkeys(rows["seed"].to_list())
+        for (arm,), rows in broken.group_by("arm", maintain_order=True)
+    }
+    for (part, metric), own in named.group_by("part", "metric", maintain_order=True):
         by_arm = {
             str(arm): {row["seed"]: row["value"] for row in rows.iter_rows(named=True)}
+            | diverged.get(str(arm), {})
             for (arm,), rows in own.group_by("arm", maintain_order=True)
         }
         for arm, values in by_arm.items():
             entry: dict[str, Any] = {"part": part, "metric": metric, "arm": arm}
             entry |= _summary(values)
-            random = {other: by_arm[other] for other in by_arm if _is_yardstick(other, arm)}
+            random = {other: by_arm[other] for other in by_arm if _is_yardstick(other, arm, arms)}
             if arm not in random:
                 shared = luck.get(arm, 1.0), max((luck.get(a, 0.0) for a in random), default=0.0)
                 entry |= _difference(values, list(random.values()), shared)
@@ -218,8 +242,10 @@ def parts_of(table: pl.DataFrame, luck: Mapping[str, float]) -> list[dict[str, A
     return found
 
 
-def _is_yardstick(other: str, arm: str) -> bool:
+def _is_yardstick(other: str, arm: str, judged: Sequence[str]) -> bool:
     """Whether an arm is compared with this other one: random, at the same share of the tokens."""
+    if arm in judged:
+        return other in judged and is_random(other)
     name, _, share = other.partition("@")
     return is_random(name) and share == arm.partition("@")[2]
 

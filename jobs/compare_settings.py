@@ -123,6 +123,8 @@ class Compare:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds are {list(self.seeds)}", fix="list different seeds")
+        if not self.arms and self.results is None:
+            raise ConfigError("there are no arms", fix="name plan, at least, or set results")
         names = [arm if isinstance(arm, str) else arm.name for arm in self.arms]
         for name in names:
             if names.count(name) > 1:
@@ -135,7 +137,8 @@ class Compare:
                 )
         if self.tokens is not None and self.steps is not None:
             raise ConfigError("tokens and steps are both set", fix="keep one of them")
-        if (self.tokens or 1) <= 0 or (self.steps or 1) < 1:
+        given = self.tokens if self.steps is None else self.steps
+        if given is not None and given <= 0:
             raise ConfigError("tokens and steps must be above 0", fix="raise compare.tokens")
         if self.points < 1 or self.held_out_examples < 1 or self.random_draws < 1:
             raise ConfigError(

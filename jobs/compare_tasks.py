@@ -95,13 +95,14 @@ def training_tasks(work: Work) -> list[Task]:
                 payload |= _command_payload(work, spec, command, seed)
             output = result_output(work.run, key)
             tasks[key] = Task(f"{spec.name}, seed {seed}", payload, output, mark)
-    for name, seed in commands_alone(settings):
-        key = f"{fingerprint(command=name.command)[:16]}-seed-{seed}"
-        work.keys[name.name, seed] = key
-        mark = fingerprint(**made_from[False], command=name.command, seed=seed)
+    for arm, seed in commands_alone(settings):
+        own = {"arm": arm.name} if "{arm}" in str(arm.command) else {}
+        key = f"{fingerprint(command=arm.command, **own)[:16]}-seed-{seed}"
+        work.keys[arm.name, seed] = key
+        mark = fingerprint(**made_from[False], command=arm.command, seed=seed, **own)
         payload = {"seed": seed, "key": key, "fingerprint": mark}
-        payload |= _command_payload(work, None, str(name.command), seed, arm=name.name)
-        tasks[key] = Task(f"{name.name}, seed {seed}", payload, result_output(work.run, key), mark)
+        payload |= _command_payload(work, None, str(arm.command), seed, arm=arm.name)
+        tasks[key] = Task(f"{arm.name}, seed {seed}", payload, result_output(work.run, key), mark)
     return list(tasks.values())
 
 

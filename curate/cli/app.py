@@ -190,8 +190,9 @@ def compare(
 ) -> None:
     """Train on the plan, on random and others at equal tokens: does it help?"""
     if config.endswith(".csv"):
-        from curate.cli.compare import print_file
+        from curate.cli.compare import check_alone, print_file
 
+        check_alone({"--config": files, "--set": overrides, "--out": out})
         arms = tuple(redrawn or ())
         print_file(Path(config), metric=metric, better=better, redrawn=arms, as_json=json)
         return

@@ -50,6 +50,22 @@ def judge_file(
     return judge_results(path, metric=metric, better=better, redrawn=redrawn)
 
 
+def check_alone(given: Mapping[str, Any]) -> None:
+    """Refuse the options that numbers in a file have no use for.
+
+    Raises:
+        ConfigError: one of them was given; a metric named there would not be the one judged.
+    """
+    from curate.errors import ConfigError
+
+    for option, value in given.items():
+        if value:
+            raise ConfigError(
+                f"{option} is given, but numbers in a file are judged without settings",
+                fix="leave it out; there are --metric, --better and --redrawn",
+            )
+
+
 def print_file(
     path: Path,
     *,

@@ -66,6 +66,8 @@ def test_an_arm_that_was_drawn_anew_needs_less(results: Path):
     [
         (["--better", "up"], 2, "--better is up"),
         (["--metric", "loss"], 2, "there is no loss\n"),
+        (["--set", "compare.metric=loss"], 2, "numbers in a file are judged without settings"),
+        (["--out", "run"], 2, "numbers in a file are judged without settings"),
     ],
 )
 def test_wrong_options_are_told(

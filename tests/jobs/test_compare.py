@@ -1,6 +1,7 @@
 """The comparison, start to end on small networks: what is trained, on what, and what is said."""
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from curate.errors import ConfigError, CurateError, InputError, MissingDependenc
 from jobs.all_stages import load, stages_for
 from jobs.cluster import Cluster
 from jobs.compare import judge_results, plan_compare
+from jobs.compare_judging import judge_table
+from jobs.compare_results import Trained, table_of
 from jobs.settings import Settings
 
 
@@ -198,6 +201,24 @@ def test_a_run_that_diverges_is_a_result_without_a_verdict(pool: tuple[Path, Pat
     assert compare(settings)["done"] == 0  # a result is not tried again
 
 
+def test_nothing_is_averaged_over_the_seeds_that_did_not_diverge():
+    def trained(arm: str, seed: int, value: float | None) -> Trained:
+        measured = [{"part": "held_out", "metric": "loss", "value": value, "num_examples": 9}]
+        points = [] if value is None else [{"step": 1, "tokens": 1, "measured": measured}]
+        return Trained(arm, seed, {"diverged": None if points else "inf", "points": points})
+
+    runs = [
+        trained(arm, seed, None if seed == 2 else place + 0.1 * seed * (place + 1))
+        for place, arm in enumerate(("random", "mine"))
+        for seed in range(3)
+    ]
+    value = judge_table(table_of(runs), ["random", "mine"], {"random": 0.0}, metric=None,
+                        better=None, on=None)  # fmt: skip
+    for entry in value["parts"]:
+        assert (entry["mean"], entry["spread"], entry.get("difference")) == (None, None, None)
+    assert [entry["seeds"] for entry in value["parts"]] == [2, 2]
+
+
 def test_two_seeds_give_numbers_and_no_verdict(pool: tuple[Path, Path], tmp_path: Path):
     settings = digits_settings(
         tmp_path / "run", *pool,
@@ -306,16 +327,18 @@ print(json.dumps({"noise share": share, "tokens": float(given.tokens)}))
 def test_a_command_that_fails_is_told_with_arm_seed_and_words(
     pool: tuple[Path, Path], tmp_path: Path, code: str, message: str
 ):
-    script = tmp_path / "bad.py"
+    script = tmp_path / "very bad.py"
     script.write_text(code)
     settings = digits_settings(
         tmp_path / "run", pool[0],
-        compare={"seeds": [0], "arms": [{"name": "mine", "command": f"{sys.executable} {script}"}],
-                 "steps": 3},
+        compare={"seeds": [0], "steps": 3,
+                 "arms": [{"name": "mine", "command": f"{sys.executable} '{script}'"}]},
     )  # fmt: skip
     with pytest.raises(CurateError, match="mine, seed 0") as caught:
         compare(settings)
     assert message in caught.value.what
+    if "exit" in code:
+        assert shlex.quote(str(script)) in caught.value.fix  # to be copied into a shell
 
 
 def test_what_a_placeholder_holds_never_reaches_a_shell(pool: tuple[Path, Path], tmp_path: Path):
@@ -325,7 +348,8 @@ def test_what_a_placeholder_holds_never_reaches_a_shell(pool: tuple[Path, Path],
     settings = digits_settings(
         run, pool[0],
         compare={"seeds": [0, 1, 2], "arms": ["plan"], "random_draws": 1, "better": "higher",
-                 "command": f"{sys.executable} {script} {{shards}} {{arm}}", "plot": "none"},
+                 "command": f"{sys.executable} {script} {{shards}} {{arm}}", "plot": "none",
+                 "on": "target"},
     )  # fmt: skip
     summary = compare(settings)
     assert {p["mean"] for p in summary["parts"]} == {3.0}  # script, shards, arm: one word each
@@ -346,6 +370,30 @@ def test_a_command_alone_joins_arms_that_curate_trains(pool: tuple[Path, Path], 
     )  # fmt: skip
     summary = compare(settings)
     assert words(summary)["mine"] == "helps"
+
+
+def test_one_command_for_several_arms_is_run_for_each(pool: tuple[Path, Path], tmp_path: Path):
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import json, sys; print(json.dumps({'accuracy': len(sys.argv[1]) + int(sys.argv[2])}))"
+    )
+    command = f"{sys.executable} {script} {{arm}} {{seed}}"
+    settings = digits_settings(
+        tmp_path / "run", *pool,
+        compare={"seeds": [0, 1, 2], "steps": 5, "plot": "none",
+                 "arms": [{"name": "a", "command": command}, {"name": "bb", "command": command}]},
+    )  # fmt: skip
+    reported = {p["arm"]: p["mean"] for p in compare(settings)["parts"] if p["part"] == "reported"}
+    assert reported == {"a": 2.0, "bb": 3.0}
+
+
+def test_a_part_that_was_not_measured_is_told(pool: tuple[Path, Path], tmp_path: Path):
+    settings = digits_settings(
+        tmp_path / "run", pool[0],
+        compare={"seeds": [0, 1, 2], "steps": 2, "arms": ["plan"], "on": "target", "plot": "none"},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="nothing was measured on the target"):
+        compare(settings)
 
 
 def test_numbers_from_elsewhere_join_the_arms(pool: tuple[Path, Path], tmp_path: Path):
@@ -377,6 +425,54 @@ def test_a_file_of_numbers_is_judged_by_itself(tmp_path: Path):
         judge_results(path)
 
 
+def _numbers(tmp_path: Path, *arms: str, end: str = "") -> Path:
+    """Four seeds of each arm; later arms are better."""
+    path = tmp_path / "results.csv"
+    rows = [
+        f"{arm},{seed},accuracy,{0.5 + 0.1 * place + 0.001 * (seed * (place + 1) % 4)}"
+        for place, arm in enumerate(arms)
+        for seed in range(4)
+    ]
+    path.write_text("\n".join(["arm,seed,metric,value", *rows]) + "\n" + end)
+    return path
+
+
+def test_the_table_tells_the_difference_that_is_judged(tmp_path: Path):
+    """A name with an @ is a name like any other where no share is trained."""
+    summary = judge_results(_numbers(tmp_path, "random", "random@0.1", "mine@0.1", "new@v2"))
+    found = {entry["arm"]: entry for entry in summary["parts"]}
+    for verdict in summary["verdicts"]:
+        entry = found[verdict["arm"]]
+        assert entry["difference"] == pytest.approx(verdict["test"]["mean"]), verdict["arm"]
+        assert entry["interval"] == pytest.approx(verdict["test"]["interval"]), verdict["arm"]
+
+
+def test_an_empty_line_and_spaces_beside_the_commas_do_no_harm(tmp_path: Path):
+    path = _numbers(tmp_path, "random", "mine", end="\n")
+    path.write_text(path.read_text().replace(",", ", "))
+    assert words(judge_results(path)) == {"mine": "helps"}
+
+
+def test_a_number_too_large_to_be_squared_is_one_of_a_run_that_diverged(tmp_path: Path):
+    path = _numbers(tmp_path, "random", "mine", end="big,0,accuracy,1e308\nbig,1,accuracy,1e308\n"
+                    "big,2,accuracy,1e308\nbig,3,accuracy,-1e307\n")  # fmt: skip
+    verdict = judge_results(path)["verdicts"][1]
+    assert verdict["why"] == "big diverged with seeds 0, 1, 2, 3"
+
+
+def test_redrawn_names_an_arm_that_there_is(pool: tuple[Path, Path], tmp_path: Path):
+    path = _numbers(tmp_path, "random", "mine")
+    with pytest.raises(ConfigError, match="no arm mime"):
+        judge_results(path, redrawn=("mime",))
+    settings = digits_settings(
+        tmp_path / "run",
+        pool[0],
+        compare={"arms": [], "redrawn": ["mime"], "results": str(path)},
+    )
+    with pytest.raises(ConfigError, match="no arm mime"):
+        compare(settings)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -385,6 +481,7 @@ def test_a_file_of_numbers_is_judged_by_itself(tmp_path: Path):
         ("arm,seed,metric,value\nrandom,0,m,high\n", "line 2: .*value 'high'"),
         ("arm,seed,metric,value\nrandom,0,m,1\nrandom,0,m,2\n", "line 3 says again what line 2"),
         ("arm,seed,metric,value\n,0,m,1\n", "line 2 names no arm"),
+        ("arm,seed,metric,value\nrandom,9999999999999999999,m,1\n", "line 2: seed '9999"),
         ("arm,seed,metric,value\nmine,0,loss,1\n", "no arm called random"),
     ],
 )
@@ -409,6 +506,9 @@ def test_a_broken_file_is_told_with_its_line(tmp_path: Path, text: str, message:
         ({"command": "python 'open"}, "No closing quotation"),
         ({"seeds": [0, 0]}, r"seeds are \[0, 0\]"),
         ({"steps": 5, "tokens": 100}, "tokens and steps are both set"),
+        ({"steps": 0}, "must be above 0"),
+        ({"tokens": 0}, "must be above 0"),
+        ({"arms": []}, "there are no arms"),
         ({"shares": [1.5]}, "shares are"),
         ({"random_draws": 0}, "start at 1"),
     ],
