@@ -31,6 +31,10 @@ def run_command(command: str, common: Common) -> None:
         from jobs.plan_check import check_plan
 
         check_plan(settings)
+    if command == "compare":
+        from jobs.compare_check import check_compare
+
+        check_compare(settings)
     if common.dry_run:
         _tell(command, common, settings, raw)
         return

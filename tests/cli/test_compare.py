@@ -92,3 +92,14 @@ def test_arms_on_the_same_data_are_told_once(results: Path):
     lines = comparison_lines(summary, "run")
     assert not any(line.startswith("same is") for line in lines)
     assert any(line.endswith("(the same data as mine)") for line in lines)
+
+
+def test_nothing_to_measure_on_is_told_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = Path(__file__).parents[2] / "configs" / "compare-digits.yaml"
+    run = tmp_path / "run"
+    given = ["--set", "index.held_out=0", "--out", str(run)]
+    assert main(["compare", str(settings), *given]) == 2
+    assert "nothing is left to measure the arms on" in capsys.readouterr().err
+    assert not run.exists()
