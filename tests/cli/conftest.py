@@ -1,6 +1,5 @@
 """Runs commands in this process, as the console script would."""
 
-import logging
 import signal
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ def curate(capsys: pytest.CaptureFixture[str]) -> Generator[Curate]:
     """`curate("index", path)` -> code, stdout, stderr."""
     signals = {number: signal.getsignal(number) for number in
                (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}  # fmt: skip
-    handlers = logging.getLogger().handlers[:]
 
     def run(*arguments: object) -> Result:
         capsys.readouterr()
@@ -39,9 +37,6 @@ def curate(capsys: pytest.CaptureFixture[str]) -> Generator[Curate]:
         return Result(code, out, err)
 
     yield run
-    logging.getLogger().handlers[:] = handlers
-    for name in ("curate", "jobs", "scorers", "mixers"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
     for number, handler in signals.items():
         signal.signal(number, handler)
 
