@@ -69,22 +69,25 @@ def guess_task(model: str, kind: str | None) -> dict[str, Any]:
     from curate.models.saved import model_folder, read_config
 
     config = read_config(model_folder(Model(name=model)))
-    architecture = (config.get("architectures") or ["none"])[0]
+    model_type = config.get("model_type")
+    architecture = (config.get("architectures") or [model_type or "model without a type"])[0]
     if kind is None and architecture.endswith(_LANGUAGE_MODELS):
         kind = "causal-lm"
     if kind is None and architecture.endswith(_CLASSIFIERS):
         kind = "text-classification"
-    if kind is None and (
-        architecture.endswith(_IMAGE_CLASSIFIERS) or config.get("model_type") == "cnn"
-    ):
+    if kind is None and (architecture.endswith(_IMAGE_CLASSIFIERS) or model_type == "cnn"):
         kind = "image-classification"
+    if kind is None and model_type == "mlp":
+        kind = "tabular-classification"
     if kind is None:
         raise ConfigError(
             f"{model} is a {architecture}, which does not say what task it is for",
-            fix="add --task causal-lm, text-classification or image-classification",
+            fix="add --task causal-lm, preference, or text-, image- or tabular-classification",
         )
     if kind == "image-classification":
         return {"kind": kind, **_image_facts(model, config)}
+    if kind == "tabular-classification" and model_type == "mlp":
+        return {"kind": kind, "num_classes": config.get("num_classes")}
     if kind != "text-classification":
         return {"kind": kind}
     # transformers leaves the classes out of the file where there are two, its default.

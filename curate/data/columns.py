@@ -105,6 +105,8 @@ def _well_known(types: dict[str, pa.DataType], where: str) -> dict[str, str]:
         found = [
             {"image": name} for name in _IMAGE_NAMES if name in types and _is_images(types[name])
         ]
+    if not found and is_number(item_kind(types.get("features", pa.null()))):
+        found = [{"features": "features"}]
     if len(found) == 1:
         return found[0]
     if found:

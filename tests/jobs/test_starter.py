@@ -68,6 +68,15 @@ def test_number_columns_become_features(tmp_path: Path):
     assert values["task"] == {"kind": "tabular-classification", "num_classes": 2}
 
 
+def test_a_column_of_lists_of_numbers_called_features_is_taken(tmp_path: Path):
+    rows = {"features": [[0.5, 1.0], [2.0, 3.0]], "label": [0, 1]}
+    pl.DataFrame(rows).write_parquet(tmp_path / "t.parquet")
+    values, _ = starter(tmp_path / "t.parquet", tmp_path)
+    assert values["sources"]["t"]["features"] == "features"
+    assert values["sources"]["t"]["label"] == "label"
+    assert values["task"] == {"kind": "tabular-classification", "num_classes": 2}
+
+
 def test_what_is_not_clear_is_left_to_the_user(tmp_path: Path):
     pl.DataFrame({"left": ["a"], "right": ["b"]}).write_parquet(tmp_path / "two.parquet")
     lines = write_starter([str(tmp_path / "two.parquet")], tmp_path / "two.yaml")
@@ -196,6 +205,10 @@ def model_folder(tmp_path: Path, **config: Any) -> str:
             {"architectures": ["BertForSequenceClassification"],
              "id2label": {"0": "a", "1": "b", "2": "c"}},
             {"kind": "text-classification", "num_classes": 3},
+        ),
+        (
+            {"model_type": "mlp", "num_features": 4, "num_classes": 10},
+            {"kind": "tabular-classification", "num_classes": 10},
         ),
     ],
 )  # fmt: skip
