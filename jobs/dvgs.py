@@ -19,7 +19,7 @@ from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.sources import find_files
-from curate.errors import ConfigError
+from curate.errors import ConfigError, InputError
 from curate.models.settings import Checkpoints, Train
 from jobs.fields import reference_facts
 from jobs.lengths import content_of, content_settings
@@ -141,7 +141,13 @@ def check(settings: Settings, _: DVGS) -> None:
             fix="set model.name to go on from one, or model.config to make one from scratch",
         )
     task_settings(settings)
-    find_files(_TARGET, settings.target)
+    try:
+        find_files(_TARGET, settings.target)
+    except (ConfigError, InputError) as error:  # they name it as a source
+        what, fix = (
+            words.replace("sources.target.", "target.") for words in (error.what, error.fix)
+        )
+        raise type(error)(what, fix=fix) from error
 
 
 def _common(settings: Settings, scorer: DVGS) -> tuple[dict[str, Any], str]:

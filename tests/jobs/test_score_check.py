@@ -94,7 +94,7 @@ def test_what_does_not_suit_a_scorer_is_refused(
 
 def test_a_target_that_is_not_there_is_named(tmp_path: Path):
     target = {"path": str(tmp_path / "trusted.parquet"), "features": "x"}
-    with pytest.raises(InputError, match="trusted"):
+    with pytest.raises(InputError, match=r"^target\.path .*trusted"):
         check_scores(settings(tmp_path, "dvgs", target=target))
 
 
