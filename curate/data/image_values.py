@@ -108,18 +108,26 @@ def image_values(
     return _contents(content, paths, name, problems)
 
 
-def note_damaged(files: pa.Array, problems: Problems) -> None:
+def note_damaged(files: pa.Array, column: pa.ChunkedArray, problems: Problems) -> None:
     """Decode every image, and note those that cannot be.
 
     Args:
         files: large_binary (N,).
+        column: (N,) that they come from; where it has paths, the notes name them.
         problems: added to; rows that have one already are not looked at.
     """
     for row, content in enumerate(files):
         if row not in problems and content.is_valid:
             why = damage_of(memoryview(content.as_buffer()))
             if why is not None:
-                problems[row] = ("unreadable_image", why)
+                path = _path(column[row].as_py())
+                problems[row] = ("unreadable_image", why if path is None else f"{path}: {why}")
+
+
+def _path(value: Any) -> str | None:
+    """What a row says of where its image is from."""
+    found = value.get("path") if isinstance(value, dict) else value
+    return found if isinstance(found, str) else None
 
 
 def _is_struct(kind: pa.DataType | None) -> bool:

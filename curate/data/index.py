@@ -78,7 +78,7 @@ def index_rows(table: pa.Table, source: Source, *, name: str, file: str, first_r
     values = field_values(table, source, problems)
     _note_empty(values, problems)
     if isinstance(files := values.get("image"), pa.Array):
-        note_damaged(files, problems)
+        note_damaged(files, table.column(source.image), problems)
     label = None
     if source.label is not None:
         column = table.column(source.label)

@@ -348,6 +348,7 @@ def test_a_folder_of_folders_is_a_labelled_data_set(tmp_path: Path):
     assert dict(zip(found["image"], found["label"], strict=True)) == wanted
     aside = pl.read_parquet(tmp_path / "run" / "quarantine" / "*.parquet")
     assert aside["reason"].to_list() == ["unreadable_image"]
+    assert aside["detail"][0].startswith("broken.JPG: ")
     (copy,) = (tmp_path / "run" / "examples" / "data").rglob("*.parquet")
     features = datasets.Features.from_arrow_schema(pq.read_schema(copy))
     assert features["label"] == datasets.ClassLabel(names=["cat", "dog"])
