@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from curate.errors import InputError
+from curate.errors import InputError, counted
 from curate.models.quantities import FORWARD, gradient_names
 from jobs.chosen import Chosen, chosen_scorers, needed
 from jobs.fields import reference_of
@@ -93,7 +93,9 @@ def _own(settings: Settings, chosen: Sequence[Chosen]) -> Iterator[Serving]:
         steps: tuple[str, ...]
         try:
             passes = own_passes(settings, entry.name, entry.scorer)
-            steps = tuple(f"{p.name} ({len(p.tasks)} tasks)" for p in passes.phases if p.tasks)
+            steps = tuple(
+                f"{p.name} ({counted(len(p.tasks), 'task')})" for p in passes.phases if p.tasks
+            )
             seeds = sorted({seed for _, seed in passes.tables})
         except InputError as error:
             steps, seeds = (f"known later: {error.what}",), []

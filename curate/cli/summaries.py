@@ -40,11 +40,12 @@ def _train(summary: Mapping[str, Any]) -> str:
 
 
 def _score(summary: Mapping[str, Any]) -> str:
-    shown = [
-        f"{scorer} {next(iter(columns.values()))['mean']:.4g}"
-        for scorer, columns in summary["scorers"].items()
-        if columns and next(iter(columns.values()))["mean"] is not None
-    ]
+    shown: list[str] = []
+    for scorer, columns in summary["scorers"].items():
+        column, facts = next(iter(columns.items()), ("", {"mean": None}))
+        if facts["mean"] is not None:
+            name = scorer if column == scorer else f"{scorer}.{column}"
+            shown.append(f"{name} {facts['mean']:.4g}")
     reused = counted(summary["reused"], "pass", "passes")
     extra = f"; {reused} reused" if summary["reused"] else ""
     return f"{counted(summary['rows'], 'example')}, means: {', '.join(shown)}{extra}"

@@ -13,7 +13,7 @@ from curate.cli.imports import foreign_packages, rivals
 from curate.cli.reporter import print_json, start_logging
 from curate.cli.text import place_text, table
 from curate.data.shard_folder import DamageError
-from curate.errors import ConfigError, CurateError
+from curate.errors import ConfigError, CurateError, counted
 
 if TYPE_CHECKING:
     from jobs.methods import Method
@@ -81,7 +81,11 @@ def print_verification(shards: Path, *, as_json: bool) -> None:
     if as_json:
         print_json("verify", {**result, "whole": True, "problems": []})
     else:
-        facts = ", ".join(f"{v:,} {k}" for k, v in result.items() if isinstance(v, int))
+        facts = ", ".join(
+            counted(value, key.removesuffix("s"), key)
+            for key, value in result.items()
+            if isinstance(value, int)
+        )
         print(f"{shards} is whole: {facts}")
 
 
