@@ -83,7 +83,13 @@ def check(settings: Settings, _: Scorer) -> None:
             "pvi trains models, but there is none to start from",
             fix="set model.name to fine-tune one, or model.config to make one from scratch",
         )
-    if task_settings(settings).kind == "preference":
+    kind = task_settings(settings).kind
+    if kind == "causal-lm" and any(source.text for source in settings.sources.values()):
+        raise ConfigError(
+            "a plain text has no input apart from what is predicted, so pvi is not defined",
+            fix="use pvi with labels, with prompt and response, or with messages",
+        )
+    if kind == "preference":
         raise ConfigError(
             "two answers and their prompt have no input that could be left out, so pvi is not"
             " defined",
