@@ -10,7 +10,6 @@ from jobs.score_check import check_scores
 from jobs.settings import Settings, parse_settings
 
 TRAIN = {"epochs": 2, "save_every_epochs": 1}
-TEXTS = {"task": {"kind": "causal-lm"}, "sources": {"a": {"path": "absent", "text": "body"}}}
 
 
 def settings(folder: Path, scorer: Any, **sections: Any) -> Settings:
@@ -81,7 +80,11 @@ TEXTS = {"kind": "causal-lm"}
         ("dvgs", {}, "with a target"),
         ("dvgs", {"target": {"path": "x.parquet"}, "model": {}}, "trains a model on the target"),
         ("pvi", {"task": PAIRS}, "left out"),
-        ("pvi", TEXTS, "a plain text has no input"),
+        (
+            "pvi",
+            {"task": TEXTS, "sources": {"a": {"path": "x", "text": "body"}}},
+            "a plain text has no input",
+        ),
         ("pvi", {"model": {}}, "none to start from"),
         ("aum_threshold", {"task": TEXTS}, "no classes"),
         ("aum_threshold", {"checkpoints": {}}, "nothing says how"),
