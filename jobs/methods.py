@@ -86,7 +86,7 @@ def _method(name: str, kind: str, address: str) -> Method:
 
 def _with_defaults(method: Any) -> Any:
     """An instance with its default options, as what it needs may depend on them; else the class."""
-    has_all = is_dataclass(method) and "required" not in _options(method).values()
+    has_all = "required" not in _options(method).values()
     return method() if has_all and hasattr(method, "needs") else method
 
 
