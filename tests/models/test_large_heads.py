@@ -6,11 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from largest_tensor import Largest
 from tiny_models import byte_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from curate.models.quantities import measure
@@ -19,20 +18,6 @@ from curate.models.tasks import build_task
 
 VOCABULARY = 5000
 TEXTS = ["the longest of them all, by far the longest, and longer still " * 2, "the cat sat there"]
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        self.numbers = max(self.numbers, *sizes, 0)
-        return output
 
 
 @pytest.fixture

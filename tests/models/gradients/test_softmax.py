@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 import torch
 from gradient_loop import assert_squares, gradient_loop, squares_of
+from largest_tensor import Largest
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from curate.models.gradients import Engine, LowRank, Sides, Wanted, first_sweep, softmax_losses
 from curate.models.gradients import softmax as softmax_module
@@ -185,20 +184,6 @@ def test_with_the_head_alone_nothing_is_differentiated_but_the_head():
     engine.measure(swept_losses, batch, num_examples=3)
     assert seen
     assert not any(seen)
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation gives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        self.numbers = max(self.numbers, *sizes, 0)
-        return output
 
 
 @pytest.mark.parametrize("tied", [0, 1])
