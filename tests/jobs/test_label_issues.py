@@ -117,7 +117,7 @@ def test_the_columns_are_those_of_a_separate_computation(
         model.fit(rows[folds != fold], labels[folds != fold])
         probabilities[folds == fold] = softmax(model.decision_function(rows[folds == fold]), axis=1)
     own = probabilities[np.arange(len(labels)), labels]
-    np.testing.assert_allclose(scores["self_confidence"], own, atol=1e-2)  # both stop early
+    np.testing.assert_allclose(scores["self_confidence"], own, atol=5e-3)  # both stop early
     limits = [own[labels == j].mean() for j in range(10)]
     reached = [[p if p >= t else -1 for p, t in zip(row, limits, strict=True)]
                for row in probabilities]  # fmt: skip
@@ -142,9 +142,9 @@ def test_partitions_and_their_order_change_nothing(
     _, frame, scores = digits
     shuffled = frame[np.random.default_rng(1).permutation(frame.height)]
     again = scored(made(tmp_path, shuffled, index={"held_out": 0.0, "partition_rows": 211}))
-    np.testing.assert_allclose(again["self_confidence"], scores["self_confidence"], atol=1e-2)
+    np.testing.assert_allclose(again["self_confidence"], scores["self_confidence"], atol=1e-4)
     differs = again["label_issue"].to_numpy() != scores["label_issue"].to_numpy()
-    assert differs.mean() < 0.005
+    assert not differs.any()
 
 
 def test_a_second_run_does_nothing_and_another_option_all(
