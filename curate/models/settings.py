@@ -342,8 +342,8 @@ class Score:
     """Tokens in a batch (examples, for tables), padding included; auto is 16,384 on a CPU and
     65,536 on a GPU. Halved, and recorded, where memory does not suffice."""
     compile: bool = False
-    """Compile the model with torch for passes without gradients. It takes a minute for each model
-    and process, and a C++ compiler; worth it for long passes."""
+    """Compile the model with torch for passes without gradients: up to a minute for each model and
+    process, and a C++ compiler. On a CPU it saves a few per cent at best."""
 
     def __post_init__(self) -> None:
         named = [name for entry in self.scorers for name, _ in _pairs(entry)]
