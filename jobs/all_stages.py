@@ -16,6 +16,7 @@ from curate.data.files import read_document, write_json
 from curate.errors import CurateError, InputError, OutputError
 from curate.models.settings import Tokenizer
 from jobs.cluster import Pool
+from jobs.representations import is_read
 from jobs.run import Listener, Progress, StageState, ignore
 from jobs.settings import Settings
 from jobs.stamps import STAMPED, done_before, keep_stamp
@@ -68,11 +69,18 @@ STAGES = (
         reads=("model", "checkpoints.train", "task", "seed", "cluster.threads"),
     ),
     Stage(
+        name="embed",
+        run="jobs.embedding:embed_run",
+        state="jobs.embedding:plan_embed",
+        needs=("index",),
+        reads=("embed", "target", "model", "task", "cluster.threads"),
+    ),
+    Stage(
         name="score",
         run="jobs.score:score_run",
         state="jobs.score:plan_score",
         measure="jobs.score:measure_score",
-        needs=("index", "tokenizer", "train"),
+        needs=("index", "tokenizer", "train", "embed"),
         reads=("model", "checkpoints", "score", "task", "target", "seed", "cluster.threads"),
     ),
     Stage(
@@ -257,6 +265,8 @@ def _is_asked_for(stage: Stage, settings: Settings, command: str) -> bool:
             return bool(settings.score.scorers) and (command == "run" or bool(read))
         case "mix":
             return bool(settings.mix)
+        case "embed":
+            return command == "embed" or is_read(settings)
         case "compare":
             return command == "compare"
         case _:

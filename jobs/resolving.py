@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from curate.data.example import Source
+from curate.vectors.settings import Embed
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,10 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
     target = settings.target and _source(settings.target, old.get("target"))
     model = settings.model
     if model.name is not None:
-        name = _local(model.name)
-        revision = model.revision
-        if name == model.name and not Path(name).is_absolute() and revision is None:
-            revision = _kept(old.get("model"), "name", name) or _commit(name, kind="model")
+        name, revision = _model(model.name, model.revision, old.get("model"), "name")
         model = replace(model, name=name, revision=revision)
+    known = old.get("embed") or {}
+    embed = {name: _embed(entry, known.get(name)) for name, entry in settings.embed.items()}
     if isinstance(model.tokenizer, str):
         model = replace(model, tokenizer=_local(model.tokenizer))
     if model.adapter is not None:
@@ -63,6 +63,7 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         task=task,
         model=model,
         checkpoints=checkpoints,
+        embed=embed,
         score=replace(settings.score, scorers=scorers),
         plan=plan,
         compare=replace(compare, arms=arms),
@@ -82,6 +83,23 @@ def _source(source: Source, old: Mapping[str, Any] | None) -> Source:
         if "@" not in name:
             revision = _kept(old, "path", full) or _commit(name, kind="dataset")
     return replace(source, path=full, revision=revision)
+
+
+def _embed(embed: Embed, old: Mapping[str, Any] | None) -> Embed:
+    if embed.model is None:
+        return embed
+    name, revision = _model(embed.model, embed.revision, old, "model")
+    return replace(embed, model=name, revision=revision)
+
+
+def _model(
+    given: str, revision: str | None, old: Mapping[str, Any] | None, key: str
+) -> tuple[str, str | None]:
+    """Folder, or name on the hub and the commit that it stands for."""
+    name = _local(given)
+    if name == given and not Path(name).is_absolute() and revision is None:
+        revision = _kept(old, key, name) or _commit(name, kind="model")
+    return name, revision
 
 
 def _input(address: str) -> str:

@@ -1,5 +1,6 @@
 """The settings of a run, put together from those of their owners."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from curate.data.shard_settings import Shards
 from curate.errors import ConfigError
 from curate.models.settings import TASKS, Checkpoints, Model, Score
 from curate.plan.settings import Plan
+from curate.vectors.settings import Embed
 from jobs.cluster import Cluster
 from jobs.compare_settings import Compare
 
@@ -36,6 +38,8 @@ class Settings:
     """Its checkpoints."""
     index: Index = field(default_factory=Index)
     """Partitions, split, quarantine."""
+    embed: dict[str, Embed] = field(default_factory=dict[str, Embed])
+    """Name -> representation; see `curate embed`. By default one, made of what there is."""
     score: Score = field(default_factory=Score)
     """What is measured."""
     mix: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -57,6 +61,11 @@ class Settings:
                 raise ConfigError(
                     f"sources: {name!r} is no good name",
                     fix="use letters, digits, _, and no more than 200 of them",
+                )
+        for name in self.embed:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+                raise ConfigError(
+                    f"embed: {name!r} is no good name", fix="use letters, digits and _"
                 )
 
 

@@ -23,7 +23,7 @@ from curate.data.storage import local_stamp
 from curate.errors import InputError
 from jobs.settings import Settings
 
-STAMPED = ("train", "score")
+STAMPED = ("train", "embed", "score")
 
 _FILE = ".stamps.json"
 _PACKAGES = ("curate", "jobs", "scorers", "mixers")
@@ -100,6 +100,7 @@ def _stamp(settings: Settings, run: RunFolder, stage: str) -> str | None:
     values["threads"] = settings.cluster.threads
     model = settings.model
     named = (model.name, model.tokenizer, settings.plan.tokenizer, *settings.checkpoints.paths)
+    named += tuple(embed.model for embed in settings.embed.values() if embed.revision is None)
     names = [name for name in named if isinstance(name, str) and not Path(name).exists()]
     if names and (model.revision is None or names != [model.name]):
         return None  # a name on the hub that may stand for something else tomorrow
@@ -115,7 +116,9 @@ def _stamp(settings: Settings, run: RunFolder, stage: str) -> str | None:
         files={text: file_stamps(Path(text)) for text in texts if Path(text).is_absolute()},
         target=[[file.file, file.stamp] for file in _target_files(settings)],
         made={name: stages.get(name, {}).get("files") for name in ("index", "tokenizer", stage)},
-        trained=None if stage == "train" else stages.get("train", {}).get("files"),
+        before={
+            name: stages.get(name, {}).get("files") for name in STAMPED[: STAMPED.index(stage)]
+        },
         software=software(),
         code=_code(),
     )

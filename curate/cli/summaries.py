@@ -39,6 +39,17 @@ def _train(summary: Mapping[str, Any]) -> str:
     return f"{seeds}, {counted(checkpoints, 'checkpoint')}, {kind} {shown}"
 
 
+def _embed(summary: Mapping[str, Any]) -> str:
+    shown: list[str] = []
+    for name, entry in summary["representations"].items():
+        without = f", {entry['without']:,} without" if entry["without"] else ""
+        cut = f", {entry['cut']:,} cut" if entry["cut"] else ""
+        shown.append(f"{name}: {counted(entry['rows'], 'vector')} of {entry['dim']}{without}{cut}")
+    if summary["target"] is not None:
+        shown.append(counted(summary["target"], "target example"))
+    return "; ".join(shown)
+
+
 def _score(summary: Mapping[str, Any]) -> str:
     shown: list[str] = []
     for scorer, columns in summary["scorers"].items():
@@ -95,6 +106,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "index": _index,
     "tokenizer": _tokenizer,
     "train": _train,
+    "embed": _embed,
     "score": _score,
     "lengths": _lengths,
     "mix": _mix,

@@ -40,6 +40,11 @@ class RunFolder:
         return self.root / "tokenizer"
 
     @property
+    def target(self) -> Path:
+        """The target, indexed like a run of its own."""
+        return self.root / "target"
+
+    @property
     def mixtures(self) -> Path:
         return self.root / "mixtures"
 
@@ -67,6 +72,14 @@ class RunFolder:
 
     def scores(self, part: Partition, scorer: str) -> Output:
         return self._table(part, "scores", scorer)
+
+    def vectors(self, part: Partition, representation: str) -> Output:
+        """(N, d) vectors of a partition's examples, NaN where there is none."""
+        return Output(self.root / "vectors" / representation / f"{part.name}.npy")
+
+    def vector_rows(self, part: Partition, representation: str) -> Output:
+        """Key, and what was read, of each row of `vectors`."""
+        return self._table(part, "vectors", representation)
 
     def planned(self, part: Partition) -> Output:
         return self._table(part, "plan")

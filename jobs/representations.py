@@ -1,0 +1,106 @@
+"""Which representations a run has, who reads them, and how they are opened; loads no model."""
+
+from collections.abc import Mapping
+
+from curate.data.layout import RunFolder
+from curate.errors import ConfigError, InputError
+from curate.vectors.settings import Embed
+from curate.vectors.store import Vectors
+from jobs.settings import Settings
+
+READS_VECTORS = {"gio", "rds", "density_ratio", "duplicates", "spread"}
+"""Scorers that read vectors; an option `vectors` names a representation."""
+READS_TARGET = {"gio", "rds", "dsir", "bm25", "density_ratio"}
+"""Scorers that compare with the target."""
+
+_WITHOUT_VECTORS = {"duplicates": ("method", ("exact", "near"))}
+"""Scorer -> option and its values with which it reads none after all."""
+
+
+def representations(settings: Settings) -> Mapping[str, Embed]:
+    """Name -> representation; one by default, where the settings have none.
+
+    Numbers and images stand for themselves; texts are read by `model.name`, and where that is not
+    set are hashed n-grams.
+    """
+    if settings.embed:
+        return settings.embed
+    sources = settings.sources.values()
+    if any(source.features is not None or source.image is not None for source in sources):
+        return {"values": Embed(kind="values")}
+    if settings.model.name is not None:
+        return {"model": Embed()}
+    return {"ngrams": Embed(kind="ngrams")}
+
+
+def representation(settings: Settings, name: str | None) -> str:
+    """The representation that something reads.
+
+    Args:
+        settings: of the run.
+        name: as its options say; None takes the only one.
+
+    Raises:
+        ConfigError: there is none of that name, or several and none is named.
+    """
+    known = list(representations(settings))
+    if name is None and len(known) == 1:
+        return known[0]
+    if name is None:
+        raise ConfigError(
+            f"there are several representations: {', '.join(known)}",
+            fix="name one with the option vectors",
+        )
+    if name not in known:
+        raise ConfigError(
+            f"there is no representation {name!r}",
+            fix=f"use one of {', '.join(known)}, or add it under embed",
+        )
+    return name
+
+
+def names_wanted(settings: Settings) -> list[str]:
+    """Representations that are made: all, but none where only the target's texts are read."""
+    if not settings.embed and not reads_vectors(settings) and reads_target(settings):
+        return []
+    return list(representations(settings))
+
+
+def reads_vectors(settings: Settings) -> bool:
+    """Whether anything in the settings reads vectors."""
+    for name, options in settings.score.named.items():
+        option, values = _WITHOUT_VECTORS.get(name, ("", ()))
+        if name in READS_VECTORS and (options or {}).get(option, None) not in values:
+            return True
+    return False
+
+
+def reads_target(settings: Settings) -> bool:
+    """Whether a scorer reads the indexed target."""
+    return any(name in READS_TARGET for name in settings.score.named)
+
+
+def is_read(settings: Settings) -> bool:
+    """Whether a stage reads what `curate embed` makes: vectors, or the index of the target."""
+    return reads_vectors(settings) or reads_target(settings)
+
+
+def open_vectors(run: RunFolder, name: str) -> Vectors:
+    """The vectors of all examples of a run, or of the target's folder, in canonical order.
+
+    Raises:
+        InputError: they are missing or damaged.
+    """
+    parts = run.partitions()
+    missing = [part for part in parts if run.vectors(part, name).mark() is None]
+    if missing or not parts:
+        raise missing_vectors(run, name)
+    return Vectors.open([run.vectors(part, name).path for part in parts])
+
+
+def missing_vectors(run: RunFolder, name: str) -> InputError:
+    """The error of vectors that have not been made."""
+    where = run.root / "vectors" / name
+    return InputError(
+        f"{where}: vectors are missing", fix="run `curate embed` on the settings first"
+    )
