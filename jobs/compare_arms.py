@@ -5,7 +5,7 @@ counts of the run, so that whatever reads a plan (the shard writer too) can work
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +274,10 @@ def columns_of(spec: Spec, settings: Settings, run: RunFolder) -> tuple[str, ...
     if spec.own is not None:
         rules = spec.own.rules
         return () if rules is None else columns_read(rules, score_columns(run))
-    if is_given(spec) or spec.name.partition("@")[0] not in (PLAN, "natural", "unimax"):
+    name = spec.name.partition("@")[0]
+    if is_given(spec) or name not in (PLAN, "natural", "unimax", "shuffled"):
         return ()
-    return columns_read(settings.plan, score_columns(run))
+    rules = settings.plan
+    if name == "shuffled":  # drops the same rows, but has no score
+        rules = replace(rules, score=None, drop_first=0.0, weights=None)
+    return columns_read(rules, score_columns(run))

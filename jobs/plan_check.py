@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 
 def check_plan(settings: Settings) -> None:
-    """Refuse a plan whose score or weights read columns that nothing makes.
+    """Refuse a plan whose drop, score or weights read columns that nothing makes.
 
     Raises:
         ConfigError: a column is unknown; names the nearest one.
         InputError: there are no scores, and no scorer is chosen.
     """
-    if settings.plan.score is None and settings.plan.weights is None:
+    rules = settings.plan
+    if rules.drop is None and rules.score is None and rules.weights is None:
         return
     run = RunFolder(Path(settings.run).expanduser())
     with suppress(CurateError):  # what is there may be enough, and asks no scorer for its columns
@@ -31,9 +32,9 @@ def check_plan(settings: Settings) -> None:
     from jobs.chosen import chosen_scorers
 
     named = settings.score.named
-    read = settings.plan.score or ""
-    if settings.plan.weights is not None:
-        read += f" {settings.plan.weights.score}"
+    read = f"{rules.drop or ''} {rules.score or ''}"
+    if rules.weights is not None:
+        read += f" {rules.weights.score}"
     chosen = chosen_scorers(named) if named else []
     coming = {entry.folder: _columns(entry, read) for entry in chosen}
     if settings.task.get("window"):  # the task says what share of a document was scored

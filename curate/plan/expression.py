@@ -6,6 +6,10 @@ Numbers, columns, + - * / and parentheses, and the functions
     rank(x)    place among the training rows of the same group, 0 lowest to 1 highest
     zscore(x)  distance from the group's mean in standard deviations
 
+and comparisons < <= > >= == != with `and`, `or` and `not`, which are 1 where they hold and 0 where
+they do not. A comparison with a missing value is missing; `and` and `or` need no more than what
+decides them.
+
 A column is `num_chars` or `num_tokens`, or what a scorer wrote; where two scorers have a column of
 one name it is written `scorer.column`. Texts are parsed to a small tree and never executed.
 A value that is missing or not finite makes the row unscored.
@@ -70,6 +74,15 @@ _OPERATORS: dict[type[ast.operator], str] = {
     ast.Div: "divide",
 }
 
+_COMPARISONS: dict[type[ast.cmpop], str] = {
+    ast.Lt: "less",
+    ast.LtE: "less_equal",
+    ast.Gt: "greater",
+    ast.GtE: "greater_equal",
+    ast.Eq: "equal",
+    ast.NotEq: "not_equal",
+}
+
 _FUNCTIONS: dict[str, tuple[int, int | None, Callable[..., Values]]] = {
     "log": (1, 1, np.log),
     "sqrt": (1, 1, np.sqrt),
@@ -80,13 +93,37 @@ _FUNCTIONS: dict[str, tuple[int, int | None, Callable[..., Values]]] = {
 }
 """Name -> fewest and most arguments, and what it does."""
 
+
+def _truth(values: Values) -> Values:
+    """(N,) 1 for any number but 0, NaN for none."""
+    return np.where(np.isnan(values), np.nan, np.not_equal(values, 0))
+
+
+def _compared(holds: Callable[[Values, Values], NDArray[np.bool_]]) -> Callable[..., Values]:
+    def compare(left: Values, right: Values) -> Values:
+        return np.where(np.isnan(left) | np.isnan(right), np.nan, holds(left, right))
+
+    return compare
+
+
+def _both(left: Values, right: Values) -> Values:
+    """(N,) Kleene's `and`: 0 where either is 0, even beside a missing value."""
+    left, right = _truth(left), _truth(right)
+    return np.where((left == 0) | (right == 0), 0.0, left * right)
+
+
 _ARITHMETIC: dict[str, Callable[..., Values]] = {
     "add": np.add,
     "subtract": np.subtract,
     "multiply": np.multiply,
     "divide": np.divide,
     "negative": np.negative,
+    **{name: _compared(getattr(np, name)) for name in _COMPARISONS.values()},
+    "and": _both,
+    "or": lambda left, right: 1.0 - _both(1.0 - _truth(left), 1.0 - _truth(right)),
+    "not": lambda value: 1.0 - _truth(value),
 }
+"""What operators do; what they make of a missing value is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +282,25 @@ def _node(tree: ast.expr, names: _Names) -> Node:
             return _node(operand, names)
         case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
             return Call(_OPERATORS[type(operator)], (_node(left, names), _node(right, names)))
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return Call("not", (_node(operand, names),))
+        case ast.BoolOp(op=operator, values=values):
+            name = "and" if isinstance(operator, ast.And) else "or"
+            return _joined(name, [_node(each, names) for each in values])
+        case ast.Compare(left=left, ops=ops, comparators=others) if {
+            type(op) for op in ops
+        } <= _COMPARISONS.keys():
+            nodes = [_node(each, names) for each in (left, *others)]
+            pairs = zip(ops, nodes, nodes[1:], strict=False)
+            return _joined("and", [Call(_COMPARISONS[type(op)], (a, b)) for op, a, b in pairs])
         case ast.Call(func=ast.Name(id=function), args=arguments, keywords=[]):
             return _call(function, tuple(_node(each, names) for each in arguments), names.where)
         case _:
             raise ValueError(f"{ast.unparse(tree)} is not allowed")
+
+
+def _joined(operator: str, nodes: Sequence[Node]) -> Node:
+    return reduce(lambda left, right: Call(operator, (left, right)), nodes)
 
 
 def _call(function: str, arguments: tuple[Node, ...], where: str) -> Node:

@@ -116,6 +116,11 @@ class Batch:
         """(N,) draws of the plan called `label`, independent of those of other labels."""
         return mixed_bits(self.base ^ np.uint64(xxhash.xxh3_64_intdigest(label.encode())))
 
+    def take(self, rows: NDArray[np.bool_]) -> "Batch":
+        """The rows for which `rows` (N,) is True."""
+        frame = self.frame.filter(pl.Series(rows))
+        return Batch(frame, self.cells, self.cell[rows], self.tokens[rows], self.base[rows])
+
     def column(self, name: str) -> Values:
         """(N,) a score or an index column; NaN where a row has no value."""
         return self.frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()

@@ -102,8 +102,9 @@ class Survey:
         """Domain -> training rows and tokens."""
         found: dict[str, tuple[int, int]] = {}
         for cell, (rows, tokens) in zip(cells.cells, self._cells.T.tolist(), strict=False):
-            before = found.get(cell.domain, (0, 0))
-            found[cell.domain] = before[0] + rows, before[1] + tokens
+            if rows:  # else all of it was dropped
+                before = found.get(cell.domain, (0, 0))
+                found[cell.domain] = before[0] + rows, before[1] + tokens
         return {domain: found[domain] for domain in sorted(found)}
 
     def _by_score(self, batch: Batch) -> Block:

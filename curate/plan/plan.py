@@ -21,7 +21,7 @@ from curate.plan.mixture import Mixture
 from curate.plan.passes import Survey, weigh_passes, window_passes
 from curate.plan.realise import demand
 from curate.plan.rules import REASONS, Order, Rule, Thresholds, decide, weights_of
-from curate.plan.scoring import Passes, Scoring, scoring_passes
+from curate.plan.scoring import Passes, Scoring, scoring_passes, without_dropped
 from curate.plan.settings import Plan
 from curate.plan.weights import WeightSums, check_effective_share, effective_size
 
@@ -173,28 +173,43 @@ def columns_read(settings: Plan, scorers: Mapping[str, Sequence[str]]) -> tuple[
 class _Parsed:
     """The expressions of a plan."""
 
+    drop: Expression | None
     score: Expression | None
     weights: Expression | None
 
     @classmethod
     def of(cls, settings: Plan, scorers: Mapping[str, Sequence[str]]) -> "_Parsed":
-        score = weights = None
+        drop = score = weights = None
+        if settings.drop is not None:
+            drop = parse_expression(settings.drop, scorers, where="plan.drop")
         if settings.score is not None:
             score = parse_expression(settings.score, scorers)
         if settings.weights is not None:
             where = "plan.weights.score"
             weights = parse_expression(settings.weights.score, scorers, where=where)
-        return cls(score, weights)
+        return cls(drop, score, weights)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The score columns that are read."""
-        names = [c for each in (self.score, self.weights) if each is not None for c in each.columns]
+        given = (self.drop, self.score, self.weights)
+        names = [column for each in given if each is not None for column in each.columns]
         return tuple(name for name in names if name not in INDEX_COLUMNS)
 
 
 def _plan_passes(
     arm: Arm, parsed: _Parsed, label: str, cells: Cells, seed: int
+) -> Passes[Thresholds]:
+    drop = None
+    if parsed.drop is not None:
+        # Ranks in it are those of the groups alone, so that a mixture drops the same rows.
+        drop = yield from scoring_passes(parsed.drop, Grouping(arm.settings.within, False))
+    passes = _chosen_passes(arm, parsed, label, cells, seed, drop)
+    return (yield from without_dropped(passes, drop))
+
+
+def _chosen_passes(
+    arm: Arm, parsed: _Parsed, label: str, cells: Cells, seed: int, drop: Scoring | None
 ) -> Passes[Thresholds]:
     settings, grouping = arm.settings, Grouping(arm.settings.within, arm.mixture is not None)
     scoring = arm.scoring
@@ -202,6 +217,12 @@ def _plan_passes(
         scoring = yield from scoring_passes(parsed.score, grouping)
     survey = Survey(Groups(grouping), Order(settings, label, scoring))
     yield survey.add
+    if not survey.groups.groups and drop is not None:
+        raise InputError(
+            f"plan.drop {drop.expression.text!r} leaves out every training example, or there are"
+            " none",
+            fix="choose a narrower condition, or remove it",
+        )
     if not survey.groups.groups:
         raise InputError(
             "there are no training examples", fix="check the sources, or lower index.held_out"
@@ -233,6 +254,7 @@ def _plan_passes(
         seed=seed,
         label=label,
         grouping=grouping,
+        drop=drop,
         scoring=scoring,
         moments=survey.moments,
         rules=rules,

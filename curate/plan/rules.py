@@ -22,6 +22,7 @@ from curate.plan.weights import relative_weights
 REASONS = (
     "kept",
     "held_out",
+    "dropped",
     "no_share",
     "unscored",
     "dropped_extreme",
@@ -32,6 +33,7 @@ REASONS = (
 
 kept             it is in
 held_out         it belongs to the evaluation
+dropped          the condition `drop` holds for it
 no_share         the mixture gives its domain nothing
 unscored         it has no score
 dropped_extreme  it is at the end that `drop_first` leaves out
@@ -99,6 +101,8 @@ class Thresholds:
     label: str
     """Names the random draws: plans of different labels draw independently."""
     grouping: Grouping
+    drop: Scoring | None
+    """The condition under which rows are left out first."""
     scoring: Scoring | None
     moments: Moments | None
     """(G,) of the scores that take part in a draw."""
@@ -110,7 +114,7 @@ class Thresholds:
     phases: tuple[float, ...]
     """(P,) share of the token budget in each phase."""
     domains: dict[str, tuple[int, int]]
-    """Domain -> training rows and tokens that there are."""
+    """Domain -> training rows and tokens that there are, without what was dropped."""
     weights: dict[str, float] | None
     """Domain -> share of the tokens that the mixture asks for."""
     effective_size: float
@@ -177,6 +181,7 @@ class Decision:
     """What a plan says of the training rows of a partition."""
 
     group: NDArray[np.int64]
+    """(N,) -1 where a row was dropped."""
     copies: NDArray[np.int64]
     """(N,)"""
     by_phase: NDArray[np.int64]
@@ -187,6 +192,22 @@ class Decision:
 
 def decide(batch: Batch, plan: Thresholds) -> Decision:
     """What happens to each training row."""
+    if plan.drop is None:
+        return _decide(batch, plan)
+    rest = ~plan.drop.holds(batch)
+    inner = _decide(batch.take(rest), plan)
+    found = Decision(
+        np.full(len(rest), -1, np.int64),
+        np.zeros(len(rest), np.int64),
+        np.zeros((len(rest), len(plan.phases)), np.int64),
+        np.full(len(rest), _CODES["dropped"], np.int8),
+    )
+    found.group[rest], found.copies[rest] = inner.group, inner.copies
+    found.by_phase[rest], found.reason[rest] = inner.by_phase, inner.reason
+    return found
+
+
+def _decide(batch: Batch, plan: Thresholds) -> Decision:
     groups = Groups(plan.grouping, [rule.group for rule in plan.rules])
     group = groups.of(batch)
     if len(groups) > len(plan.rules):

@@ -71,13 +71,20 @@ class Scoring:
     def values(self, batch: Batch) -> Values:
         """(N,) finite scores; NaN where a row is unscored."""
         group = Groups(self.grouping, self.groups).of(batch) if self.tables else None
+        known = len(self.groups)
 
         def statistic(node: Statistic, values: Values) -> Values:
             assert group is not None
-            return self.tables[node].of(values, group)
+            # A group whose rows have all been dropped was never met.
+            found = self.tables[node].of(values, np.minimum(group, known - 1))
+            return np.where(group < known, found, np.nan)
 
         values = evaluate(self.expression.root, batch.column, statistic)
         return np.where(np.isfinite(values), values, np.nan)
+
+    def holds(self, batch: Batch) -> NDArray[np.bool_]:
+        """(N,) where the expression, read as a condition, has a value other than 0."""
+        return np.nan_to_num(self.values(batch)) != 0
 
 
 def scoring_passes(expression: Expression, grouping: Grouping) -> Passes[Scoring]:
@@ -94,6 +101,27 @@ def scoring_passes(expression: Expression, grouping: Grouping) -> Passes[Scoring
         yield add
         tables.update({each.node: each.table() for each in gathered})
     return Scoring(expression, grouping, tuple(groups.groups), tables)
+
+
+def without_dropped(passes: Passes[T], drop: Scoring | None) -> Passes[T]:
+    """The same computation, which never meets the rows for which `drop` holds."""
+    result: T
+    try:
+        while True:
+            add = next(passes)
+            yield add if drop is None else _Filtered(add, drop)
+    except StopIteration as stop:
+        result = stop.value
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Filtered:
+    add: Callable[[Batch], None]
+    drop: Scoring
+
+    def __call__(self, batch: Batch) -> None:
+        self.add(batch.take(~self.drop.holds(batch)))
 
 
 class MomentSums:

@@ -59,6 +59,9 @@ class Plan:
 
     __pydantic_config__: ClassVar = STRICT
 
+    drop: str | None = None
+    """Examples for which this holds are left out before anything else, as if they were not there:
+    "duplicate_keep == 0", or "loss > 8 or num_chars < 20". A missing value drops nothing."""
     score: str | None = None
     """A score column, or an expression over columns: "0.5*rank(el2n) + 0.5*rank(loss)". Without
     it the choice is random."""

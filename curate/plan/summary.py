@@ -78,6 +78,8 @@ class _Tally:
     reasons: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(REASONS), np.int64))
     domains: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
     """Domain -> kept rows, copies and tokens."""
+    dropped_of: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
+    """Domain -> rows and tokens that `drop` left out."""
     weights: WeightSums = field(default_factory=WeightSums)
     kept: dict[str, _Mean] = field(default_factory=dict[str, _Mean])
     dropped: dict[str, _Mean] = field(default_factory=dict[str, _Mean])
@@ -101,12 +103,29 @@ class _Tally:
             np.add.at(table[row], batch.cell, amount)
         for name, amounts in zip(names, table.T, strict=True):
             self.domains[name] = self.domains.get(name, np.zeros(3, np.int64)) + amounts
+        if self.plan.drop is not None:
+            self._add_dropped(batch, decision)
         values = {column: batch.column(column) for column in self.columns}
         if score is not None:
             values["plan.score"] = score
         for name, column in values.items():
             self.kept.setdefault(name, _Mean()).add(column, copies)
             self.dropped.setdefault(name, _Mean()).add(column, (~is_kept).astype(np.int64))
+
+    def _add_dropped(self, batch: Batch, decision: Decision) -> None:
+        out = decision.reason == REASONS.index("dropped")
+        names = [cell.domain for cell in batch.cells.cells]
+        table = np.zeros((2, len(names)), np.int64)
+        for row, amount in enumerate((out.astype(np.int64), out * batch.tokens)):
+            np.add.at(table[row], batch.cell, amount)
+        for name, amounts in zip(names, table.T, strict=True):
+            self.dropped_of[name] = self.dropped_of.get(name, np.zeros(2, np.int64)) + amounts
+
+    def there(self, domain: str) -> tuple[int, int]:
+        """Training rows and tokens of a domain, what was dropped included."""
+        rows, tokens = self.plan.domains.get(domain, (0, 0))
+        more = self.dropped_of.get(domain, np.zeros(2, np.int64)).tolist()
+        return rows + more[0], tokens + more[1]
 
     def kept_of(self, domain: str) -> list[int]:
         """Kept rows, copies and tokens of a domain."""
@@ -116,7 +135,9 @@ class _Tally:
 def _report(
     plan: Thresholds, own: _Tally, others: Mapping[str, _Tally], held_out: int
 ) -> dict[str, Any]:
-    rows, tokens = (sum(sizes[i] for sizes in plan.domains.values()) for i in range(2))
+    domains = sorted({*plan.domains, *own.dropped_of})
+    rows, tokens = (sum(own.there(domain)[i] for domain in domains) for i in range(2))
+    dropped = [sum(int(sizes[i]) for sizes in own.dropped_of.values()) for i in range(2)]
     reasons = dict(zip(REASONS, own.reasons.tolist(), strict=True)) | {"held_out": held_out}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -125,6 +146,7 @@ def _report(
         "shortfall": plan.asked - plan.placed,
         "notes": notes(plan) + _emptied(plan, own),
         "training": {"rows": rows, "tokens": tokens},
+        "dropped": {"rows": dropped[0], "tokens": dropped[1]},
         "kept": {
             "rows": plan.kept_rows,
             "copies": plan.kept_copies,
@@ -145,7 +167,7 @@ def _report(
             name: {"kept": own.kept[name].value, "dropped": own.dropped[name].value}
             for name in sorted(own.kept)
         },
-        "domains": {domain: _domain(plan, own, domain) for domain in plan.domains},
+        "domains": {domain: _domain(plan, own, domain) for domain in domains},
         "groups": [_group(plan, rule) for rule in sorted(plan.rules, key=lambda r: r.group)],
         "yardsticks": {name: _yardstick(name, others[name], own) for name in others},
     }
@@ -174,21 +196,25 @@ def notes(plan: Thresholds) -> list[str]:
 def _emptied(plan: Thresholds, own: _Tally) -> list[str]:
     """Domains that a score nearly wipes out, which nobody asked for."""
     rows = sum(sizes[0] for sizes in plan.domains.values())
+    gone = sorted(set(own.dropped_of) - set(plan.domains))
+    lost = [f"plan.drop leaves nothing of the domain {', '.join(gone[:5])}"] if gone else []
     if plan.weights is not None or plan.kept_rows < _FEW_OF_MANY * rows:
-        return []
+        return lost
     left = {name: own.kept_of(name)[0] / sizes[0] for name, sizes in plan.domains.items()}
     few = [f"{name} ({100 * share:.2g} %)" for name, share in left.items() if share < _FEW]
     if not few:
-        return []
+        return lost
     more = f" and {len(few) - 5} more" if len(few) > 5 else ""
     return [
+        *lost,
         f"less than {100 * _FEW:.0f} % is kept of {', '.join(few[:5])}{more}: "
-        "plan.within: domain keeps the same share of each"
+        "plan.within: domain keeps the same share of each",
     ]
 
 
 def _domain(plan: Thresholds, own: _Tally, domain: str) -> dict[str, Any]:
-    rows, tokens = plan.domains[domain]
+    rows, tokens = own.there(domain)
+    left = plan.domains.get(domain, (0, 0))[1]
     kept_rows, copies, kept_tokens = own.kept_of(domain)
     asked = None if plan.weights is None else plan.weights.get(domain, 0.0)
     return {
@@ -199,7 +225,7 @@ def _domain(plan: Thresholds, own: _Tally, domain: str) -> dict[str, Any]:
         "kept_tokens": kept_tokens,
         "token_share_asked": None if asked is None else _number(asked),
         "token_share": _number(kept_tokens / plan.kept_tokens) if plan.kept_tokens else None,
-        "epochs": _number(kept_tokens / tokens) if tokens else None,
+        "epochs": _number(kept_tokens / left) if left else None,
     }
 
 
@@ -227,7 +253,8 @@ def _cut_score(plan: Thresholds, cut: int) -> float | None:
 def _yardstick(name: str, tally: _Tally, own: _Tally) -> dict[str, Any]:
     plan = tally.plan
     score = tally.kept.get("plan.score")
-    domains = {domain: tally.kept_of(domain) for domain in plan.domains}
+    named = sorted({*plan.domains, *own.plan.domains, *own.dropped_of})
+    domains = {domain: tally.kept_of(domain) for domain in named}
     return {
         "what": YARDSTICKS.get(name, name),
         "rows": plan.kept_rows,

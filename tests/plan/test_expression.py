@@ -56,6 +56,32 @@ def test_expressions_mean_what_they_say(text: str, expected: float):
     assert value(text, columns) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("el2n < num_tokens", 1),
+        ("el2n <= 2", 1),
+        ("el2n > 2", 0),
+        ("el2n >= 2 and num_tokens != 40", 0),
+        ("el2n == 2 or num_chars > 0", 1),  # a missing value beside what decides
+        ("el2n == 3 and num_chars > 0", 0),
+        ("el2n == 3 or num_chars > 0", None),
+        ("el2n == 2 and num_chars > 0", None),
+        ("num_chars == num_chars", None),
+        ("not el2n", 0),
+        ("not num_chars", None),
+        ("not el2n < 1", 1),
+        ("1 < el2n < 3", 1),
+        ("1 < el2n < 2", 0),
+        ("1 + (el2n > 1) * 3", 4),
+        ("el2n and num_tokens", 1),
+    ],
+)
+def test_conditions_are_one_or_zero_or_missing(text: str, expected: float | None):
+    found = value(text, {"el2n.el2n": 2.0, "num_tokens": 40.0, "num_chars": math.nan})
+    assert math.isnan(found) if expected is None else found == expected
+
+
 @given(st.floats(-100, 100), st.floats(0.1, 100), st.floats(-10, 10))
 def test_arithmetic_is_that_of_python(a: float, b: float, c: float):
     columns = {"el2n.el2n": a, "num_tokens": b, "num_chars": c}
@@ -115,7 +141,10 @@ def test_without_any_scores_the_user_is_sent_to_score():
         "el2n if el2n else 1",
         "lambda: el2n",
         "el2n ** 2",
-        "el2n > 1",
+        "el2n is 1",
+        "el2n in 1",
+        "el2n > 'a'",
+        "1 < 2",
         "'el2n'",
         "True + el2n",
         "1j * el2n",

@@ -1,5 +1,6 @@
 """Plans against plain sorting, and what must hold for each of them."""
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from curate.errors import ConfigError, CurateError, InputError
@@ -16,6 +17,8 @@ from curate.plan.plan import REASONS, Arm, apply_plan, make_plan, make_plans
 from curate.plan.rules import Thresholds
 from curate.plan.settings import Keep, Plan, Weights
 from curate.plan.stored import from_values, to_values
+from curate.plan.summary import summarise
+from curate.plan.yardsticks import yardstick_arms
 from tests.plan.pool import pool, tables_of
 
 
@@ -50,6 +53,9 @@ rows = st.lists(
 
 plans = st.builds(
     Plan,
+    drop=st.sampled_from(
+        [None, None, "num_tokens < 3", "el2n > 1 or num_tokens == 5", "rank(num_tokens) < 0.3"]
+    ),
     score=st.sampled_from(["el2n", "el2n", "num_tokens", "2*rank(el2n) - zscore(num_tokens)"]),
     keep=st.floats(0.05, 1)
     | st.builds(Keep, examples=st.integers(1, 60))
@@ -81,7 +87,10 @@ def test_what_holds_for_every_plan(
     given_rows: list[dict[str, Any]], plan: Plan, mixed: Mixture | None
 ):
     frame = pool(given_rows)
-    made = make_plan(tables_of(frame, 7), plan, seed=3, mixture=mixed)
+    try:
+        made = make_plan(tables_of(frame, 7), plan, seed=3, mixture=mixed)
+    except InputError:  # nothing is left
+        reject()
     table = applied(frame, made)
     assert (table["keep"] == (table["copies"] > 0)).all()
     assert (table["keep"] == (table["reason"] == "kept")).all()
@@ -125,7 +134,10 @@ def test_neither_partitions_nor_the_order_of_rows_matter(
     plan = replace(plan, draw="top", score="el2n + 0.1 * rank(num_tokens)")
     frame = pool(given_rows)
     shuffled = frame.sample(fraction=1, shuffle=True, seed=order.randrange(1000))
-    one = planned(frame, plan, mixture=mixed)
+    try:
+        one = planned(frame, plan, mixture=mixed)
+    except InputError:  # nothing is left
+        reject()
     two = planned(shuffled, plan, size=size, mixture=mixed).sort("row")
     assert one.equals(two)
 
@@ -476,3 +488,76 @@ def test_plans_made_together_are_those_made_alone():
         alone = make_plan(tables_of(frame, 50), arm.settings, seed=0, label=name)
         assert apply_plan(frame, alone).equals(apply_plan(frame, together[name]))
     assert list(together) == list(arms)
+
+
+DROPPING = [
+    {"el2n.el2n": 0.1, "num_tokens": 7, "domain": "a"},
+    {"el2n.el2n": 0.2, "num_tokens": 1, "domain": "a"},
+    {"el2n.el2n": 0.3, "num_tokens": 7, "domain": "a"},
+    {"el2n.el2n": 0.4, "num_tokens": 1, "domain": "b"},
+    {"el2n.el2n": 0.5, "num_tokens": 1, "domain": "b"},
+    {"el2n.el2n": 0.6, "num_tokens": 7, "domain": "c"},
+    {"el2n.el2n": None, "num_tokens": 7, "domain": "c", "split": "held_out"},
+]
+
+
+def test_dropped_rows_are_as_if_they_were_not_there():
+    rules = Plan(score="rank(el2n)", keep=0.5, within="all", order="easiest")
+    whole = planned(pool(DROPPING), replace(rules, drop="num_tokens == 1"), size=2)
+    without = planned(pool([row for row in DROPPING if row["num_tokens"] != 1]), rules)
+    assert whole["reason"].to_list() == [
+        "kept", "dropped", "kept", "dropped", "dropped", "score", "held_out",
+    ]  # fmt: skip
+    rest = whole.filter(pl.col("reason") != "dropped")
+    assert rest["reason"].to_list() == without["reason"].to_list()
+    assert rest["weight"].to_list() == without["weight"].to_list()
+
+
+def test_a_missing_value_drops_nothing_and_a_flag_stands_for_itself():
+    frame = pool([{"el2n.el2n": None}, {"el2n.el2n": 1.0}, {"el2n.el2n": 0.0}])
+    table = planned(frame, Plan(drop="el2n"))
+    assert table["reason"].to_list() == ["kept", "dropped", "kept"]
+    table = planned(frame, Plan(drop="not el2n"))
+    assert table["reason"].to_list() == ["kept", "kept", "dropped"]
+
+
+def test_dropping_everything_is_refused():
+    with pytest.raises(InputError, match=r"plan\.drop 'num_tokens > 0' leaves out every"):
+        planned(pool(DROPPING), Plan(drop="num_tokens > 0"))
+
+
+def test_the_summary_counts_what_was_dropped():
+    rules = Plan(score="zscore(el2n)", keep=1.0, drop="num_tokens == 1", within="domain")
+    tables = tables_of(pool(DROPPING), 2)
+    plan = make_plan(tables, rules, seed=0)
+    beside = make_plans(tables, yardstick_arms(plan), seed=0)
+    summary = summarise(tables, plan, beside)
+    assert summary["training"] == {"rows": 6, "tokens": 24}
+    assert summary["dropped"] == {"rows": 3, "tokens": 3}
+    assert summary["reasons"]["dropped"] == 3
+    assert summary["kept"]["rows"] == summary["asked"] == 3
+    assert summary["domains"]["b"]["rows"] == 2
+    assert summary["domains"]["b"]["epochs"] is None
+    assert summary["domains"]["a"]["epochs"] == 1
+    assert summary["notes"] == ["plan.drop leaves nothing of the domain b"]
+    # The yardstick knows nothing of the rule: it draws from everything.
+    assert beside["random"].domains["b"] == (2, 2)
+
+
+def test_a_mixture_drops_the_same_rows():
+    rules = Plan(keep=1.0, drop="rank(num_tokens) < 0.5", within="all", force=True)
+    frame = pool(DROPPING)
+    mixed = mixture((1.0, {"a": 0.2, "b": 0.7, "c": 0.1}))
+    with_mixture = planned(frame, rules, mixture=mixed)
+    plain = planned(frame, rules)
+    names = [table.filter(pl.col("reason") == "dropped")["row"] for table in (plain, with_mixture)]
+    assert names[0].to_list() == names[1].to_list() == [1, 3, 4]
+
+
+def test_a_stored_plan_still_drops():
+    frame = pool(DROPPING)
+    plan = make_plan(tables_of(frame), Plan(drop="rank(num_tokens) < 0.5", within="all"), seed=0)
+    values, ranks = to_values({"p": plan})
+    again = from_values(json.loads(json.dumps(values)), ranks)["p"]
+    assert apply_plan(frame, again).equals(apply_plan(frame, plan))
+    assert (applied(frame, again)["reason"] == "dropped").sum() == 3
