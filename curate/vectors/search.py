@@ -105,7 +105,7 @@ def nearest_approximate(
         k: how many, at least 1.
         metric: as of `nearest`.
         exclude: as of `nearest`.
-        cells: how many cells the vectors are split into; by default 4 sqrt(N).
+        cells: how many cells the vectors are split into; by default sqrt(N).
         probes: cells looked into for each query.
         seed: of the cells and of the queries that recall is measured on.
         threads: of the CPU.
@@ -123,7 +123,7 @@ def nearest_approximate(
     if not len(asked) or not num_usable:
         return found, float("nan")
     if cells is None:
-        cells = max(1, min(round(4 * num_usable**0.5), num_usable // 32))
+        cells = max(1, round(num_usable**0.5))
     if cells < 1 or probes < 1:
         raise ConfigError(
             f"cells is {cells} and probes {probes}", fix="ask for at least one of each"

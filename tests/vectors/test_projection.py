@@ -19,6 +19,8 @@ def test_components_are_those_of_the_singular_values():
     rows = _rows()
     found = fit_pca(Vectors([rows]), 3, seed=0)
     theirs = PCA(3, svd_solver="full").fit(rows.astype(np.float64))
+    assert theirs.components_ is not None
+    assert theirs.explained_variance_ is not None
     turned = (
         theirs.components_ * np.sign((theirs.components_ * found.components).sum(axis=1))[:, None]
     )
