@@ -1,12 +1,14 @@
 """Scorers that measure by passes of their own, beside the one that all others share."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from curate.config import resolve
+from curate.errors import OutputError, TryAgainError
 from jobs.cluster import Pool
-from jobs.run import Listener, Outcome, Receipt, Task, run_tasks
+from jobs.run import Listener, Outcome, Progress, Receipt, Task, run_tasks
 from jobs.settings import Settings
 from scorers.protocol import Scorer
 
@@ -16,6 +18,9 @@ OWN: dict[str, str] = {
     "dvgs": "jobs.dvgs:passes",
     "vog": "jobs.vog:passes",
     "pvi": "jobs.pvi:passes",
+    "dsir": "jobs.dsir:passes",
+    "rds": "jobs.rds:passes",
+    "spread": "jobs.spread:passes",
 }
 """Scorer -> `module:function` that says its passes: `(settings, scorer) -> OwnPasses`."""
 
@@ -28,11 +33,21 @@ class Phase(NamedTuple):
     work: Callable[[dict[str, Any]], Receipt]
 
 
+class DrivenPhase(NamedTuple):
+    """Tasks that hand out tasks of their own, such as whole runs: the driver does them, one by
+    one, with the pool."""
+
+    name: str
+    tasks: list[Task]
+    drive: Callable[[dict[str, Any], Pool, Listener], Receipt]
+    """Writes the task's output, like `Phase.work`."""
+
+
 @dataclass(frozen=True, slots=True)
 class OwnPasses:
     """What a scorer does before its columns can be computed."""
 
-    phases: tuple[Phase, ...]
+    phases: tuple[Phase | DrivenPhase, ...]
     """One after the other. Fingerprints follow from settings and index alone, not from outputs of
     earlier phases, so that all are known before anything has run."""
     tables: tuple[tuple[str, int], ...]
@@ -67,8 +82,35 @@ def run_phases(
     found: dict[str, Outcome] = {}
     for own in passes.values():
         for phase in own.phases:
-            outcome = run_tasks(phase.name, phase.tasks, phase.work, pool=pool, listener=listener)
+            if isinstance(phase, DrivenPhase):
+                outcome = _driven(phase, pool=pool, listener=listener)
+            else:
+                outcome = run_tasks(
+                    phase.name, phase.tasks, phase.work, pool=pool, listener=listener
+                )
             found[phase.name] = outcome
             if outcome.failures:
                 break
     return found
+
+
+def _driven(phase: DrivenPhase, *, pool: Pool, listener: Listener) -> Outcome:
+    """What `run_tasks` does, in the driver; a failed task does not stop the others."""
+    started = time.monotonic()
+    outcome = Outcome()
+    for task in phase.tasks:
+        if task.is_done():
+            outcome.skipped.append(task.name)
+            continue
+        try:
+            outcome.receipts[task.name] = phase.drive(task.payload, pool, listener)
+        except (OutputError, TryAgainError):
+            raise
+        except Exception as error:
+            outcome.failures[task.name] = error
+            continue
+        outcome.done.append(task.name)
+        finished = len(outcome.done) + len(outcome.skipped)
+        listener(Progress(phase.name, finished, len(phase.tasks), task.name))
+    outcome.seconds = time.monotonic() - started
+    return outcome

@@ -14,6 +14,9 @@ CHECKS: dict[str, str] = {
     "dvgs": "jobs.dvgs:check",
     "vog": "jobs.vog:check",
     "pvi": "jobs.pvi:check",
+    "spread": "jobs.spread:check",
+    "dsir": "jobs.dsir:check",
+    "rds": "jobs.rds:check",
 }
 """Scorer with passes of its own -> `module:function` of `(settings, scorer)` that refuses settings
 under which these cannot run; it needs no index and writes nothing."""
