@@ -133,7 +133,9 @@ def scored_columns(frame: pl.DataFrame) -> list[str]:
 
 
 def _counts_tokens(settings: Settings) -> bool:
-    return not isinstance(task_settings(settings), TabularClassification)
+    if not settings.task:  # scorers without a model need none
+        return False
+    return not settings.task or not isinstance(task_settings(settings), TabularClassification)
 
 
 def _histories(
