@@ -22,10 +22,11 @@ from curate.data.partitions import Partition
 from curate.data.tables import read_table
 from curate.models.quantities import measure
 from curate.models.tasks import Encoded, Task
-from jobs.compare_examples import evaluation_output, target_folder, target_settings
+from jobs.compare_examples import evaluation_output
 from jobs.fields import example_fields
 from jobs.lengths import content_settings
 from jobs.settings import Settings, task_settings
+from jobs.target import target_folder, target_settings
 from jobs.training_work import Workshop
 
 

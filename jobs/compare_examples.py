@@ -5,7 +5,6 @@ neither on partitions nor on anything that was scored. Over all domains each cou
 of examples that it holds out, not with the number that was evaluated.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Output
 from curate.data.tables import read_examples, write_table
 from curate.errors import InputError
-from jobs.cluster import Pool
 from jobs.settings import Settings
+from jobs.target import target_folder
 
 VERSION = 1
 
@@ -30,31 +29,6 @@ _SCHEMA = {
     "label": pl.Int64,
     "weight": pl.Float64,
 }
-
-
-def target_folder(run: RunFolder) -> RunFolder:
-    """The target, indexed like a run of its own, nothing of it held out."""
-    return RunFolder(run.root / "compare" / "target")
-
-
-def index_target(settings: Settings, *, pool: Pool) -> None:
-    """Index the target, where there is one."""
-    from jobs.index import index_run
-
-    if settings.target is not None:
-        index_run(target_settings(settings), pool=pool)
-
-
-def target_settings(settings: Settings) -> Settings:
-    """Settings under which the target is a run of its own."""
-    assert settings.target is not None
-    return replace(
-        settings,
-        run=str(target_folder(RunFolder(Path(settings.run))).root),
-        sources={"target": settings.target},
-        target=None,
-        index=replace(settings.index, held_out=0.0),
-    )
 
 
 def evaluation_output(run: RunFolder) -> Output:

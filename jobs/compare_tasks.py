@@ -36,16 +36,17 @@ class Work:
 
 def prepare_training(work: Work, pool: Pool) -> None:
     """Tokenizer, target, evaluation, token counts and budget."""
-    from jobs.compare_examples import choose_examples, index_target, target_settings
+    from jobs.compare_examples import choose_examples
     from jobs.compare_training import measure_partition
     from jobs.references import references_run
+    from jobs.target import index_target, target_settings
     from jobs.tokenizer import tokenizer_run
 
     settings = _trainable(work.settings)
     tokenizer_run(settings)
-    index_target(settings, pool=pool)
     references_run(settings, pool=pool)
     if settings.target is not None:
+        index_target(target_settings(settings), pool=pool)
         references_run(target_settings(settings), pool=pool)
     _, notes = choose_examples(settings)
     work.notes += notes

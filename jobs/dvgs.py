@@ -1,6 +1,7 @@
 """The passes of the scorer `dvgs`: index the target, train on it, measure the pool at every step.
 
-    run/dvgs/target/             the target, indexed like a run of its own, and `target.json`
+    run/target/                  the target, indexed like a run of its own
+    run/dvgs/target.json         says that all of it can be trained on
     run/dvgs/seed-0/steps/       weights and target gradient of each evaluated step
     run/dvgs/seed-0/model/       the model that was trained on the target
     run/dvgs/seed-0/done.json    the evaluated steps: loss, learning rate, squared norm
@@ -18,20 +19,19 @@ from curate.config import plain
 from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.data.sources import find_files
-from curate.errors import ConfigError, InputError
+from curate.errors import ConfigError
 from curate.models.settings import Checkpoints, Train
 from jobs.fields import reference_facts
 from jobs.lengths import content_of, content_settings
 from jobs.own_passes import OwnPasses, Phase
 from jobs.run import Task
 from jobs.settings import Settings, task_settings
+from jobs.target import check_target, target_stamp
 from scorers.dvgs import DVGS
 
 VERSION = 1
 """Of what is measured: raised when the same settings and data would give other numbers."""
 
-_TARGET = "target"
 _LR_NEW, _LR_LOADED = 1e-3, 5e-5
 
 
@@ -80,24 +80,6 @@ def passes(settings: Settings, scorer: DVGS) -> OwnPasses:
     return OwnPasses(tuple(phases), tuple((slug_of(seed), seed) for seed in scorer.seeds))
 
 
-def target_folder(run: RunFolder) -> RunFolder:
-    """The target, indexed like a run of its own, nothing of it held out."""
-    return RunFolder(run.root / "dvgs" / _TARGET)
-
-
-def target_settings(settings: Settings) -> Settings:
-    """Settings under which the target is a run of its own."""
-    assert settings.target is not None
-    return replace(
-        settings,
-        run=str(target_folder(RunFolder(Path(settings.run))).root),
-        sources={_TARGET: settings.target},
-        target=None,
-        # What is trusted has no rows to set aside.
-        index=replace(settings.index, held_out=0.0, max_bad_rows=0.0),
-    )
-
-
 def seed_folder(run: RunFolder, seed: int) -> Path:
     return run.root / "dvgs" / f"seed-{seed}"
 
@@ -108,7 +90,8 @@ def slug_of(seed: int) -> str:
 
 
 def target_output(run: RunFolder) -> Output:
-    return Output(target_folder(run).root / "target.json")
+    """Facts of the target; its mark says that all of it can be trained on."""
+    return Output(run.root / "dvgs" / "target.json")
 
 
 def done_output(run: RunFolder, seed: int) -> Output:
@@ -130,24 +113,13 @@ def check(settings: Settings, _: DVGS) -> None:
         ConfigError: there is no target or no model.
         InputError: the target's files are missing.
     """
-    if settings.target is None:
-        raise ConfigError(
-            "scorer dvgs compares every example with a target, and the settings name none",
-            fix="set target: {path: ...} to some hundreds of examples that can be trusted",
-        )
+    check_target(settings, "dvgs")
     if settings.model.name is None and settings.model.config is None:
         raise ConfigError(
             "scorer dvgs trains a model on the target, and there is none",
             fix="set model.name to go on from one, or model.config to make one from scratch",
         )
     task_settings(settings)
-    try:
-        find_files(_TARGET, settings.target)
-    except (ConfigError, InputError) as error:  # they name it as a source
-        what, fix = (
-            words.replace("sources.target.", "target.") for words in (error.what, error.fix)
-        )
-        raise type(error)(what, fix=fix) from error
 
 
 def _common(settings: Settings, scorer: DVGS) -> tuple[dict[str, Any], str]:
@@ -175,14 +147,8 @@ def _common(settings: Settings, scorer: DVGS) -> tuple[dict[str, Any], str]:
 
 
 def _target_stamp(settings: Settings, identity: str) -> str:
-    assert settings.target is not None
     return fingerprint(
-        stage="dvgs target",
-        version=VERSION,
-        identity=identity,
-        source=content_settings(settings.target),
-        files=[[file.file, file.stamp] for file in find_files(_TARGET, settings.target)],
-        index=plain(settings.index),
+        stage="dvgs target", version=VERSION, identity=identity, index=target_stamp(settings)
     )
 
 

@@ -1,8 +1,6 @@
 """The target of the scorer `dvgs` on a worker: indexed, checked, made numbers."""
 
-import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,22 +8,18 @@ import polars as pl
 
 from curate.data.example import KEY
 from curate.data.tables import read_examples
-from curate.errors import ConfigError, CurateError, InputError, TooManyBadError
+from curate.errors import ConfigError, InputError
 from curate.models.mlp import MLP
 from curate.models.tasks import Encoded
 from curate.models.training_data import join
-from jobs.cluster import InlineExecutor, Pool
-from jobs.dvgs import target_folder, target_output, target_settings
+from jobs.dvgs import target_output
 from jobs.fields import example_fields
-from jobs.index import index_run
 from jobs.references import references_run
 from jobs.run import Receipt
-from jobs.settings import Settings
+from jobs.target import INLINE, index_target, target_folder, target_settings, write_facts
 from jobs.training_work import Workshop, open_workshop
 
 log = logging.getLogger(__name__)
-
-INLINE = Pool(InlineExecutor(), 1)
 
 FEW_EXAMPLES = 30
 """With fewer the gradient of the target says little: AUROC 0.61 on digits, and 0.94 with 300."""
@@ -35,7 +29,7 @@ def target_work(payload: dict[str, Any]) -> Receipt:
     """Index the target and check that all of it can be trained on."""
     shop = open_workshop(payload)
     own = target_settings(shop.settings)
-    _index(own)
+    index_target(own)
     references_run(own, pool=INLINE)
     encoded = target_examples(shop)
     if len(encoded) < FEW_EXAMPLES:
@@ -43,20 +37,8 @@ def target_work(payload: dict[str, Any]) -> Receipt:
                     " guess", len(encoded), FEW_EXAMPLES)  # fmt: skip
     facts = {"rows": len(encoded), "tokens": int(encoded.lengths.sum())}
     output = target_output(shop.run)
-    output.write(lambda path: write_plain_json(path, facts), payload["fingerprint"], **facts)
+    output.write(lambda path: write_facts(path, facts), payload["fingerprint"], **facts)
     return facts
-
-
-def _index(settings: Settings) -> None:
-    try:
-        index_run(settings, pool=INLINE)
-    except TooManyBadError as error:
-        raise TooManyBadError(
-            f"target: {error.what}", fix="remove these rows from the target, or complete them"
-        ) from error
-    except CurateError as error:  # the index knows the target as a source of that name
-        fix = error.fix.replace("sources.target.", "target.")
-        raise type(error)(error.what, fix=fix) from error
 
 
 def target_examples(shop: Workshop) -> Encoded:
@@ -108,8 +90,3 @@ def check_width(encoded: Encoded, model: Any) -> None:
             f"the target has {features.shape[1]} features, the pool {model.config['num_features']}",
             fix="give the target the same columns",
         )
-
-
-def write_plain_json(path: Path, value: dict[str, Any]) -> None:
-    """Small facts as JSON, no number of which is infinite."""
-    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -42,10 +42,11 @@ from jobs.dvgs import (
     slug_of,
     values_output,
 )
-from jobs.dvgs_target import check_width, target_contents, target_examples, write_plain_json
+from jobs.dvgs_target import check_width, target_contents, target_examples
 from jobs.measuring import as_columns, batch_tokens
 from jobs.run import Receipt
 from jobs.settings import task_settings
+from jobs.target import write_facts
 from jobs.training_work import (
     Workshop,
     begin,
@@ -97,7 +98,7 @@ def record_work(payload: dict[str, Any]) -> Receipt:
     )
     facts = {"steps": schedule.total_steps, "evaluated": len(points)}
     done_output(shop.run, seed).write(
-        lambda path: write_plain_json(path, {"schema_version": 1, **facts, "points": points}),
+        lambda path: write_facts(path, {"schema_version": 1, **facts, "points": points}),
         mark,
         **facts,
     )

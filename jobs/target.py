@@ -25,7 +25,7 @@ VERSION = 1
 NAME = "target"
 """The target's source, in its own index."""
 
-_INLINE = Pool(InlineExecutor(), 1)
+INLINE = Pool(InlineExecutor(), 1)
 
 
 def target_folder(run: RunFolder) -> RunFolder:
@@ -104,18 +104,19 @@ def target_work(payload: dict[str, Any]) -> Receipt:
     return facts
 
 
-def index_target(settings: Settings) -> int:
+def index_target(settings: Settings, *, pool: Pool = INLINE) -> int:
     """Index the target; returns its rows.
 
     Args:
         settings: of `target_settings`.
+        pool: where; by default here.
 
     Raises:
         InputError: it has no rows, or a column is missing.
         TooManyBadError: a row of it cannot be used.
     """
     try:
-        return int(index_run(settings, pool=_INLINE)["rows"])
+        return int(index_run(settings, pool=pool)["rows"])
     except TooManyBadError as error:
         raise TooManyBadError(
             f"target: {error.what}", fix="remove these rows from the target, or complete them"
