@@ -11,16 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scorers.gio import (
-    Selection,
-    Stop,
-    divergence,
-    log_distances,
-    log_radii,
-    mean_divergence,
-    phi,
-    select,
-)
+from curate.errors import ConfigError
+from scorers.gio import GIO
+from scorers.gio_divergence import divergence, log_distances, log_radii, mean_divergence, phi
+from scorers.gio_explode import capped_sizes, ordered, owners, shares, step_weights, whole_steps
+from scorers.gio_gradient import Descent, descend
+from scorers.gio_search import Selection, Stop, select
 
 CORNERS = [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
 
@@ -179,11 +175,171 @@ def test_a_budget_counts_sizes_and_patience_takes_its_steps_back():
     assert patient.steps[-1].divergence == min(step.divergence for step in patient.steps)
 
 
+def demo() -> tuple[Tensor, Tensor, Tensor]:
+    """The authors' demonstration: two samples of one normal law, and an even start."""
+
+    def drawn(seed: int) -> np.ndarray:
+        return np.random.RandomState(seed).multivariate_normal([3, 4], np.eye(2) / 2, 100)
+
+    start = np.random.RandomState(0).uniform(0, 8, (100, 2))
+    return points(drawn(1)), points(drawn(5)), points(start)
+
+
+def test_the_authors_demonstration_by_looking_at_every_candidate():
+    target, pool, start = demo()
+    found = select(target, pool, start, estimator="avg")
+    assert found.start == pytest.approx(2.4640, abs=1e-4)
+    assert len(found.steps) == 96
+    assert found.steps[-1].divergence == pytest.approx(1.4119, abs=1e-4)
+
+
+@pytest.mark.parametrize("first", ["mean", "previous", "jump"])
+def test_the_authors_demonstration_by_descent(first: Any):
+    """Which point comes next depends on the last digits; what is chosen in the end hardly does."""
+    target, pool, start = demo()
+    found = descend(target, pool, start, stop=Stop(patience=5), descent=Descent(first=first))
+    assert found.start == pytest.approx(2.4640, abs=1e-4)
+    assert 94 <= len(found.steps) <= 99
+    assert found.steps[-1].divergence == pytest.approx(1.4119, abs=0.01)
+
+
+def test_a_short_descent_follows_the_gradient():
+    """Of the corners' phi at (3, 3): (0.400641, 0.400641), and the scale makes it |v_0| long."""
+    target, start = points(CORNERS), points([[5.0, 5.0]])
+    options = Descent(iterations=1, lr=1.0, scale=2.0)
+    pool = points([[0.5, 0.5], [3.0, 3.0], [3.0 - 0.801282 / 2, 3.0 - 0.801282 / 2]])
+    v = points([3.0, 3.0])
+    from scorers.gio_gradient import _State  # pyright: ignore[reportPrivateUsage]
+
+    state = _State(target, start, log_radii(target, 1), 1, "avg")
+    torch.testing.assert_close(2 * state.gradient(v), points([0.400641] * 2), atol=1e-6, rtol=0)
+    # At the mean of the corners the gradient vanishes: the descent stays, whatever the scale.
+    found = descend(target, pool, start, k=1, descent=options, stop=Stop(max_steps=1))
+    assert [step.candidate for step in found.steps] == [0]
+
+
+@pytest.mark.parametrize("estimator", ["avg", "knn"])
+def test_the_gradient_is_that_of_the_divergence(estimator: Any):
+    from scorers.gio_gradient import _State  # pyright: ignore[reportPrivateUsage]
+
+    target, start, v = normal(0, 0, 12, 3), normal(1, 2, 4, 3), points([0.3, -0.2, 0.1])
+    state = _State(target, start, log_radii(target, 2), 2, estimator)
+    value = average if estimator == "avg" else knn
+    for axis in range(3):
+        step = torch.zeros(3, dtype=torch.float64)
+        step[axis] = 1e-6
+        ahead, behind = (
+            value(target, torch.cat([start, (v + sign * step)[None]]), 2) for sign in (1, -1)
+        )
+        assert float(state.gradient(v)[axis]) == pytest.approx((ahead - behind) / 2e-6, abs=1e-6)
+
+
+def test_the_lazy_search_in_float32_takes_the_best_of_a_large_pool():
+    """Bounds from a matrix product must not hide a candidate, near the target or far from it."""
+    draw = torch.Generator().manual_seed(0)
+    target = torch.randn(300, 16, generator=draw) * 0.1 + 1
+    pool = torch.randn(4000, 16, generator=draw) * 0.3 + 1
+    pool[::50] = target[:80] + 1e-4 * torch.randn(80, 16, generator=draw)
+    start = torch.randn(1, 16, generator=draw) + 3
+    found = select(target, pool, start, stop=Stop(max_steps=120))
+    plain = select(target.double(), pool.double(), start.double(), stop=Stop(max_steps=120))
+    nearest = log_distances(target.double(), start.double()).amin(1)
+    for step in found.steps:
+        gains = (nearest - log_distances(pool.double(), target.double())).clamp_min(0).mean(1)
+        assert float(gains.max() - gains[step.candidate]) < 1e-5
+        own = log_distances(pool[step.candidate].double()[None], target.double())[0]
+        nearest = torch.minimum(nearest, own)
+    assert found.steps[-1].divergence == pytest.approx(plain.steps[-1].divergence, abs=1e-3)
+
+
+def test_a_target_that_is_the_pool_is_its_own_neighbour_only_where_copies_count():
+    target = normal(0, 0, 60)
+    start, own = points([[9.0, 9.0]]), torch.arange(60)
+    counted = select(target, target, start)
+    assert counted.steps[-1].divergence < -15  # a distance of zero for everything
+    apart = select(target, target, start, own=own, stop=Stop(patience=60))
+    assert abs(apart.steps[-1].divergence) < 2
+    nearest = log_distances(target, target)
+    nearest[own, own] = torch.inf
+    everything = divergence(log_radii(target, 1), nearest.amin(1), d=2, k=1, own_k=1, m=59)
+    assert everything == pytest.approx(0, abs=1e-9)
+    averaged = select(target, target, start, own=own, estimator="avg", stop=Stop(patience=60))
+    assert averaged.steps[-1].divergence > -1
+
+
 def test_shares_follow_the_target_not_the_pool():
     target = torch.cat([normal(0, 0, 30), normal(1, 20, 10)])
     pool = torch.cat([normal(2, 0, 1), normal(3, 20, 50)])
     found: Selection = select(target, pool, points([[50.0, 50.0]]), stop=Stop(max_steps=2), k=3)
-    left = sum(
-        share for step, share in zip(found.steps, found.shares, strict=True) if step.candidate == 0
-    )
-    assert left == pytest.approx(0.75)
+    added = pool[[step.candidate for step in found.steps]]
+    *_, last = owners(target, added)
+    left = shares(last, 2)[[step.candidate == 0 for step in found.steps]]
+    assert left.tolist() == pytest.approx([0.75])
+
+
+def test_owners_are_those_of_a_full_comparison_after_every_step():
+    target, added = normal(0, 0, 25), normal(1, 0, 9)
+    for number, owner in enumerate(owners(target, added), 1):
+        far = np.linalg.norm(target.numpy()[:, None] - added.numpy()[None, :number], axis=2)
+        assert owner.tolist() == far.argmin(1).tolist()
+
+
+def test_a_cluster_gives_at_most_a_multiple_of_its_share():
+    sizes, share = np.array([1000, 10, 5, 7]), np.array([0.5, 0.3, 0.2, 0.0])
+    assert capped_sizes(sizes, share, None).tolist() == sizes.tolist()
+    assert capped_sizes(sizes, share, 1.0).tolist() == [16, 10, 5, 0]
+    # 45 = 1.5 * 0.5 * 60, and one to spare for rounding up.
+    assert capped_sizes(sizes, share, 1.5).tolist() == [48, 10, 5, 0]
+    assert capped_sizes(sizes, share, 5.0).tolist() == [1000, 10, 5, 0]
+
+
+@given(st.integers(0, 10_000), st.floats(1, 8))
+def test_capped_sizes_keep_their_limit_and_are_never_all_zero(seed: int, most: float):
+    draw = np.random.default_rng(seed)
+    sizes, share = draw.integers(1, 50, 8), draw.dirichlet(np.full(8, 0.3))
+    taken = capped_sizes(sizes, share, most)
+    assert taken.sum() > 0
+    assert (taken <= sizes).all()
+    assert (taken <= most * share * taken.sum() + 1 + 1e-6).all()
+
+
+def test_steps_end_where_their_examples_reach_the_budget():
+    target = torch.cat([normal(0, 0, 20), normal(1, 20, 20)])
+    added, sizes = points([[0.0, 0.0], [20.0, 20.0], [1.0, 1.0]]), np.array([8, 4, 3])
+    assert whole_steps(owners(target, added), sizes, most=None, budget=9)[0] == 2
+    assert whole_steps(owners(target, added), sizes, most=None, budget=12)[0] == 2
+    assert whole_steps(owners(target, added), sizes, most=None, budget=None)[0] == 3
+    number, share, taken = whole_steps(owners(target, added), sizes, most=1.0, budget=10)
+    assert number == 3  # of the first cluster's 8 only 5 count beside the second's 4
+    assert taken.sum() < 15
+    assert share.sum() == pytest.approx(1)
+
+
+def test_examples_come_step_by_step_and_the_nearest_first():
+    steps = np.array([1, 0, -1, 0, 1, 0], dtype=np.int32)
+    distances = np.array([0.5, 0.3, 0.0, 0.1, 0.2, 0.3], dtype=np.float32)
+    assert ordered(steps, distances, [3, 2]).tolist() == [3, 1, 5, 4, 0]
+    assert ordered(steps, distances, [2, 1]).tolist() == [3, 1, 4]
+    assert ordered(np.full(4, -1, dtype=np.int32), distances[:4], []).tolist() == []
+
+
+def test_weights_give_every_step_its_share_of_the_target():
+    weights = step_weights(np.array([0.5, 0.5, 0.0]), np.array([30, 10, 20]), most=None)
+    assert weights.tolist() == [1.0, 3.0, 0.0]
+    assert weights @ np.array([30, 10, 20]) == 60
+    assert step_weights(np.array([0.9, 0.1]), np.array([1, 99]), most=5.0).tolist()[0] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clusters": 0}, "clusters is 0"),
+        ({"max_share": 0.5}, "max_share is 0.5"),
+        ({"own_k": 2, "estimator": "avg"}, "own_k belongs"),
+        ({"own_k": 2}, "selection of one point"),
+        ({"descent": Descent(lr=0.0)}, "descent needs"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        GIO(**options)
