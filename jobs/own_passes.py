@@ -24,6 +24,10 @@ OWN: dict[str, str] = {
 }
 """Scorer -> `module:function` that says its passes: `(settings, scorer) -> OwnPasses`."""
 
+WITHOUT_MODEL = frozenset({"spread"})
+"""Those of them that show the examples of the run to no model: the rest may need what a reference
+model says of all."""
+
 
 class Phase(NamedTuple):
     """Tasks that may run side by side."""

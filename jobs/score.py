@@ -28,7 +28,7 @@ from jobs.lengths import (
 )
 from jobs.measurers import measurers
 from jobs.measuring import measure_work, measuring_tasks
-from jobs.own_passes import OwnPasses, own_passes, run_phases
+from jobs.own_passes import WITHOUT_MODEL, OwnPasses, own_passes, run_phases
 from jobs.references import reference_tasks, references_run
 from jobs.run import (
     Listener,
@@ -42,7 +42,7 @@ from jobs.run import (
 )
 from jobs.score_columns import column_tasks, column_work
 from jobs.score_estimate import estimate
-from jobs.score_summary import counts_of_passes, describe_scores
+from jobs.score_summary import counts_of_passes, describe_scores, sayings
 from jobs.settings import Settings, task_settings
 
 __all__ = [
@@ -76,7 +76,8 @@ def score_run(
     Returns:
         `scorers` (per column mean, sd, min, max and how many examples have none), `checkpoints`,
         `rows`, how many passes over a partition were `done`, `skipped` or `reused`, `halved`
-        batches, `unscored` and `truncated` examples of the first checkpoint, `seconds`.
+        batches, `unscored` and `truncated` examples of the first checkpoint, `seconds`; `says`,
+        a sentence from each scorer that has something to say of its passes.
 
     Raises:
         InputError: the index, a model, a checkpoint or a score table is missing.
@@ -117,6 +118,7 @@ def score_run(
         + sum(len(outcome.skipped) for outcome in phases.values()),
         "reused": reused,
         **counts_of_passes(run, used, passes),
+        **sayings(_tasks(own)),
         "seconds": round(time.monotonic() - started, 3),
     }
     if lengths == "characters":
@@ -180,7 +182,9 @@ def measure_score(settings: Settings) -> dict[str, float]:
 
 
 def _needs_model(chosen: Iterable[Chosen]) -> bool:
-    return any(entry.kind in ("pass", "log", "own") for entry in chosen)
+    """Whether all examples are shown to a model, and to the reference where there is one."""
+    kinds = {entry.kind for entry in chosen if entry.name not in WITHOUT_MODEL}
+    return not kinds.isdisjoint(("pass", "log", "own"))
 
 
 def _needs_pass(chosen: Iterable[Chosen], settings: Settings) -> bool:

@@ -73,3 +73,10 @@ def counts_of_passes(
         for name in ("unscored", "truncated"):
             counts[name] = sum(mark.get(name, 0) for mark in first)
     return counts
+
+
+def sayings(tasks: Sequence[Task]) -> dict[str, list[str]]:
+    """`says`: a sentence from each mark that has one; nothing where there is none."""
+    marks = [mark for task in tasks if (mark := task.output.mark()) if task.is_done()]
+    found = [str(mark["says"]) for mark in marks if "says" in mark]
+    return {"says": found} if found else {}

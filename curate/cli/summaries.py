@@ -59,7 +59,8 @@ def _score(summary: Mapping[str, Any]) -> str:
             shown.append(f"{name} {facts['mean']:.4g}")
     reused = counted(summary["reused"], "pass", "passes")
     extra = f"; {reused} reused" if summary["reused"] else ""
-    return f"{counted(summary['rows'], 'example')}, means: {', '.join(shown)}{extra}"
+    said = "".join(f"; {sentence}" for sentence in summary.get("says", ()))
+    return f"{counted(summary['rows'], 'example')}, means: {', '.join(shown)}{extra}{said}"
 
 
 def _lengths(summary: Mapping[str, Any]) -> str:

@@ -75,6 +75,14 @@ def read_rows(
             return take_rows(file, part, names, rows)
 
 
+def read_portable(run: RunFolder, part: Partition, source: Source, rows: np.ndarray) -> pa.Table:
+    """Rows with all their columns, such that they can be written to another place: `read_rows`
+    with relative paths of images made absolute."""
+    table = read_rows(run, part, None, rows)
+    resolved = resolve_columns(source, table.schema, where=f"{part.source}/{part.file}")
+    return anchored(table, resolved, _folders(run, part, resolved))
+
+
 def read_used(run: RunFolder, part: Partition, source: Source) -> tuple[pa.Table, Source]:
     """Every row of a partition, in the columns that the index needs, and the resolved source.
 
