@@ -31,6 +31,7 @@ from jobs.lexical import (
     is_train,
     pool_stamp,
     pool_texts,
+    remove_stray_counts,
     target_digest,
     target_parts,
     target_texts,
@@ -159,7 +160,7 @@ def fit_work(payload: dict[str, Any]) -> Receipt:
     ratios = log_ratios(target, pool, smoothing=options.smoothing, prior=options.prior)
     arrays = {"target": target, "pool": pool, "log_ratios": ratios}
     model_output(run).write(lambda path: save_file(arrays, path), payload["fingerprint"], **facts)
-    _remove_strays(run)
+    remove_stray_counts(run, NAME)
     return facts
 
 
@@ -229,11 +230,3 @@ def _weigh(texts: Sequence[str], ratios: Floats, options: DSIR) -> tuple[Floats,
 def _ratios(path: Path, *, digest: str) -> Floats:
     """The log ratios, once per process; `digest` tells one model from the next."""
     return load_file(path)["log_ratios"]
-
-
-def _remove_strays(run: RunFolder) -> None:
-    """Counts of partitions that are no longer part of the data."""
-    names = {part.name for part in run.partitions()}
-    for path in (run.root / NAME / "counts").glob("part-*.safetensors"):
-        if path.stem not in names:
-            Output(path).remove()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from curate.data.example import TRAIN
 from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
-from curate.data.partitions import Partition
+from curate.data.partitions import Output, Partition
 from curate.data.reading import read_fields
 from curate.data.tables import read_examples
 from curate.errors import ConfigError, CurateError, InputError
@@ -83,6 +83,14 @@ def is_train(settings: Settings, part: Partition) -> npt.NDArray[np.bool_]:
     """(N,) False for held-out examples, which enter no statistics of the pool."""
     examples = read_examples(RunFolder(Path(settings.run)), part, ["split"])
     return (examples["split"] == TRAIN).to_numpy()
+
+
+def remove_stray_counts(run: RunFolder, scorer: str) -> None:
+    """Remove counts of partitions that are no longer part of the data."""
+    names = {part.name for part in run.partitions()}
+    for path in (run.root / scorer / "counts").glob("part-*.safetensors"):
+        if path.stem not in names:
+            Output(path).remove()
 
 
 def _texts(

@@ -18,15 +18,22 @@ OWN: dict[str, str] = {
     "dvgs": "jobs.dvgs:passes",
     "vog": "jobs.vog:passes",
     "pvi": "jobs.pvi:passes",
+    "duplicates": "jobs.duplicates:passes",
     "dsir": "jobs.dsir:passes",
+    "bm25": "jobs.bm25:passes",
     "rds": "jobs.rds:passes",
+    "gio": "jobs.gio:passes",
     "spread": "jobs.spread:passes",
 }
 """Scorer -> `module:function` that says its passes: `(settings, scorer) -> OwnPasses`."""
 
-WITHOUT_MODEL = frozenset({"spread"})
+WITHOUT_MODEL = frozenset({"gio", "spread"})
 """Those of them that show the examples of the run to no model: the rest may need what a reference
 model says of all."""
+
+
+WITHOUT_MODEL = {"label_issues", "duplicates", "dsir", "bm25", "density_ratio", "gio", "rds"}
+"""Those of them that read texts, vectors or labels, and no scoring model."""
 
 
 class Phase(NamedTuple):

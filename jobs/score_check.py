@@ -14,8 +14,11 @@ CHECKS: dict[str, str] = {
     "dvgs": "jobs.dvgs:check",
     "vog": "jobs.vog:check",
     "pvi": "jobs.pvi:check",
+    "duplicates": "jobs.duplicates:check",
+    "gio": "jobs.gio:check",
     "spread": "jobs.spread:check",
     "dsir": "jobs.dsir:check",
+    "bm25": "jobs.bm25:check",
     "rds": "jobs.rds:check",
 }
 """Scorer with passes of its own -> `module:function` of `(settings, scorer)` that refuses settings

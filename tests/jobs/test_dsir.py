@@ -68,7 +68,7 @@ def test_the_targets_kind_comes_first_and_keys_are_a_perturbed_weight(
     write_world(tmp_path)
     scores = scored(tmp_path, ["dsir"])
     best = scores.sort("dsir_per_ngram", descending=True)[:50]
-    assert (best["kind"] == "sea").mean() > 0.95
+    assert (best["kind"] == "sea").sum() > 47
     noise = (scores["dsir_key"] - scores["dsir"]).to_numpy()
     assert abs(noise.mean() - 0.5772) < 0.3
     # The draw belongs to seed and key: neither partitions nor other settings move it.
