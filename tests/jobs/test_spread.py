@@ -170,7 +170,7 @@ def test_fidelity_is_that_of_predicting_each_fold_from_the_others(world: Path):
             distances, near = search.kneighbors(rows[~known])
             kappa = np.exp((1 - distances) / 0.05)
             estimated[~known] = (kappa * scores[known][near]).sum(axis=1) / kappa.sum(axis=1)
-        found.append(float(spearmanr(scores, estimated)[0]))
+        found.append(np.asarray(spearmanr(scores, estimated))[0])
     rho = facts["fidelity"]["neighbours"]["el2n"]["rank_correlation"]
     # Other folds: the same but for their luck.
     assert min(found) - 0.02 < rho < max(found) + 0.02
@@ -203,17 +203,41 @@ def test_scores_that_are_noise_are_refused_with_both_figures(world: Path):
     assert table_of(forced)["el2n"].null_count() == 0
 
 
-def test_columns_below_the_gate_are_left_out(world: Path):
-    """grand_sum equals grand here; the gate is applied column by column."""
-    settings = settings_of(world, scorer={"grand": {"parameters": "head"}}, core=150)
-    scored(settings)
+ODD = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """A score, and digits of it that mean nothing."""
+
+    needs: ClassVar = frozenset({"error_norms"})
+    columns: ClassVar = {"whole": "as el2n", "digits": "far behind the point"}
+
+    def score(self, quantities):
+        norm = quantities["error_norms"]
+        return {"whole": norm, "digits": (norm * 1e5) % 1}
+'''
+
+
+def test_columns_below_the_gate_are_left_out(world: Path, monkeypatch: pytest.MonkeyPatch):
+    """A scorer of the user's own with two columns, one of them noise."""
+    (world / "code").mkdir()
+    (world / "code" / "odd_scorer.py").write_text(ODD)
+    monkeypatch.syspath_prepend(world / "code")
+    settings = settings_of(world, scorer="odd_scorer:Odd", core=200)
+    (says,) = scored(settings)["says"]
+    assert says.startswith("whole spread from 200 of 400")
+    assert says.endswith("; not spread: digits")
     found = table_of(settings)
-    assert found.columns[3:] == [
-        "grand", "grand_std", "grand_sum", "grand_sum_std", "spread_measured",
-        "spread_measured_std",
-    ]  # fmt: skip
-    assert found["grand"].null_count() == 0
-    assert found["grand_sum"].null_count() == 0
+    assert found["whole"].null_count() == 0
+    core = found["spread_measured"] == 1
+    assert found.filter(core)["digits"].null_count() == 0
+    assert found.filter(~core)["digits"].null_count() == 200
+    forced = settings_of(world, scorer="odd_scorer:Odd", core=200, force=True)
+    scored(forced)
+    assert table_of(forced)["digits"].null_count() == 0
 
 
 def test_rows_without_a_direction_get_no_score(world: Path):
