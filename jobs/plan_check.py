@@ -36,7 +36,7 @@ def check_plan(settings: Settings) -> None:
     if rules.weights is not None:
         read += f" {rules.weights.score}"
     chosen = chosen_scorers(named) if named else []
-    coming = {entry.folder: _columns(entry, read) for entry in chosen}
+    coming = {entry.folder: coming_columns(entry, read) for entry in chosen}
     if settings.task.get("window"):  # the task says what share of a document was scored
         shared = [entry.folder for entry in chosen if entry.kind == "pass"]
         coming |= {folder: (*coming[folder], "scored_share") for folder in shared}
@@ -49,7 +49,7 @@ def check_plan(settings: Settings) -> None:
     columns_read(settings.plan, {**there, **coming})
 
 
-def _columns(entry: "Chosen", read: str) -> tuple[str, ...]:
+def coming_columns(entry: "Chosen", read: str) -> tuple[str, ...]:
     """All columns that a scorer can have, whatever the task and the number of seeds.
 
     Where only the model knows them all, those that the expressions in `read` name are believed.

@@ -94,7 +94,9 @@ def score_run(
     if _needs_model(chosen):
         references_run(settings, pool=pool, listener=listener)
     passes = measuring_tasks(settings, used) if used else []
-    own = _own(settings, chosen)
+    early = [entry for entry in chosen if not _reads_scores(entry)]
+    late = [entry for entry in chosen if _reads_scores(entry)]
+    own = _own(settings, early)
     reused = _reuse(passes, reuse)
     measured = run_tasks("score", passes, measure_work, pool=pool, listener=listener)
     phases = run_phases(own, pool=pool, listener=listener)
@@ -103,8 +105,17 @@ def score_run(
         lengths = tokenizer_for(settings)[1]
         counting = length_tasks(settings, lengths)
         counted = run_tasks("lengths", counting, lengths_work, pool=pool, listener=listener)
-    columns = column_tasks(settings, chosen, used, own=own, lengths=lengths)
+    columns = column_tasks(settings, early, used, own=own, lengths=lengths)
     scored = run_tasks("columns", columns, column_work, pool=pool, listener=listener)
+    if late and not any(o.failures for o in (measured, counted, scored, *phases.values())):
+        own |= _own(settings, late)
+        last = {entry.folder: own[entry.folder] for entry in late}
+        phases |= run_phases(last, pool=pool, listener=listener)
+        more = column_tasks(settings, late, used, own=own, lengths=lengths)
+        rest = run_tasks("columns", more, column_work, pool=pool, listener=listener)
+        columns += more
+        scored.done += rest.done
+        scored.failures |= rest.failures
     reference = reference_of(settings) if _needs_model(chosen) else None
     slugs = [measurer.slug for measurer in (*used, *([reference] if reference else []))]
     _remove_strays(run, chosen, slugs + _slugs(own))
@@ -201,6 +212,11 @@ def _own(settings: Settings, chosen: Iterable[Chosen]) -> dict[str, OwnPasses]:
         for entry in chosen
         if entry.kind == "own" and entry.scorer is not None
     }
+
+
+def _reads_scores(entry: Chosen) -> bool:
+    """Whether its passes read other scores of the run, which must be there first."""
+    return bool(getattr(entry.scorer, "reads_scores", False))
 
 
 def _slugs(own: Mapping[str, OwnPasses]) -> list[str]:
