@@ -13,7 +13,7 @@ READS_VECTORS = {"gio", "rds", "density_ratio", "duplicates", "spread"}
 READS_TARGET = {"gio", "rds", "dsir", "bm25", "density_ratio"}
 """Scorers that compare with the target."""
 
-_WITHOUT_VECTORS = {"duplicates": ("method", ("exact", "near"))}
+_WITHOUT_VECTORS = {"duplicates": ("method", (None, "exact", "near"))}
 """Scorer -> option and its values with which it reads none after all."""
 
 
