@@ -15,7 +15,7 @@ from curate.data.files import read_json
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
 from curate.data.partitions import Output
-from curate.data.tables import SCHEMAS, scan
+from curate.data.tables import SCHEMAS, scan, scan_examples
 from curate.errors import ConfigError, CurateError, InputError
 from curate.models.settings import TASKS, Model, Score
 from curate.plan.mixture import Mixture, load_mixture
@@ -53,7 +53,7 @@ class Run:
     @property
     def examples(self) -> pl.LazyFrame:
         """source, file, row, id, domain, label, num_chars, content, split."""
-        return scan(self._folder, "examples")
+        return scan_examples(self._folder)
 
     @property
     def quarantine(self) -> pl.LazyFrame:

@@ -76,11 +76,18 @@ STAGES = (
         reads=("embed", "target", "model", "task", "cluster.threads"),
     ),
     Stage(
+        name="domains",
+        run="jobs.domains:domains_run",
+        state="jobs.domains:plan_domains",
+        needs=("index", "embed"),
+        reads=("domains", "seed", "cluster.threads"),
+    ),
+    Stage(
         name="score",
         run="jobs.score:score_run",
         state="jobs.score:plan_score",
         measure="jobs.score:measure_score",
-        needs=("index", "tokenizer", "train", "embed"),
+        needs=("index", "tokenizer", "train", "embed", "domains"),
         reads=("model", "checkpoints", "score", "task", "target", "seed", "cluster.threads"),
     ),
     Stage(
@@ -94,14 +101,14 @@ STAGES = (
         name="mix",
         run="jobs.mix:mix_run",
         state="jobs.mix:plan_mix",
-        needs=("index", "lengths"),
+        needs=("index", "domains", "lengths"),
         reads=("mix", "plan.keep"),
     ),
     Stage(
         name="plan",
         run="jobs.plan:plan_run",
         state="jobs.plan:plan_plan",
-        needs=("index", "score", "lengths", "mix"),
+        needs=("index", "domains", "score", "lengths", "mix"),
         reads=("plan", "seed"),
     ),
     Stage(
@@ -265,6 +272,8 @@ def _is_asked_for(stage: Stage, settings: Settings, command: str) -> bool:
             return bool(settings.score.scorers) and (command == "run" or bool(read))
         case "mix":
             return bool(settings.mix)
+        case "domains":
+            return command == "domains" or settings.domains is not None
         case "embed":
             return command == "embed" or is_read(settings)
         case "compare":

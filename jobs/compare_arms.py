@@ -21,6 +21,7 @@ from curate.plan.plan import columns_read
 from curate.plan.rules import Thresholds
 from curate.plan.stored import from_values
 from jobs.compare_settings import ARMS, ArmSettings, Compare
+from jobs.domains_use import domain_digests
 from jobs.lengths import EXAMPLES
 from jobs.plan_tables import score_columns, score_digests
 from jobs.settings import Settings
@@ -156,7 +157,11 @@ class Making:
                 for part in run.partitions()
             ],
             inputs=[
-                [_digest(run.examples(part)), _digest(run.lengths(part, lengths))]
+                [
+                    _digest(run.examples(part)),
+                    _digest(run.lengths(part, lengths)),
+                    *domain_digests(settings, part),
+                ]
                 for part in run.partitions()
             ],
             scores={

@@ -16,6 +16,7 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Output
 from curate.data.tables import read_examples, write_table
 from curate.errors import InputError
+from jobs.domains_use import domain_digests
 from jobs.settings import Settings
 from jobs.target import target_folder
 
@@ -54,6 +55,7 @@ def choose_examples(settings: Settings) -> tuple[dict[str, Any], list[str]]:
             [where, [(folder.examples(p).mark() or {})["digest"] for p in folder.partitions()]]
             for where, folder in folders
         ],
+        **_domains(settings, run),
     )
     output = evaluation_output(run)
     mark = output.mark()
@@ -74,6 +76,12 @@ def choose_examples(settings: Settings) -> tuple[dict[str, Any], list[str]]:
         for domain in mark["without"]
     ]
     return mark, notes
+
+
+def _domains(settings: Settings, run: RunFolder) -> dict[str, list[str]]:
+    """Where domains are clustered, what they were made from."""
+    found = [digest for part in run.partitions() for digest in domain_digests(settings, part)]
+    return {"domains": found} if found else {}
 
 
 def _evaluated(table: pl.DataFrame) -> dict[str, int]:

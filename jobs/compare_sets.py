@@ -245,7 +245,10 @@ def _link(run: RunFolder, folder: RunFolder) -> None:
     """Make a set's folder look like a run: links, relative, so that the run can be moved."""
     folder.root.mkdir(parents=True, exist_ok=True)
     up = Path(*[".."] * len(folder.root.relative_to(run.root).parts))
-    for name in ("examples", "lengths"):
+    names = ["examples", "lengths"]
+    if run.clusters.mark() is not None:
+        names.append("domains")
+    for name in names:
         link = folder.root / name
         if not link.is_symlink():
             link.symlink_to(up / name, target_is_directory=True)

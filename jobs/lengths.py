@@ -16,7 +16,7 @@ from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Partition, remove_strays
 from curate.data.reading import read_fields
-from curate.data.tables import read_examples, write_table
+from curate.data.tables import read_examples, read_table, write_table
 from curate.errors import InputError
 from curate.models.settings import ImageClassification, TabularClassification, Tokenizer
 from jobs.cluster import Pool
@@ -182,7 +182,7 @@ def content_settings(source: Source) -> dict[str, Any]:
 def content_of(run: RunFolder, part: Partition) -> str:
     """What `curate.data.index.content_digest` says of a partition's examples."""
     noted = (run.examples(part).mark() or {}).get("content_digest")
-    return noted or content_digest(read_examples(run, part))
+    return noted or content_digest(read_table(run.examples(part).path))
 
 
 def _tasks(

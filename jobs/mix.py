@@ -21,6 +21,7 @@ from curate.errors import InputError
 from curate.plan.mixture import DomainSize, Mixture, mixture_values
 from curate.plan.settings import Keep
 from jobs.cluster import Pool
+from jobs.domains_use import domain_digests
 from jobs.lengths import lengths_digest, lengths_run
 from jobs.run import Listener, StageState, ignore, require
 from jobs.settings import Settings, mixer_settings
@@ -125,7 +126,8 @@ def mix_fingerprint(settings: Settings, lengths: str) -> str:
                 f"{part.source}/{part.file} has no index or no token counts yet",
                 fix=f"run `curate index {run.root}` and try again",
             )
-        inputs.append([mark["digest"] for mark in marks if mark])
+        digests = [mark["digest"] for mark in marks if mark]
+        inputs.append(digests + domain_digests(settings, part))
     return fingerprint(
         stage="mix",
         version=VERSION,

@@ -14,6 +14,7 @@ from curate.data import files
 from curate.data.layout import RunFolder
 from curate.errors import InputError, OutputError, RunFolderError
 from jobs.all_stages import affected, stages_for
+from jobs.domains_use import follow
 from jobs.nesting import refuse_nesting
 from jobs.resolving import resolved
 from jobs.settings import Settings, parse_settings
@@ -56,6 +57,7 @@ def open_run(settings: Settings) -> Generator[Settings]:
             text = "# Resolved settings of this run: `curate run` on this file repeats it.\n"
             text += to_yaml(values)
             files.replace(run.config, lambda path: path.write_text(text, encoding="utf-8"))
+        follow(full)
         yield full
 
 

@@ -28,6 +28,7 @@ from curate.plan.stored import from_values, to_values
 from curate.plan.summary import summarise
 from curate.plan.yardsticks import yardstick_arms
 from jobs.cluster import Pool
+from jobs.domains_use import domain_digests
 from jobs.lengths import EXAMPLES, lengths_digest, lengths_run
 from jobs.mix import mix_fingerprint, mixer_for, mixture_output
 from jobs.plan_tables import (
@@ -154,6 +155,7 @@ class _Work:
                     fix=f"run `curate index {run.root}` and try again",
                 )
             digests = [mark["digest"] for mark in tables if mark]
+            digests += domain_digests(settings, part)
             inputs[part.name] = digests + score_digests(run, part, scorers)
         made_from = fingerprint(
             stage="plan",

@@ -68,6 +68,8 @@ def names_wanted(settings: Settings) -> list[str]:
 
 def reads_vectors(settings: Settings) -> bool:
     """Whether anything in the settings reads vectors."""
+    if settings.domains is not None:
+        return True
     for name, options in settings.score.named.items():
         option, values = _WITHOUT_VECTORS.get(name, ("", ()))
         if name in READS_VECTORS and (options or {}).get(option, None) not in values:

@@ -11,6 +11,7 @@ from curate.data.shard_settings import Shards
 from curate.errors import ConfigError
 from curate.models.settings import TASKS, Checkpoints, Model, Score
 from curate.plan.settings import Plan
+from curate.vectors.domains import Domains
 from curate.vectors.settings import Embed
 from jobs.cluster import Cluster
 from jobs.compare_settings import Compare
@@ -40,6 +41,8 @@ class Settings:
     """Partitions, split, quarantine."""
     embed: dict[str, Embed] = field(default_factory=dict[str, Embed])
     """Name -> representation; see `curate embed`. By default one, made of what there is."""
+    domains: Domains | None = None
+    """Cuts the pool into domains by clustering, in place of those of the index."""
     score: Score = field(default_factory=Score)
     """What is measured."""
     mix: dict[str, Any] = field(default_factory=dict[str, Any])

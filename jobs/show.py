@@ -15,7 +15,7 @@ from curate.data.images import UnusableImageError, size_of
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.reading import read_fields
-from curate.data.tables import damage_named, read_examples, read_table, scan, table_paths
+from curate.data.tables import damage_named, read_examples, read_table, scan_examples, table_paths
 from curate.errors import ConfigError, InputError
 from curate.plan.expression import INDEX_COLUMNS, parse_expression
 from curate.plan.groups import Batch, Cells, Grouping, batch_of
@@ -216,7 +216,7 @@ def _from_index(run: RunFolder) -> list[Domain]:
     """Before there is a plan: examples count, tokens are not known to everybody yet."""
     if not run.partitions():
         raise InputError(f"{run.root} has no index yet", fix=f"run `curate index {run.root}`")
-    train = scan(run, "examples").filter(pl.col("split") == "train")
+    train = scan_examples(run).filter(pl.col("split") == "train")
     with damage_named(table_paths(run, "examples")):
         counts = train.group_by("domain").len().sort("domain").collect().rows()
     total = sum(count for _, count in counts)

@@ -24,6 +24,7 @@ from curate.models.resident import other_architecture
 from curate.models.saved import read_config
 from curate.models.tasks import build_task, task_class
 from curate.models.tokens import tokenizer_digest
+from jobs.domains_use import domain_digests
 from jobs.lengths import content_of, content_settings
 from jobs.measurers import Measurer, measurer_tokenizer, measurers
 from jobs.measuring import batch_tokens
@@ -121,7 +122,14 @@ def _tasks(settings: Settings, options: VoG, one: _Run) -> dict[str, list[Task]]
         stage="vog groups",
         raw=stamps,
         # Split and domain are no part of the content.
-        index=[(run.examples(part).mark() or {}).get("digest") for part in run.partitions()],
+        index=[
+            digest
+            for part in run.partitions()
+            for digest in (
+                (run.examples(part).mark() or {}).get("digest"),
+                *domain_digests(settings, part),
+            )
+        ],
     )
     output = groups_output(run, one.raw)
     name = f"seed {one.seed}" if one.seed >= 0 else "checkpoints.paths"

@@ -15,6 +15,7 @@ from curate.data.shard_folder import list_files
 from curate.data.shard_layout import Component, Group, Shard
 from curate.data.shard_survey import Survey, survey
 from curate.errors import InputError
+from jobs.domains_use import domain_digests
 from jobs.run import Task
 from jobs.settings import Settings
 
@@ -81,7 +82,8 @@ def _task(
         if tokenizer is not None:
             tables.append(run.lengths(part, tokenizer))
         marks = [table.mark() or {} for table in tables]
-        inputs.append([part.stamp, *(mark.get("digest") for mark in marks)])
+        digests = [mark.get("digest") for mark in marks]
+        inputs.append([part.stamp, *digests, *domain_digests(settings, part)])
     # Where the files lie is no part of what the shards are.
     portable = asdict(group)
     for part in portable["partitions"]:

@@ -92,6 +92,7 @@ _OWN = ("scorer", "model", "task", "text", "label", "domain", "target", "mixer",
 _stage("index", "List the examples, cut partitions, set bad rows aside.")
 _stage("train", "Train the models that score, and their tokenizer where one is asked for.")
 _stage("embed", "Make a vector of every example and target example.")
+_stage("domains", "Cut the pool into domains by clustering its vectors.")
 
 
 @app.command()

@@ -50,6 +50,14 @@ def _embed(summary: Mapping[str, Any]) -> str:
     return "; ".join(shown)
 
 
+def _domains(summary: Mapping[str, Any]) -> str:
+    found = summary["domains"]
+    without = summary["without_vector"]
+    more = f", {without:,} without a vector" if without else ""
+    sizes = [entry["rows"] for entry in found]
+    return f"{counted(len(found), 'cluster')} of {min(sizes):,} to {max(sizes):,} rows{more}"
+
+
 def _score(summary: Mapping[str, Any]) -> str:
     shown: list[str] = []
     for scorer, columns in summary["scorers"].items():
@@ -108,6 +116,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "tokenizer": _tokenizer,
     "train": _train,
     "embed": _embed,
+    "domains": _domains,
     "score": _score,
     "lengths": _lengths,
     "mix": _mix,

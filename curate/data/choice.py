@@ -11,7 +11,7 @@ from curate.data.example import KEY
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.shard_layout import Component
-from curate.data.tables import meet, read_table
+from curate.data.tables import meet, read_examples, read_table
 
 IntArray = npt.NDArray[np.int64]
 
@@ -94,7 +94,7 @@ def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Ch
         CurateError: plan, index and token counts are not of the same examples.
     """
     plan = read_table(run.planned(part).path)
-    examples = _read(run.examples(part), [*KEY, "domain"])
+    examples = read_examples(run, part, [*KEY, "domain"])
     meet(plan, examples)
     keep = plan["keep"].fill_null(value=False).to_numpy()
     names = tuple(sorted(examples["domain"].unique().to_list()))

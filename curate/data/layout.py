@@ -73,6 +73,15 @@ class RunFolder:
     def scores(self, part: Partition, scorer: str) -> Output:
         return self._table(part, "scores", scorer)
 
+    @property
+    def clusters(self) -> Output:
+        """What is said of each clustered domain; domains are clustered where it is done."""
+        return Output(self.root / "domains" / "clusters.json")
+
+    def domains(self, part: Partition) -> Output:
+        """The clustered domain of each example, over the index's own."""
+        return self._table(part, "domains")
+
     def vectors(self, part: Partition, representation: str) -> Output:
         """(N, d) vectors of a partition's examples, NaN where there is none."""
         return Output(self.root / "vectors" / representation / f"{part.name}.npy")

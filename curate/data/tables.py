@@ -53,6 +53,7 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
         "split": pl.String(),
     },
     "quarantine": {**_KEY_TYPES, "reason": pl.String(), "detail": pl.String()},
+    "domains": {**_KEY_TYPES, "domain": pl.String()},
     "lengths": {**_KEY_TYPES, "num_tokens": pl.Int64()},
     "plan": {
         **_KEY_TYPES,
@@ -67,6 +68,7 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
 _MADE_BY = {
     "examples": "index",
     "quarantine": "index",
+    "domains": "domains",
     "lengths": "plan",
     "checkpoints": "train",
     "quantities": "score",
@@ -94,10 +96,11 @@ def write_table(frame: pl.DataFrame, path: Path) -> None:
 def read_examples(
     run: RunFolder, part: Partition, columns: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """The index of one partition.
+    """The index of one partition; its domains are the clustered ones where the run has any.
 
     Raises:
-        InputError: the partition has not been indexed.
+        InputError: the partition has not been indexed, or its clustered domains are not those of
+            the index as it is.
     """
     path = run.examples(part).path
     if not path.exists():
@@ -105,7 +108,12 @@ def read_examples(
             f"{path} is missing: {part.source}/{part.file} has not been indexed",
             fix=f"run `curate index {run.root}`",
         )
-    return read_table(path, columns)
+    if run.clusters.mark() is None or (columns is not None and "domain" not in columns):
+        return read_table(path, columns)
+    own = read_table(path, None if columns is None else list(dict.fromkeys([*KEY, *columns])))
+    clustered = read_table(_clustered(run, part).path, [*KEY, "domain"])
+    meet(own, clustered)
+    return own.with_columns(clustered["domain"]).select(columns or own.columns)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
@@ -175,8 +183,24 @@ def meet(left: pl.DataFrame, right: pl.DataFrame) -> None:
             )
 
 
+def scan_examples(run: RunFolder) -> pl.LazyFrame:
+    """The index of all partitions; its domains are the clustered ones where the run has any.
+
+    Raises:
+        InputError: as `scan` and `read_examples`.
+    """
+    index = scan(run, "examples")
+    if run.clusters.mark() is None:
+        return index
+    clustered = [_clustered(run, part).path for part in run.partitions()]
+    with damage_named(clustered):
+        names = index.collect_schema().names()
+        domain = pl.scan_parquet(clustered, glob=False).select("domain")
+        return pl.concat([index.drop("domain"), domain], how="horizontal").select(names)
+
+
 def scan(run: RunFolder, folder: str) -> pl.LazyFrame:
-    """One table of all partitions, in canonical order, read lazily.
+    """One table of all partitions, in canonical order, read lazily; see `scan_examples` too.
 
     Args:
         run: the run folder.
@@ -195,6 +219,21 @@ def scan(run: RunFolder, folder: str) -> pl.LazyFrame:
         )
     with damage_named(paths):
         return pl.scan_parquet(paths, glob=False)
+
+
+def _clustered(run: RunFolder, part: Partition) -> Output:
+    """The clustered domains of a partition, made for the index and the clusters as they are."""
+    output = run.domains(part)
+    mark, clusters, index = output.mark(), run.clusters.mark(), run.examples(part).mark()
+    made_from = [(entry or {}).get("clusters") for entry in (mark, clusters)]
+    if mark is None or index is None or mark.get("rows") != index.get("rows"):
+        made_from[0] = None
+    if made_from[0] is None or made_from[0] != made_from[1]:
+        raise InputError(
+            f"{output.path} is missing or was made for other data or settings",
+            fix=f"run `curate domains {run.root}`",
+        )
+    return output
 
 
 def table_paths(run: RunFolder, folder: str) -> list[Path]:
