@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from curate.errors import ConfigError
 from curate.models.quantities import LOG, QUANTITIES, is_measured
-from jobs.own_passes import OWN
+from jobs.own_passes import OWN, WITHOUT_MODEL
 from scorers.catalog import EXTERNAL, SCORERS, build_scorer
 from scorers.external import External, tables
 from scorers.protocol import Scorer
@@ -44,6 +44,11 @@ class Chosen:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset() if self.scorer is None else self.scorer.needs
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the run's scoring model, or one that is made for it, looks at the examples."""
+        return self.kind in ("pass", "log", "own") and self.name not in WITHOUT_MODEL
 
     @property
     def wants_log(self) -> bool:

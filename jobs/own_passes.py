@@ -27,13 +27,11 @@ OWN: dict[str, str] = {
 }
 """Scorer -> `module:function` that says its passes: `(settings, scorer) -> OwnPasses`."""
 
-WITHOUT_MODEL = frozenset({"gio", "spread"})
-"""Those of them that show the examples of the run to no model: the rest may need what a reference
-model says of all."""
-
-
-WITHOUT_MODEL = {"label_issues", "duplicates", "dsir", "bm25", "density_ratio", "gio", "rds"}
-"""Those of them that read texts, vectors or labels, and no scoring model."""
+WITHOUT_MODEL = frozenset(
+    {"label_issues", "duplicates", "dsir", "bm25", "density_ratio", "gio", "rds", "spread"}
+)
+"""Those of them that read texts, vectors, labels or scores, and no scoring model: the rest may need
+what a reference model says of all."""
 
 
 class Phase(NamedTuple):

@@ -37,12 +37,12 @@ def guess_settings(data: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {
         "run": f"runs/{name}",
         "sources": {name: {"path": data}},
-        "score": {"scorers": ["el2n"]},
+        "score": {"scorers": ["rds" if flags.get("target") else "el2n"]},
     }
     model = flags.get("model")
     scorers: list[str] = flags.get("scorer") or values["score"]["scorers"]
     chosen = chosen_scorers({name: {} for name in scorers})
-    needy = [entry.name for entry in chosen if entry.kind not in ("plain", "external")]
+    needy = [entry.name for entry in chosen if entry.needs_model]
     if model is None:
         if needy:
             many = len(needy) > 1

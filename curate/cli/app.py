@@ -84,7 +84,7 @@ def _run(command: str, given: Mapping[str, Any]) -> None:
     run_command(command, Common(**shared, more=more))
 
 
-_OWN = ("scorer", "model", "task", "text", "label", "domain", "target", "mixer", "metric",
+_OWN = ("scorer", "model", "task", "text", "label", "domain", "target", "embed", "mixer", "metric",
         "better", "redrawn")  # fmt: skip
 """Options of single commands."""
 
@@ -115,6 +115,10 @@ def score(
     domain: Annotated[str | None, typer.Option("--domain", help="Column of the domain.")] = None,
     target: Annotated[
         str | None, typer.Option("--target", help="Target examples, for methods that need them.")
+    ] = None,
+    embed: Annotated[
+        str | None,
+        typer.Option("--embed", help="Model whose vectors are compared; or ngrams, or values."),
     ] = None,
     reuse: o.Reuse = None,
     files: o.Files = None,

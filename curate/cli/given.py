@@ -71,6 +71,10 @@ def _options(common: Common, values: Mapping[str, Any]) -> dict[str, Any]:
         found["mix"] = {"mixer": more["mixer"]}  # options of another mixer would not fit
     if "task" in more and _at(values, "task").get("kind") != more["task"]:
         found["task"] = {"kind": more["task"]}
+    if "embed" in more:
+        kinds = ("ngrams", "values")
+        given = {"kind": more["embed"]} if more["embed"] in kinds else {"model": more["embed"]}
+        found["embed"] = {given.get("kind", "model"): given}
     for key in ("metric", "better", "redrawn"):  # of compare
         if key in more:
             found[f"compare.{key}"] = more[key]
