@@ -3,8 +3,9 @@
 With l = 1 the gain of a candidate, sum_i max(0, ln nu_1(i) - ln ||x_i - v||), only shrinks while
 points are added (it is submodular). Gains of earlier steps are therefore bounds, and only
 candidates whose bound exceeds the best gain known are looked at again. The first bounds come from
-one matrix product with the whole pool, less the error that it may have; every gain that decides
-is taken by direct difference. The result is that of looking at all candidates in every step.
+one matrix product with the whole pool in the given precision, less the error that it may have;
+every gain that decides is taken in float64. The result is that of looking at all candidates in
+every step.
 
 Shapes: n target points, C candidates, m selected points, d dimensions.
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from scorers.gio_divergence import (
     FLOOR,
+    blocks_of,
     divergence,
     log_distances,
     log_radii,
@@ -27,9 +29,9 @@ from scorers.gio_divergence import (
 
 _BOUND_NUMBERS = 1 << 21
 """Distances that exist at a time while first bounds are taken: they stay in the cache."""
-_BATCH = 64
-"""Candidates that are looked at together."""
-_DIGITS = 1e11
+_BATCH, _MOST = 64, 1024
+"""Candidates that are looked at together: at first, and after some doubling within a step."""
+_DIGITS = 1e9
 """Gains are rounded to this, so that equal candidates have equal gains in any batch."""
 
 
@@ -173,7 +175,10 @@ class _Lazy:
 
     def __init__(self, target: Tensor, pool: Tensor, start: Tensor, own: Tensor | None) -> None:
         self._target, self._pool, self._own = target, pool, own
-        self.nearest = log_distances(target, start).amin(1)  # (n,)
+        self._centre = target.mean(0)
+        self._wide = (target - self._centre).double()
+        self._square = self._wide.square().sum(1)
+        self.nearest = _start_distances(target, start)
         self._bounds = _first_bounds(target, pool, self.nearest)
         self._known = torch.zeros(len(pool), dtype=torch.bool, device=pool.device)
         self._left = len(pool)
@@ -182,33 +187,42 @@ class _Lazy:
         if self._left == 0:
             return None
         self._known.zero_()
-        gain = -torch.inf
+        gain, batch = -torch.inf, _BATCH
         while True:
             open_ = ((self._bounds >= gain) & ~self._known).nonzero()[:, 0]
             if len(open_) == 0:
                 return int((self._known & (self._bounds == gain)).nonzero()[0, 0])
-            if len(open_) > _BATCH:
-                open_ = open_[self._bounds[open_].topk(_BATCH).indices]
+            if len(open_) > batch:
+                open_ = open_[self._bounds[open_].topk(batch).indices]
+            batch = min(2 * batch, _MOST)
             gains = self._gains(open_)
             self._bounds[open_] = gains
             self._known[open_] = True
             gain = max(gain, float(gains.max()))
 
     def add(self, candidate: int) -> None:
-        self.nearest = torch.minimum(self.nearest, self._near(torch.tensor([candidate]))[0])
+        rows = torch.tensor([candidate], device=self._pool.device)
+        near = log_distances(self._pool[rows], self._target)
+        self.nearest = torch.minimum(self.nearest, _without_own(near, self._own, rows)[0])
         self._bounds[candidate] = -torch.inf
         self._left -= 1
 
-    def _near(self, candidates: Tensor) -> Tensor:
-        """(c, n) log distances, infinite between copies."""
-        candidates = candidates.to(self._pool.device)
-        near = log_distances(self._pool[candidates], self._target)
-        return _without_own(near, self._own, candidates)
-
     def _gains(self, candidates: Tensor) -> Tensor:
         """(c,) float64 mean decrease of ln nu_1."""
-        gains = (self.nearest - self._near(candidates)).clamp_min_(0).double().mean(1)
+        # In float64 the product loses no digit that counts above the floor.
+        points = (self._pool[candidates] - self._centre).double()
+        far = torch.addmm(self._square[None, :], points, self._wide.T, alpha=-2)
+        far += points.square().sum(1)[:, None]
+        near = far.clamp_min_(FLOOR**2).to(self._target.dtype).log_().mul_(0.5)
+        near = _without_own(near, self._own, candidates)
+        gains = (self.nearest - near).clamp_min_(0).mean(1, dtype=torch.float64)
         return gains.mul_(_DIGITS).round_().div_(_DIGITS)
+
+
+def _start_distances(target: Tensor, start: Tensor) -> Tensor:
+    """(n,) logarithm of the distance to the nearest point of the start."""
+    near = [log_distances(block, start).amin(1) for block in blocks_of(target, start)]
+    return torch.cat(near)
 
 
 def _first_bounds(target: Tensor, pool: Tensor, nearest: Tensor) -> Tensor:
