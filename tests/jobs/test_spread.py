@@ -240,20 +240,24 @@ def test_columns_below_the_gate_are_left_out(world: Path, monkeypatch: pytest.Mo
     assert table_of(forced)["digits"].null_count() == 0
 
 
-def test_rows_without_a_direction_get_no_score(world: Path):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_rows_without_a_direction_get_no_score(world: Path, normalize: bool):
     path = world / "data" / "b.parquet"
     table = pl.read_parquet(path)
     numbers = table["x"].to_numpy().copy()
     numbers[[3, 50]] = 0.0
     table.with_columns(pl.Series("x", numbers)).write_parquet(path)
-    settings = settings_of(world)
+    embed = {"raw": {"kind": "values", "normalize": normalize}}
+    options = {"scorer": "el2n", "core": 1.0}
+    settings = parse_settings(values_of(world, "run", [{"spread": options}], embed=embed))
     scored(settings)
+    assert pl.read_parquet(world / "run" / "spread" / "el2n" / "choice.parquet").height == 398
     found = table_of(settings).filter(pl.col("file") == "b.parquet")
     missing = found.filter(pl.col("el2n").is_null())
     assert missing["row"].to_list() == [3, 50]
     assert missing["spread_measured"].null_count() == 2
-    marks = [json.loads(p.read_text()) for p in
-             (Path(settings.run) / "quantities" / "spread" / ".done").glob("*.json")]  # fmt: skip
+    folder = world / "run" / "quantities" / "spread" / ".done"
+    marks = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     assert sum(mark["unscored"] for mark in marks) == 2
 
 
