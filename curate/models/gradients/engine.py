@@ -17,7 +17,7 @@ from curate.models.gradients.fallback import Batch, Losses, one_by_one, weighted
 from curate.models.gradients.forms import Whole, raised
 from curate.models.gradients.head_part import HeadPart
 from curate.models.gradients.layout import Layout, NoExampleAxisError
-from curate.models.gradients.request import Gradients, Wanted
+from curate.models.gradients.request import Gradients, Seen, Wanted
 from curate.models.gradients.rules import Rule, local, rule_of
 from curate.models.gradients.softmax import Sweep
 from curate.models.gradients.squares import Place
@@ -159,7 +159,7 @@ class Engine:
         parameters = {name: parameter for parameter, name in self._names.items()}
         sharers: dict[Place, int] = {}
         collector = Collector(wanted, parameters, layout.num_examples, self._device, sharers)
-        sink, head_sink = self._sink(collector), self._head_sink(collector)
+        sink, head_sink = self._sink(collector, wanted), self._head_sink(collector)
         with Capture(self._rules, self._loose, layout, sink, head_sink) as taps:
             self._taps = taps
             taps.sharers = sharers
@@ -247,7 +247,7 @@ class Engine:
         else:
             self._rules[module] = rule
 
-    def _sink(self, collector: Collector) -> Callable[..., None]:
+    def _sink(self, collector: Collector, wanted: Wanted) -> Callable[..., None]:
         def sink(
             module: nn.Module, rule: Rule, inputs: tuple[Tensor, ...], grad: Tensor, where: Layout
         ) -> None:
@@ -262,6 +262,8 @@ class Engine:
                             uses, ids = self._uses(own[short], module, where)
                             alone = module is self._head
                             collector.take(own[short], form, uses=uses, lookup_ids=ids, alone=alone)
+                            if wanted.tell is not None:
+                                wanted.tell(Seen(own[short], form, where, uses))
             except NoExampleAxisError:
                 if self._is_checked:
                     raise

@@ -3,14 +3,15 @@
 Shapes: N examples, P rows and Q columns of a parameter, p and q of its projection.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from curate.models.gradients.forms import LowRank
+from curate.models.gradients.forms import Form, LowRank
+from curate.models.gradients.layout import Layout
 from curate.models.gradients.sketch import Sketch
 
 Direction = Mapping[str, Tensor | LowRank]
@@ -24,6 +25,18 @@ class Sides(NamedTuple):
     """(P, p), P being the parameter's first axis; all but the last of a fused weight"""
     right: Tensor
     """(Q, q)"""
+
+
+class Seen(NamedTuple):
+    """One use of a parameter, as it comes on the way back."""
+
+    name: str
+    """Of the parameter."""
+    form: Form
+    layout: Layout
+    """Which positions belong to which example."""
+    uses: int
+    """How many uses of the parameter there are in this pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +53,9 @@ class Wanted:
     """Parameter -> what to project its gradient on."""
     whole: Collection[str] = ()
     """Parameters whose gradients are wanted as they are, N times their size in memory."""
+    tell: Callable[[Seen], None] | None = None
+    """Told of every use of a parameter, but for those in a head whose logits are not kept and
+    those that are measured the slow way."""
 
 
 class Gradients(NamedTuple):
