@@ -51,7 +51,10 @@ def prepare_work(payload: dict[str, Any]) -> Receipt:
     if dims is not None and dims < pool.dim:
         both = Vectors([rows, sample])
         projection = fit_pca(both, min(dims, len(both)), seed=work.seed("projection"))
-        arrays |= projection._asdict()
+        # safetensors writes an array in the order of its memory, whatever its strides say.
+        arrays |= {
+            name: np.ascontiguousarray(values) for name, values in projection._asdict().items()
+        }
         rows = projection.apply(rows)
         facts["variance"] = round(float(projection.variances.sum() / _variance(both)), 6)
     if len(rows) > work.options.max_target:
