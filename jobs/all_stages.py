@@ -108,7 +108,7 @@ STAGES = (
         name="plan",
         run="jobs.plan:plan_run",
         state="jobs.plan:plan_plan",
-        needs=("index", "domains", "score", "lengths", "mix"),
+        needs=("index", "embed", "domains", "score", "lengths", "mix"),
         reads=("plan", "seed"),
     ),
     Stage(

@@ -15,7 +15,7 @@ from curate.config import plain
 from curate.data.files import fingerprint, read_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.errors import InputError
+from curate.errors import ConfigError, InputError
 from curate.evaluate.paired import Stratum, shared_luck
 from curate.plan.plan import columns_read
 from curate.plan.rules import Thresholds
@@ -278,6 +278,11 @@ def columns_of(spec: Spec, settings: Settings, run: RunFolder) -> tuple[str, ...
     """Score columns that decide an arm."""
     if spec.own is not None:
         rules = spec.own.rules
+        if rules is not None and rules.is_diverse:
+            raise ConfigError(
+                f"the arm {spec.name} draws by {rules.draw}, which takes a run of its own",
+                fix="make that plan with `curate plan` in another run, and name the run here",
+            )
         return () if rules is None else columns_read(rules, score_columns(run))
     name = spec.name.partition("@")[0]
     if is_given(spec) or name not in (PLAN, "natural", "unimax", "shuffled"):

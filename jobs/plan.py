@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition, remove_strays
 from curate.data.tables import write_table
-from curate.errors import InputError, counted
+from curate.errors import ConfigError, InputError, counted
+from curate.plan.groups import PLACE
 from curate.plan.mixture import Mixture, load_mixture
 from curate.plan.plan import Arm, apply_plan, columns_read, make_plans
 from curate.plan.rules import Thresholds
@@ -41,6 +42,9 @@ from jobs.plan_tables import (
 )
 from jobs.run import Listener, StageState, Task, ignore, raise_failures, require, run_tasks
 from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from jobs.diverse import Diverse
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,10 @@ def plan_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> 
     require(run.partitions(), stage="the index", command=f"curate index {run.root}")
     lengths = lengths_run(settings, pool=pool, listener=listener)["digest"]
     work = _Work.of(settings, lengths)
+    if work.diverse is not None:
+        from jobs.diverse import diverse_run
+
+        diverse_run(work.diverse, pool=pool, listener=listener)
     plans = _stored(work) or _make(work)
     tasks = _tasks(work)
     outcome = run_tasks("plan", tasks, plan_work, pool=pool, listener=listener)
@@ -93,7 +101,7 @@ def plan_plan(settings: Settings) -> StageState:
         return StageState("plan", 0, 0, ("the index has not been made yet",))
     try:
         work = _Work.of(settings, lengths_digest(settings))
-    except InputError as error:
+    except (ConfigError, InputError) as error:  # what the scores lack may be made before
         return StageState("plan", total, 0, (error.what,))
     if _stored(work) is None:
         changed = _thresholds_output(run).mark() is not None
@@ -139,13 +147,15 @@ class _Work:
     """Partition -> digests of its tables that decide."""
     fingerprint: str
     """Of the thresholds."""
+    diverse: "Diverse | None"
+    """The orders of a draw for diversity, where the plan has one."""
 
     @classmethod
     def of(cls, settings: Settings, lengths: str) -> "_Work":
         run = RunFolder(Path(settings.run))
         columns = columns_read(settings.plan, score_columns(run))
         mixture, digest = _mixture(settings, run, lengths)
-        scorers = sorted({name.partition(".")[0] for name in columns})
+        scorers = sorted({name.partition(".")[0] for name in columns if name != PLACE})
         inputs: dict[str, list[str]] = {}
         for part in run.partitions():
             tables = [run.examples(part).mark(), run.lengths(part, lengths).mark()]
@@ -157,6 +167,15 @@ class _Work:
             digests = [mark["digest"] for mark in tables if mark]
             digests += domain_digests(settings, part)
             inputs[part.name] = digests + score_digests(run, part, scorers)
+        diverse = None
+        if settings.plan.is_diverse:
+            from jobs.diverse import Diverse, diverse_fingerprint, vector_digests
+
+            vectors = vector_digests(settings)
+            inputs = {part: [*digests, vectors[part]] for part, digests in inputs.items()}
+            stamp = diverse_fingerprint(settings, [settings.seed, lengths, columns, digest, inputs])
+            inputs = {part: [*digests, stamp] for part, digests in inputs.items()}
+            diverse = Diverse(settings, lengths, mixture, stamp)
         made_from = fingerprint(
             stage="plan",
             version=VERSION,
@@ -167,7 +186,7 @@ class _Work:
             mixture=digest,
             inputs=inputs,
         )
-        return cls(settings, run, lengths, mixture, columns, inputs, made_from)
+        return cls(settings, run, lengths, mixture, columns, inputs, made_from, diverse)
 
 
 def _mixture(settings: Settings, run: RunFolder, lengths: str) -> tuple[Mixture | None, str | None]:

@@ -4,17 +4,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from curate.data.example import KEY
 from curate.data.files import misshapen, read_document
 from curate.data.layout import RunFolder
-from curate.data.partitions import Partition
+from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples, read_table, table_columns
 from curate.errors import InputError
-from curate.plan.groups import INDEX, Tables
+from curate.plan.groups import INDEX, PLACE, Tables
 
 _INDEX = [name for name in INDEX if name != "num_tokens"]
+
+NO_VECTOR = -3
+"""Of a row that a draw for diversity cannot compare, where its place is stored."""
 
 _CACHED_ROWS = 500_000
 """Up to this many examples the frames stay in memory between passes: some 50 MB."""
@@ -106,8 +110,10 @@ def read_frame(
     """
     frame = read_examples(run, part, _INDEX)
     frame = _beside(frame, read_table(run.lengths(part, lengths).path), {"num_tokens": ""})
+    if PLACE in columns:
+        frame = frame.with_columns(_places(run, part))
     wanted: dict[str, dict[str, str]] = {}
-    for name in columns:
+    for name in (name for name in columns if name != PLACE):
         scorer, _, column = name.partition(".")
         wanted.setdefault(scorer, {})[column] = name
     for scorer, names in wanted.items():
@@ -115,6 +121,29 @@ def read_frame(
         table = read_table(run.scores(part, scorer).path, [*KEY, *names])
         frame = _beside(frame, table, names)
     return frame
+
+
+def places_output(run: RunFolder, part: Partition) -> Output:
+    """The places of a partition's rows in a draw for diversity."""
+    return Output(run.root / "diverse" / f"{part.name}.npy")
+
+
+def _places(run: RunFolder, part: Partition) -> pl.Series:
+    """The column `PLACE`.
+
+    Raises:
+        InputError: it has not been made, or is damaged.
+    """
+    path = places_output(run, part).path
+    try:
+        places = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path} is missing or damaged: the order of a draw for diversity",
+            fix=f"remove {path.parent} and run `curate plan {run.root}` again",
+        ) from error
+    column = pl.Series(PLACE, places)
+    return column.to_frame().select(pl.col(PLACE).replace(NO_VECTOR, None))[PLACE]
 
 
 def _beside(frame: pl.DataFrame, table: pl.DataFrame, names: dict[str, str]) -> pl.DataFrame:

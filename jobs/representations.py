@@ -13,7 +13,10 @@ READS_VECTORS = {"gio", "rds", "density_ratio", "duplicates", "spread"}
 READS_TARGET = {"gio", "rds", "dsir", "bm25", "density_ratio"}
 """Scorers that compare with the target."""
 
-_WITHOUT_VECTORS = {"duplicates": ("method", (None, "exact", "near"))}
+_WITHOUT_VECTORS: dict[str, tuple[str, tuple[str | None, ...]]] = {
+    "duplicates": ("method", (None, "exact", "near")),
+    "density_ratio": ("on", ("ngrams",)),
+}
 """Scorer -> option and its values with which it reads none after all."""
 
 
@@ -68,7 +71,7 @@ def names_wanted(settings: Settings) -> list[str]:
 
 def reads_vectors(settings: Settings) -> bool:
     """Whether anything in the settings reads vectors."""
-    if settings.domains is not None:
+    if settings.domains is not None or settings.plan.is_diverse:
         return True
     for name, options in settings.score.named.items():
         option, values = _WITHOUT_VECTORS.get(name, ("", ()))

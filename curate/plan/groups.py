@@ -19,6 +19,12 @@ from curate.plan.positions import Bits, file_hash, mixed_bits, row_hashes
 INDEX = ("source", "file", "row", "domain", "label", "split", "num_chars", "num_tokens")
 """Columns that every frame has which the planner reads."""
 
+PLACE = "draw:place"
+"""Column of a draw for diversity: the place of a row in its group's order from 0, or
+`NOT_REACHED`, or `NO_CANDIDATE`; null without a vector."""
+
+NOT_REACHED, NO_CANDIDATE = -1, -2
+
 NO_LABEL = "none"
 """Group of the rows without a label, where the groups are labels."""
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from curate.errors import CurateError
-from curate.plan.expression import Expression
+from curate.plan.expression import Expression, Values
 from curate.plan.groups import Batch, Cells, Groups
 from curate.plan.realise import Demand, Ints, Supply
 from curate.plan.rules import Order, Thresholds, Weighing, Window, decide, weights_of
@@ -44,10 +45,7 @@ class Survey:
 
     def add(self, batch: Batch) -> None:
         group = self.groups.of(batch)
-        scores = self.order.scores(batch)
-        scored = np.ones(len(group), np.int64)
-        if scores is not None:
-            scored = (~np.isnan(scores)).astype(np.int64)
+        scored = (~self._is_out(batch, self.order.scores(batch))).astype(np.int64)
         self._sizes = np.pad(self._sizes, ((0, 0), (0, len(self.groups) - self._sizes.shape[1])))
         self._cells = np.pad(
             self._cells, ((0, 0), (0, len(batch.cells.cells) - self._cells.shape[1]))
@@ -65,7 +63,7 @@ class Survey:
         if share:
             scored = self._sizes[2].tolist()
             targets = [Target(g, round(share * rows), "rows") for g, rows in enumerate(scored)]
-            found = yield from _search_passes(targets, dict(enumerate(scored)), self._by_score)
+            found = yield from search_passes(targets, dict(enumerate(scored)), self.by_score)
             self.drops = [each.cut for each in found]
             self._sizes[2] -= [each.rows for each in found]
             self._sizes[3] -= [each.tokens for each in found]
@@ -75,7 +73,7 @@ class Survey:
             def add(batch: Batch) -> None:
                 scores = self.order.scores(batch)
                 assert scores is not None
-                block = self._by_score(batch)
+                block = self.by_score(batch)
                 values = np.where(block.group >= 0, scores, np.nan)
                 sums.add(values, np.maximum(block.group, 0), len(self.groups))
 
@@ -84,8 +82,11 @@ class Survey:
 
     def block(self, batch: Batch) -> Block:
         """The eligible rows in the order in which they are taken."""
-        block = self._by_score(batch)
+        block = self.by_score(batch)
         scores = self.order.scores(batch)
+        places = self.order.places(batch)
+        if places is not None:
+            return block._replace(key=self.order.by_place(scores, places, block.tie))
         if scores is None or self.moments is None:
             return block
         z = self.moments.of(scores, np.maximum(block.group, 0))
@@ -107,19 +108,23 @@ class Survey:
                 found[cell.domain] = before[0] + rows, before[1] + tokens
         return {domain: found[domain] for domain in sorted(found)}
 
-    def _by_score(self, batch: Batch) -> Block:
+    def by_score(self, batch: Batch) -> Block:
         """The scored rows that are not dropped, in order of score."""
         group = self.groups.of(batch)
         scores = self.order.scores(batch)
         tie = batch.hashes(self.order.label)
         key = self.order.by_score(scores, tie)
-        out = is_before(key, tie, self.drops, group)
-        if scores is not None:
-            out |= np.isnan(scores)
+        out = is_before(key, tie, self.drops, group) | self._is_out(batch, scores)
         return Block(np.where(out, -1, group), key, tie, batch.tokens)
 
+    def _is_out(self, batch: Batch, scores: Values | None) -> NDArray[np.bool_]:
+        """(N,) rows without a score, or without a vector where the draw needs one."""
+        out = np.zeros(len(batch.cell), np.bool_) if scores is None else np.isnan(scores)
+        places = self.order.places(batch)
+        return out if places is None else out | np.isnan(places)
 
-def _search_passes(
+
+def search_passes(
     targets: Sequence[Target], sizes: Mapping[int, int], block: Callable[[Batch], Block]
 ) -> Passes[list[Found]]:
     search = Search(targets, sizes)
@@ -143,7 +148,7 @@ def window_passes(
             targets.append(Target(code, low, wanted.unit, cover=True))
             targets.append(Target(code, low + rest, wanted.unit, cover=not rest))
     sizes = {code: supply.eligible_rows for code, supply in enumerate(supplies)}
-    found = iter((yield from _search_passes(targets, sizes, survey.block)))
+    found = iter((yield from search_passes(targets, sizes, survey.block)))
     windows, kept = list[tuple[Window, ...]](), list[Kept]()
     for code, supply in enumerate(supplies):
         there = _there(supply, wanted)

@@ -15,11 +15,12 @@ import polars as pl
 
 from curate.data.example import KEY, TRAIN
 from curate.errors import InputError
+from curate.plan.candidates import Candidates, candidate_passes
 from curate.plan.expression import INDEX_COLUMNS, Expression, parse_expression
-from curate.plan.groups import Batch, Cells, Grouping, Groups, Tables, batch_of
+from curate.plan.groups import PLACE, Batch, Cells, Grouping, Groups, Tables, batch_of
 from curate.plan.mixture import Mixture
 from curate.plan.passes import Survey, weigh_passes, window_passes
-from curate.plan.realise import demand
+from curate.plan.realise import Demand, Supply, demand
 from curate.plan.rules import REASONS, Order, Rule, Thresholds, decide, weights_of
 from curate.plan.scoring import Passes, Scoring, scoring_passes, without_dropped
 from curate.plan.settings import Plan
@@ -31,6 +32,7 @@ __all__ = [
     "Tables",
     "apply_plan",
     "columns_read",
+    "find_candidates",
     "make_plan",
     "make_plans",
     "run_together",
@@ -101,6 +103,33 @@ def make_plans(tables: Tables, arms: Mapping[str, Arm], *, seed: int) -> dict[st
         for name, arm in arms.items()
     }
     return run_together(computations, batches)
+
+
+def find_candidates(
+    tables: Tables, settings: Plan, *, seed: int, mixture: Mixture | None = None
+) -> Candidates:
+    """Among what a draw for diversity chooses, and how far it goes; see `make_plan`.
+
+    Args:
+        tables: the examples; of the column `PLACE` only what is null is read.
+        settings: the rules.
+        seed: of the draws.
+        mixture: shares of the domains.
+    """
+    arm, parsed = Arm(settings, mixture), _Parsed.of(settings, tables.scorers)
+    cells = Cells(settings.within == "label")
+
+    def passes() -> Passes[Candidates]:
+        drop = yield from _drop_passes(arm, parsed)
+        surveyed = _survey_passes(arm, parsed, "plan", drop)
+        survey, supplies, wanted = yield from without_dropped(surveyed, drop)
+        return (yield from without_dropped(candidate_passes(survey, supplies, wanted, drop), drop))
+
+    def batches() -> Iterable[Batch]:
+        columns = sorted(set(parsed.columns))
+        return (batch_of(frame, cells, seed=seed) for frame in tables.frames(columns))
+
+    return run_together({"candidates": passes()}, batches)["candidates"]
 
 
 def run_together(
@@ -176,6 +205,8 @@ class _Parsed:
     drop: Expression | None
     score: Expression | None
     weights: Expression | None
+    is_diverse: bool
+    """Whether the places of a draw for diversity are read."""
 
     @classmethod
     def of(cls, settings: Plan, scorers: Mapping[str, Sequence[str]]) -> "_Parsed":
@@ -187,50 +218,39 @@ class _Parsed:
         if settings.weights is not None:
             where = "plan.weights.score"
             weights = parse_expression(settings.weights.score, scorers, where=where)
-        return cls(drop, score, weights)
+        return cls(drop, score, weights, settings.is_diverse)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The score columns that are read."""
         given = (self.drop, self.score, self.weights)
         names = [column for each in given if each is not None for column in each.columns]
-        return tuple(name for name in names if name not in INDEX_COLUMNS)
+        more = (PLACE,) if self.is_diverse else ()
+        return (*(name for name in names if name not in INDEX_COLUMNS), *more)
 
 
 def _plan_passes(
     arm: Arm, parsed: _Parsed, label: str, cells: Cells, seed: int
 ) -> Passes[Thresholds]:
-    drop = None
-    if parsed.drop is not None:
-        # Ranks in it are those of the groups alone, so that a mixture drops the same rows.
-        drop = yield from scoring_passes(parsed.drop, Grouping(arm.settings.within, False))
+    drop = yield from _drop_passes(arm, parsed)
     passes = _chosen_passes(arm, parsed, label, cells, seed, drop)
     return (yield from without_dropped(passes, drop))
+
+
+def _drop_passes(arm: Arm, parsed: _Parsed) -> Passes[Scoring | None]:
+    """The condition under which rows are left out."""
+    if parsed.drop is None:
+        return None
+    # Ranks in it are those of the groups alone, so that a mixture drops the same rows.
+    return (yield from scoring_passes(parsed.drop, Grouping(arm.settings.within, False)))
 
 
 def _chosen_passes(
     arm: Arm, parsed: _Parsed, label: str, cells: Cells, seed: int, drop: Scoring | None
 ) -> Passes[Thresholds]:
-    settings, grouping = arm.settings, Grouping(arm.settings.within, arm.mixture is not None)
-    scoring = arm.scoring
-    if scoring is None and parsed.score is not None:
-        scoring = yield from scoring_passes(parsed.score, grouping)
-    survey = Survey(Groups(grouping), Order(settings, label, scoring))
-    yield survey.add
-    if not survey.groups.groups and drop is not None:
-        raise InputError(
-            f"plan.drop {drop.expression.text!r} leaves out every training example, or there are"
-            " none",
-            fix="choose a narrower condition, or remove it",
-        )
-    if not survey.groups.groups:
-        raise InputError(
-            "there are no training examples", fix="check the sources, or lower index.held_out"
-        )
-    yield from survey.drop_passes()
-    supplies = survey.supplies()
-    most = settings.max_repeats if arm.mixture is not None or arm.repeat else 1.0
-    wanted = demand(supplies, settings.kept, mixture=arm.mixture, most_copies=most)
+    settings = arm.settings
+    survey, supplies, wanted = yield from _survey_passes(arm, parsed, label, drop)
+    scoring, grouping = survey.order.scoring, survey.groups.grouping
     windows, sums = yield from window_passes(survey, supplies, wanted)
     rules = tuple(
         Rule(
@@ -272,3 +292,30 @@ def _chosen_passes(
     copies.square = sum(s.square for s in sums)
     check_effective_share(copies, least=settings.min_effective_share, force=settings.force)
     return plan
+
+
+def _survey_passes(
+    arm: Arm, parsed: _Parsed, label: str, drop: Scoring | None
+) -> Passes[tuple[Survey, list[Supply], Demand]]:
+    """What there is of each group, and how far it is gone through."""
+    settings, grouping = arm.settings, Grouping(arm.settings.within, arm.mixture is not None)
+    scoring = arm.scoring
+    if scoring is None and parsed.score is not None:
+        scoring = yield from scoring_passes(parsed.score, grouping)
+    survey = Survey(Groups(grouping), Order(settings, label, scoring))
+    yield survey.add
+    if not survey.groups.groups and drop is not None:
+        raise InputError(
+            f"plan.drop {drop.expression.text!r} leaves out every training example, or there are"
+            " none",
+            fix="choose a narrower condition, or remove it",
+        )
+    if not survey.groups.groups:
+        raise InputError(
+            "there are no training examples", fix="check the sources, or lower index.held_out"
+        )
+    yield from survey.drop_passes()
+    supplies = survey.supplies()
+    most = settings.max_repeats if arm.mixture is not None or arm.repeat else 1.0
+    wanted = demand(supplies, settings.kept, mixture=arm.mixture, most_copies=most)
+    return survey, supplies, wanted

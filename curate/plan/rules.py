@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curate.errors import CurateError
 from curate.plan.expression import Values
-from curate.plan.groups import Batch, Group, Grouping, Groups
+from curate.plan.groups import NO_CANDIDATE, PLACE, Batch, Group, Grouping, Groups
 from curate.plan.positions import Bits, gumbel, ordered_bits
 from curate.plan.scoring import Moments, Scoring
 from curate.plan.select import is_before
@@ -35,7 +35,7 @@ kept             it is in
 held_out         it belongs to the evaluation
 dropped          the condition `drop` holds for it
 no_share         the mixture gives its domain nothing
-unscored         it has no score
+unscored         it has no score, or no vector where the draw needs one
 dropped_extreme  it is at the end that `drop_first` leaves out
 score            others of its group came first by score
 draw             others of its group were drawn
@@ -158,6 +158,16 @@ class Order:
         values = np.nan_to_num(scores, nan=0.0)
         return ordered_bits(-values if self.settings.order == "hardest" else values)
 
+    def places(self, batch: Batch) -> Values | None:
+        """(N,) places in a draw for diversity, NaN without a vector; None in other draws."""
+        return batch.column(PLACE) if self.settings.is_diverse else None
+
+    def by_place(self, scores: Values | None, places: Values, hashes: Bits) -> Bits:
+        """(N,) keys in the order of their places, and behind them those without one by score."""
+        behind = self.by_score(scores, hashes) >> np.uint64(1) | np.uint64(1 << 63)
+        placed = np.maximum(np.nan_to_num(places), 0).astype(np.uint64)
+        return np.where(places >= 0, placed, behind)
+
     def by_draw(self, scores: Values, hashes: Bits, z: Values) -> Bits:
         """(N,) keys in the order in which rows are drawn."""
         wanted = {"hardest": z, "easiest": -z, "middle": -np.abs(z)}[self.settings.order]
@@ -223,17 +233,23 @@ def _decide(batch: Batch, plan: Thresholds) -> Decision:
     dropped = is_before(key, hashes, [rule.drop for rule in plan.rules], group)
     if scores is not None and plan.moments is not None:
         key = order.by_draw(scores, hashes, plan.moments.of(scores, group))
+    places = order.places(batch)
+    if places is not None:
+        scored &= ~np.isnan(places)
+        key = order.by_place(scores, places, hashes)
     eligible = scored & ~dropped
     reached = np.zeros((len(group), len(plan.phases)), np.int64)
     for phase in range(len(plan.phases)):
         windows = [rule.windows[phase] for rule in plan.rules]
         reached[:, phase] = eligible * copies_by_windows(windows, group, key, hashes)
     no_share = np.array([rule.share <= 0 for rule in plan.rules], np.bool_)[group]
-    chosen = "draw" if scores is None or order.is_drawn else "score"
+    drawn = np.full(len(group), scores is None or order.is_drawn)
+    if places is not None and scores is not None:
+        drawn = places != NO_CANDIDATE
     reason = np.select(
-        [reached[:, -1] > 0, no_share, ~scored, dropped],
-        [_CODES[name] for name in ("kept", "no_share", "unscored", "dropped_extreme")],
-        _CODES[chosen],
+        [reached[:, -1] > 0, no_share, ~scored, dropped, drawn],
+        [_CODES[name] for name in ("kept", "no_share", "unscored", "dropped_extreme", "draw")],
+        _CODES["score"],
     )
     by_phase = np.diff(reached, axis=1, prepend=0)
     return Decision(group, reached[:, -1], by_phase, reason.astype(np.int8))

@@ -72,11 +72,18 @@ class Plan:
     drop_first: float = 0.0
     """Share of each group, at the wanted end, that is left out first: mislabelled and unlearnable
     examples."""
-    draw: Literal["top", "sample"] = "top"
-    """Take the first in order, or draw without replacement with probability exp(z / temperature),
-    z the score standardised within its group."""
+    draw: Literal["top", "sample", "k_centre", "facility_location"] = "top"
+    """Take the first in order; draw without replacement with probability exp(z / temperature), z
+    the score standardised within its group; or choose for diversity, by vectors: each next example
+    is the one farthest from all before it, or the one that stands for most others."""
     temperature: float = 1.0
     """Of the draw: near 0 it is the top, large it is random."""
+    candidates: float = 3.0
+    """Of k_centre and facility_location with a score: they choose among the best of each group, so
+    many times as much as is kept of it. Without a score they choose among all."""
+    vectors: str | None = None
+    """Of k_centre and facility_location: the representation, a name under `embed`; by default the
+    only one."""
     within: Literal["domain", "label", "source", "all"] = "domain"
     """Groups inside which examples compete."""
     max_repeats: float = 4.0
@@ -111,6 +118,21 @@ class Plan:
                 "temperature must be above 0 and max_repeats from 1 to 65,535",
                 fix="remove them to use the defaults",
             )
+        if self.candidates < 1:
+            raise ConfigError(
+                f"candidates is {self.candidates}, fewer than what is kept",
+                fix="set plan.candidates to 1 or more, such as 3",
+            )
+        if self.is_diverse and self.order == "middle":
+            raise ConfigError(
+                f"draw {self.draw} chooses among the best by score, and the order is middle",
+                fix="set plan.order to hardest or easiest",
+            )
+
+    @property
+    def is_diverse(self) -> bool:
+        """Whether the draw looks at how examples differ from each other."""
+        return self.draw in ("k_centre", "facility_location")
 
     @property
     def kept(self) -> Keep:

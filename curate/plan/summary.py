@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.plan.expression import Values
-from curate.plan.groups import Batch, Cells, Tables, batch_of
+from curate.plan.groups import PLACE, Batch, Cells, Tables, batch_of
 from curate.plan.positions import number_of
 from curate.plan.rules import REASONS, Decision, Rule, Thresholds, decide, weights_of
 from curate.plan.select import END
@@ -40,7 +40,7 @@ def summarise(
     own = _Tally(plan, [*columns, "num_tokens"])
     others = {name: _Tally(other, ["num_tokens"]) for name, other in yardsticks.items()}
     held_out = 0
-    for frame in tables.frames(columns):
+    for frame in tables.frames([*columns, *([PLACE] if plan.settings.is_diverse else [])]):
         batch = batch_of(frame, cells, seed=plan.seed)
         held_out += frame.height - len(batch.cell)
         score = None if plan.scoring is None else plan.scoring.values(batch)
@@ -144,7 +144,7 @@ def _report(
         "unit": plan.unit,
         "asked": plan.asked,
         "shortfall": plan.asked - plan.placed,
-        "notes": notes(plan) + _emptied(plan, own),
+        "notes": notes(plan) + _undecided(plan) + _emptied(plan, own),
         "training": {"rows": rows, "tokens": tokens},
         "dropped": {"rows": dropped[0], "tokens": dropped[1]},
         "kept": {
@@ -191,6 +191,28 @@ def notes(plan: Thresholds) -> list[str]:
         more = f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else ""
         found.append(f"too small for their share, so that others give more: {named}{more}")
     return found
+
+
+def _undecided(plan: Thresholds) -> list[str]:
+    """Whether a draw for diversity had more to choose from than its score leaves."""
+    if plan.scoring is None or not plan.settings.is_diverse:
+        return []
+    times = plan.settings.candidates
+    whole = [
+        rule
+        for rule in plan.rules
+        if 0 < rule.asked < (there := _there(plan, rule)) and times * rule.asked >= there
+    ]
+    if not whole:
+        return []
+    return [
+        f"plan.candidates {times:g} is all there is in {len(whole)} of {len(plan.rules)} groups,"
+        " so that the score decides nothing there: lower it, or keep less"
+    ]
+
+
+def _there(plan: Thresholds, rule: Rule) -> int:
+    return rule.eligible_rows if plan.unit == "rows" else rule.eligible_tokens
 
 
 def _emptied(plan: Thresholds, own: _Tally) -> list[str]:
@@ -244,7 +266,8 @@ def _group(plan: Thresholds, rule: Rule) -> dict[str, Any]:
 
 def _cut_score(plan: Thresholds, cut: int) -> float | None:
     """Score of the first row behind a cut; None where no row is, or where the order is drawn."""
-    if plan.scoring is None or plan.moments is not None or not 0 < cut < END:
+    is_drawn = plan.moments is not None or plan.settings.is_diverse
+    if plan.scoring is None or is_drawn or not 0 < cut < END:
         return None
     value = number_of(cut >> 64)
     return _number(-value if plan.settings.order == "hardest" else value)

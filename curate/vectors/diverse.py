@@ -43,7 +43,7 @@ EXACT_ROWS = 200_000
 NEIGHBOURS = 64
 """Of a row, itself included, that count in large groups."""
 
-_WORKING_ROWS = 2048
+_WORKING_ROWS = 1024
 _BLOCK_NUMBERS = 1 << 20
 _SMALLEST = 1e-6
 """Squared, relative to the squared lengths: a few times what float32 can lose."""
