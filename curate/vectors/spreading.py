@@ -100,15 +100,11 @@ def fit_ridge(rows: Floats, scores: Scores) -> Ridge:
     """
     centre = rows.mean(axis=0, dtype=np.float64)
     intercept = scores.mean(axis=0)
-    scatter = np.zeros((rows.shape[1],) * 2)
     product = np.zeros((rows.shape[1], scores.shape[1]))
     for some, block in _blocks(rows):
-        block = block - centre
-        scatter += block.T @ block
-        product += block.T @ (scores[some] - intercept)
-    values, axes = np.linalg.eigh(scatter)
-    values = np.maximum(values, 0.0)
-    scale = float(values.mean()) or 1.0
+        product += (block - centre).T @ (scores[some] - intercept)
+    values, axes = _principal(rows, centre)
+    scale = float(values.sum()) / rows.shape[1] or 1.0
     inverse = 1.0 / (values + scale * np.array(PENALTIES)[:, None])  # (L, d)
     along = axes.T @ product  # (d, C)
     errors = np.zeros((len(PENALTIES), scores.shape[1]))
@@ -121,6 +117,21 @@ def fit_ridge(rows: Floats, scores: Scores) -> Ridge:
     best = errors.argmin(axis=0)
     weights = axes @ (along * inverse[best].T)
     return Ridge(centre, weights, intercept, np.array(PENALTIES)[best])
+
+
+def _principal(
+    rows: Floats, centre: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Eigenvalues and axes (d, .) of the scatter of the rows; all but at most M are 0."""
+    if len(rows) < rows.shape[1]:
+        _, roots, turned = np.linalg.svd(rows.astype(np.float64) - centre, full_matrices=False)
+        return np.square(roots), turned.T
+    scatter = np.zeros((rows.shape[1],) * 2)
+    for _, block in _blocks(rows):
+        block = block - centre
+        scatter += block.T @ block
+    values, axes = np.linalg.eigh(scatter)
+    return np.maximum(values, 0.0), axes
 
 
 def _blocks(rows: Floats) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:

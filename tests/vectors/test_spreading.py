@@ -75,8 +75,9 @@ def test_ridge_recovers_a_linear_score():
     assert rho > 0.99
 
 
-def test_ridge_solves_the_normal_equations_with_the_penalty_that_leaves_the_least_error():
-    vectors = rows(25, dim=5)
+@pytest.mark.parametrize("dim", [5, 40])
+def test_ridge_solves_the_normal_equations_with_the_penalty_that_leaves_the_least_error(dim: int):
+    vectors = rows(25, dim=dim)
     draw = np.random.default_rng(6)
     scores = np.stack([vectors[:, 0] + draw.normal(size=25), draw.normal(size=25)], axis=1)
     fit = fit_ridge(vectors, scores)
@@ -85,13 +86,13 @@ def test_ridge_solves_the_normal_equations_with_the_penalty_that_leaves_the_leas
     def solved(kept: list[int], column: int, penalty: float) -> tuple[np.ndarray, float]:
         """By least squares with extra rows, the intercept not penalised."""
         x = np.hstack([wide[kept], np.ones((len(kept), 1))])
-        extra = np.hstack([np.sqrt(penalty) * np.eye(5), np.zeros((5, 1))])
-        y = np.concatenate([scores[kept, column], np.zeros(5)])
+        extra = np.hstack([np.sqrt(penalty) * np.eye(dim), np.zeros((dim, 1))])
+        y = np.concatenate([scores[kept, column], np.zeros(dim)])
         found = np.linalg.lstsq(np.vstack([x, extra]), y, rcond=None)[0]
-        return found[:5], float(found[5])
+        return found[:dim], float(found[dim])
 
     centred = wide - wide.mean(axis=0)
-    scale = np.trace(centred.T @ centred) / 5
+    scale = np.trace(centred.T @ centred) / dim
     everyone = list(range(25))
     for column in range(2):
         errors = []
