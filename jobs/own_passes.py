@@ -21,6 +21,7 @@ OWN: dict[str, str] = {
     "duplicates": "jobs.duplicates:passes",
     "dsir": "jobs.dsir:passes",
     "bm25": "jobs.bm25:passes",
+    "density_ratio": "jobs.density_ratio:passes",
     "rds": "jobs.rds:passes",
     "gio": "jobs.gio:passes",
     "spread": "jobs.spread:passes",

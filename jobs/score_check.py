@@ -19,6 +19,7 @@ CHECKS: dict[str, str] = {
     "spread": "jobs.spread:check",
     "dsir": "jobs.dsir:check",
     "bm25": "jobs.bm25:check",
+    "density_ratio": "jobs.density_ratio:check",
     "rds": "jobs.rds:check",
 }
 """Scorer with passes of its own -> `module:function` of `(settings, scorer)` that refuses settings

@@ -28,6 +28,7 @@ SCORERS = {
     "spread": "scorers.spread:Spread",
     "dsir": "scorers.dsir:DSIR",
     "bm25": "scorers.bm25:BM25",
+    "density_ratio": "scorers.density_ratio:DensityRatio",
     "rds": "scorers.rds:RDS",
     "gio": "scorers.gio:GIO",
     "length": "scorers.length:Length",
