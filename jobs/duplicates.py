@@ -259,7 +259,13 @@ def _scores(run: RunFolder, options: Duplicates) -> list[list[str]] | None:
     """Digests of the score tables that `keep_by` reads."""
     if not options.reads_scores:
         return None
-    columns = keep_expression(options, score_columns(run)).columns
+    try:
+        columns = keep_expression(options, score_columns(run)).columns
+    except ConfigError as error:  # `check` knows that it will be there
+        raise InputError(
+            f"duplicates: the scores of keep_by {options.order!r} are not there yet",
+            fix=f"run `curate score {run.root}`",
+        ) from error
     scorers = sorted({name.partition(".")[0] for name in columns if name not in INDEX_COLUMNS})
     return [score_digests(run, part, scorers) for part in run.partitions()]
 

@@ -42,7 +42,7 @@ Bools = npt.NDArray[np.bool_]
 FIRST, FAR, CENTRAL = "first", "far", "central"
 """Orders of precedence that are no expressions: by position; by distance from the cell's centre."""
 
-_THRESHOLDS = {"exact": 0.5, "near": 0.8, "semantic": 0.95}
+_THRESHOLDS = {"exact": 0.5, "near": 0.7, "semantic": 0.95}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Duplicates:
     normalize: bool = False
     """Of `exact`: whether texts are the same that differ in case, space and punctuation only."""
     threshold: float | None = None
-    """Examples of a similarity above it are duplicates; by default 0.8 for `near` and 0.95 for
+    """Examples of a similarity above it are duplicates; by default 0.7 for `near` and 0.95 for
     `semantic`, 1 less the epsilon of SemDeDup."""
     keep_by: str | None = None
     """Which one stays: `first` in the input; `far` from the centre of its cell, or `central`; or the

@@ -60,7 +60,8 @@ Edit = Callable[[str, random.Random], str]
 
 
 def case_and_marks(text: str, _: random.Random) -> str:
-    return re.sub(r"[.,;:!?'\"()-]", "", text).upper()
+    """Capitals, and no marks at the end of words."""
+    return re.sub(r"[.,;:!?]+(?=\s|$)", "", text).upper()
 
 
 def typos(text: str, draw: random.Random) -> str:

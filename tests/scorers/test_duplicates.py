@@ -78,7 +78,7 @@ def test_the_weight_shares_one_example_among_its_group():
     ("options", "limit", "order"),
     [
         ({}, 0.5, "first"),
-        ({"method": "near"}, 0.8, "first"),
+        ({"method": "near"}, 0.7, "first"),
         ({"method": "semantic"}, 0.95, "far"),
         ({"method": "semantic", "threshold": 0.9, "keep_by": "quality"}, 0.9, "quality"),
     ],
