@@ -52,8 +52,8 @@ class Domains:
     """Of the clustering; by default that of the run."""
     sample: int = 50_000
     """Clusters are found on at most so many training rows; then every row is put into one."""
-    components: int | None = 64
-    """Directions of largest variance in which clusters are sought; none seeks in all."""
+    components: int | None = None
+    """Directions of largest variance along which clusters are sought; by default in all."""
     attempts: int = 5
     """How often k-means begins anew; the attempt with the least inertia is taken."""
     words: int = 3
