@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from curate.data.partitions import Output
-from curate.errors import CurateError
-from jobs.cluster import Cluster, open_pool
-from jobs.own_passes import OwnPasses, Phase, run_phases
-from jobs.run import Task, ignore
+from curate.errors import CurateError, TryAgainError
+from jobs.cluster import Cluster, Pool, open_pool
+from jobs.own_passes import DrivenPhase, OwnPasses, Phase, run_phases
+from jobs.run import Listener, Progress, Task, ignore, run_tasks
 
 
 def write(payload: dict[str, Any]) -> dict[str, Any]:
@@ -49,3 +51,43 @@ def test_phases_that_are_done_are_skipped(tmp_path: Path):
         again = run_phases({"own": passes}, pool=pool, listener=ignore)
     assert again["one"].skipped == ["a"]
     assert not again["one"].done
+
+
+def drive(payload: dict[str, Any], pool: Pool, listener: Listener) -> dict[str, Any]:
+    """Hands out a task of its own first."""
+    if payload.get("lost"):
+        raise TryAgainError("the cluster went away", fix="again")
+    inner = task(Path(payload["path"]).parent / "inner", "x")
+    run_tasks("inner", [inner], write, pool=pool, listener=listener)
+    return write(payload)
+
+
+def test_a_driven_phase_hands_out_tasks_of_its_own(tmp_path: Path):
+    passes = OwnPasses((DrivenPhase("one", [task(tmp_path, "a")], drive),), ())
+    told: list[Progress] = []
+    with open_pool(Cluster()) as pool:
+        found = run_phases({"own": passes}, pool=pool, listener=told.append)
+        again = run_phases({"own": passes}, pool=pool, listener=told.append)
+    assert found["one"].done == ["a"]
+    assert again["one"].skipped == ["a"]
+    assert [(one.stage, one.done, one.total) for one in told] == [("inner", 1, 1), ("one", 1, 1)]
+    assert (tmp_path / "inner" / "x").exists()
+
+
+def test_a_driven_phase_that_fails_stops_the_later_ones(tmp_path: Path):
+    tasks = [task(tmp_path, "a", breaks=True), task(tmp_path, "b")]
+    passes = OwnPasses(
+        (DrivenPhase("one", tasks, drive), Phase("two", [task(tmp_path, "c")], write)), ()
+    )
+    with open_pool(Cluster()) as pool:
+        found = run_phases({"own": passes}, pool=pool, listener=ignore)
+    assert found.keys() == {"one"}
+    assert list(found["one"].failures) == ["a"]
+    assert found["one"].done == ["b"]
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_lost_cluster_ends_a_driven_phase_at_once(tmp_path: Path):
+    passes = OwnPasses((DrivenPhase("one", [task(tmp_path, "a", lost=True)], drive),), ())
+    with open_pool(Cluster()) as pool, pytest.raises(TryAgainError):
+        run_phases({"own": passes}, pool=pool, listener=ignore)

@@ -406,6 +406,33 @@ def test_killed_in_any_phase_it_goes_on_to_the_same_bytes(
         assert other.read_bytes() == path.read_bytes()
 
 
+def test_killed_while_the_core_set_is_measured_it_goes_on_there(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from curate.data.partitions import Output
+
+    settings = settings_of(world, core=300)
+    index_run(settings, pool=INLINE)
+    embed_run(settings, pool=INLINE)
+    quantities = Path(settings.run) / "spread" / "el2n" / "core" / "quantities" / "model"
+    adopt = Output.adopt
+
+    def dies(self: Output, fingerprint: str, **facts: Any) -> dict[str, Any]:
+        if self.path.parent == quantities and len(list(quantities.glob(".done/*"))) == 1:
+            raise Killed
+        return adopt(self, fingerprint, **facts)
+
+    monkeypatch.setattr(Output, "adopt", dies)
+    with pytest.raises(Killed):
+        score_run(settings, pool=INLINE)
+    monkeypatch.undo()
+    (done,) = quantities.glob(".done/*")
+    first = done.stat().st_mtime_ns
+    score_run(settings, pool=INLINE)
+    assert len(list(quantities.glob(".done/*"))) == 4
+    assert done.stat().st_mtime_ns == first
+
+
 def _scorers(settings: Settings) -> list[Any]:
     from jobs.chosen import chosen_scorers
 
