@@ -1,24 +1,26 @@
 """Clusters of a pool as domains: how they are found, and named by their most typical words.
 
-A word is typical of a cluster where many of its texts have it and few of the pool's do:
+A word is typical of a cluster where many of its texts have it and few of the others do:
 
-    score(w, c) = p(w | c) ln(p(w | c) / p(w)),      p(w) = sum over clusters of share(c) p(w | c)
+    score(w, c) = p(w | c) (ln(p(w | c) / q(w, c)))^2
 
-with p(w | c) the share of the cluster's texts that have the word at least once. It is the
-class-based tf-idf idea with whole texts as the count, so that one long text names nothing, and
-with the pool's own rate below, so that words all texts share come to nothing in any language.
+with p(w | c) the share of the cluster's texts that have the word at least once, and q(w, c) that of
+all other texts of the pool, plus half a text. It is the class-based tf-idf idea with whole texts as
+the count, so that one long text names nothing, and with the rest of the pool below, so that words
+all texts share come to nothing in any language.
 
 Source of the idea: Grootendorst, "BERTopic: Neural topic modeling with a class-based TF-IDF
-procedure", 2022, arXiv:2203.05794. Departure: the formula above in place of tf ln(1 + A / f),
-which leaves the commonest words high unless a list of stop words takes them out.
+procedure", 2022, arXiv:2203.05794. Departures: the formula above in place of tf ln(1 + A / f),
+which leaves the commonest words high unless a list of stop words takes them out; and the square,
+without which genres are named by their pronouns (we, his) rather than by what they are about.
 
 Shapes: N vectors, d dimensions, k clusters.
 """
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -142,26 +144,28 @@ class Words:
             shares: (k,) of the pool, in each cluster.
             most: how many words.
         """
-        pool = Counter[str]()
+        pool: dict[str, float] = defaultdict(float)
         for counts, num, share in zip(self.counts, self.texts, shares, strict=True):
             for word, count in counts.items():
-                pool[word] += share * count / num  # pyright: ignore[reportArgumentType]
-        return [
-            _best(counts, num, pool, most)
-            for counts, num in zip(self.counts, self.texts, strict=True)
-        ]
+                pool[word] += share * count / num
+        half = 0.5 / max(1, sum(self.texts))
+        found: list[list[str]] = []
+        for counts, num, share in zip(self.counts, self.texts, shares, strict=True):
+            least = _LEAST_TEXTS if num > _LEAST_TEXTS else 1
+            scored: list[tuple[float, str]] = []
+            for word, count in counts.items():
+                rate = count / num
+                others = max(0.0, pool[word] - share * rate) / max(1 - share, half) + half
+                if count >= least and rate > others:
+                    scored.append((-rate * math.log(rate / others) ** 2, word))
+            found.append(_unlike([word for _, word in sorted(scored)], most))
+        return found
 
 
-def _best(counts: Mapping[str, int], num: int, pool: Mapping[str, float], most: int) -> list[str]:
-    """The words of one cluster; of two that begin alike only the better one."""
-    least = _LEAST_TEXTS if num > _LEAST_TEXTS else 1
-    scored: list[tuple[float, str]] = []
-    for word, count in counts.items():
-        rate = count / num
-        if count >= least and rate > pool[word] * (1 + 1e-9):
-            scored.append((-rate * math.log(rate / pool[word]), word))
+def _unlike(words: Sequence[str], most: int) -> list[str]:
+    """The first words; of two that begin alike only the better one."""
     chosen: list[str] = []
-    for _, word in sorted(scored):
+    for word in words:
         if len(chosen) == most:
             break
         if not any(word.startswith(other) or other.startswith(word) for other in chosen):
