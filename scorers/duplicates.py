@@ -59,8 +59,8 @@ class Duplicates:
     """Examples of a similarity above it are duplicates; by default 0.7 for `near` and 0.95 for
     `semantic`, 1 less the epsilon of SemDeDup."""
     keep_by: str | None = None
-    """Which one stays: `first` in the input; `far` from the centre of its cell, or `central`; or the
-    one with the highest value of a column or an expression, such as num_chars or quality. By
+    """Which one stays: `first` in the input; `far` from the centre of its cell, or `central`; or
+    the one with the highest value of a column or an expression, such as num_chars or quality. By
     default `far` for `semantic`, as published, and `first` for the others."""
     ngrams: int = 3
     """Of `near`: words, or characters, in a row that are compared; texts that are shorter are
