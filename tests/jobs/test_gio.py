@@ -187,7 +187,7 @@ def test_a_second_run_does_nothing_and_another_budget_searches_anew(
 
 def test_a_budget_in_tokens_or_shares_is_met_to_the_last_example(tmp_path: Path, kinds: np.ndarray):
     found = scored(settings_of(tmp_path, budget={"share": 0.05}))
-    may = (found["split"] == "train").sum()
+    may = found["split"].to_list().count("train")
     assert int(0.05 * may) - 1 <= found["gio"].count() <= 0.05 * may
     found = scored(settings_of(tmp_path, budget={"tokens": 200}))
     chosen = found.filter(pl.col("gio").is_not_null())
@@ -217,7 +217,7 @@ def test_every_option_chooses_from_the_targets_groups(
     found = scored(settings)
     chosen = found.filter(pl.col("gio_step") > 0)
     assert chosen.height >= 10 or options.get("max_steps")
-    assert chosen["domain"].is_in(["t0", "t1"]).mean() > 0.9
+    assert np.mean(chosen["domain"].is_in(["t0", "t1"]).to_numpy()) > 0.9
     started = found.filter(pl.col("gio_step") == 0)
     assert started.height == (20 if options.get("start") == "random" else 0)
     if options == {"estimator": "avg"}:
@@ -335,8 +335,8 @@ def test_a_target_that_is_the_pool_does_not_choose_each_example_for_itself(
 ):
     for name in ("a", "b"):
         frame = pl.read_parquet(tmp_path / "pool" / f"{name}.parquet")
-        rows = np.isfinite(frame["v"].to_numpy()).all(axis=1)
-        frame.filter(rows).write_parquet(tmp_path / "pool" / f"{name}.parquet")
+        rows = np.flatnonzero(np.isfinite(frame["v"].to_numpy()).all(axis=1))
+        frame[rows.tolist()].write_parquet(tmp_path / "pool" / f"{name}.parquet")
     pool = [pl.read_parquet(tmp_path / "pool" / f"{name}.parquet") for name in "ab"]
     pl.concat(pool).drop("topic").write_parquet(tmp_path / "target.parquet")
     more = {"index": {"held_out": 0.0}}
@@ -345,8 +345,8 @@ def test_a_target_that_is_the_pool_does_not_choose_each_example_for_itself(
     counted = settings_of(tmp_path, "counted", more=more, mode="points", copies="keep")
     scored(counted)
     # Distances of zero would pull the divergence down by 8 * ln(1e-5) in the end.
-    assert steps_of(counted)["divergence"].min() < -50
-    assert abs(steps_of(apart)["divergence"].min()) < 5
+    assert steps_of(counted)["divergence"].to_numpy().min() < -50
+    assert abs(steps_of(apart)["divergence"].to_numpy().min()) < 5
     assert steps_of(apart).height < steps_of(counted).height
 
 
