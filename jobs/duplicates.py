@@ -246,13 +246,23 @@ def _cell_tasks(
         cells=k,
         seed=settings.seed,
         threads=settings.cluster.threads,
+        device=(device := _device(settings) if k > 1 else "cpu"),
     )
-    more = {"vectors": name, "cells": k}
+    more = {"vectors": name, "cells": k, "device": device}
     found = [_task("the whole pool", common | more, centroids_output(run), stamp)]
     for part, payload, digest in zip(parts, each, digests, strict=True):
         mark = fingerprint(stage="duplicates assign", centroids=stamp, vectors=digest)
         found.append(_task(part.name, payload | more, cells_output(run, part), mark))
     return found
+
+
+def _device(settings: Settings) -> str:
+    """`cuda` where the models run on a GPU and faiss has one too."""
+    from curate.models.load import pick_device
+    from curate.vectors.engine import faiss_module
+
+    on_gpu = pick_device(settings.model.device).type == "cuda"
+    return "cuda" if on_gpu and hasattr(faiss_module(), "StandardGpuResources") else "cpu"
 
 
 def _scores(run: RunFolder, options: Duplicates) -> list[list[str]] | None:

@@ -56,7 +56,7 @@ def fit_work(payload: dict[str, Any]) -> dict[str, Any]:
     else:
         centroids = kmeans(
             vectors, k, seed=work.settings.seed, spherical=True,
-            threads=work.settings.cluster.threads,
+            threads=work.settings.cluster.threads, device=payload["device"],
         )  # fmt: skip
     centroids_output(work.run).write(
         lambda path: save_array(path, centroids), work.stamp, cells=len(centroids)
@@ -72,7 +72,12 @@ def assign_work(payload: dict[str, Any]) -> dict[str, Any]:
     whole = open_vectors(work.run, payload["vectors"])
     own = Vectors([whole.part(int(payload["index"]))])
     if len(centroids) > 1:
-        cells, distances = assign(own, centroids, threads=work.settings.cluster.threads)
+        cells, distances = assign(
+            own,
+            centroids,
+            threads=work.settings.cluster.threads,
+            device=payload["device"],
+        )
     else:  # one cell needs no search
         cells = np.full(len(own), -1, dtype=np.int32)
         distances = np.full(len(own), np.nan, dtype=np.float32)
