@@ -122,12 +122,13 @@ def source_name(data: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-") or "data"
 
 
-def write_starter(data: Sequence[str], target: Path) -> list[str]:
+def write_starter(data: Sequence[str], target: Path, *, wanted: str | None = None) -> list[str]:
     """Write a commented configuration for `data`; returns what to tell the user.
 
     Args:
         data: files, folders, globs or addresses, as the user wrote them; a source each.
         target: the file to write.
+        wanted: examples of what is wanted; the plan then chooses by likeness with them.
 
     Raises:
         OutputError: `target` exists.
@@ -137,7 +138,9 @@ def write_starter(data: Sequence[str], target: Path) -> list[str]:
     if target.exists():
         raise OutputError(f"{target} exists", fix="choose another file with --out")
     looks = [with_roles(look_at(path, name)) for path, name in zip(data, _names(data), strict=True)]
-    text = starter_text(data, looks)
+    look = None if wanted is None else with_roles(look_at(wanted, "target"))
+    text = starter_text(data, looks, wanted=wanted, wanted_look=look)
+    looks += [] if look is None else [look]
     files.replace(target, lambda path: path.write_text(text, encoding="utf-8"))
     found = [file for look in looks for file in look.files]
     kinds = ", ".join(dict.fromkeys(file.format for file in found))
@@ -153,12 +156,19 @@ def write_starter(data: Sequence[str], target: Path) -> list[str]:
     return [*lines, f"next: curate run {target} --dry-run"]
 
 
-def starter_text(data: Sequence[str], looks: Sequence[Look]) -> str:
+def starter_text(
+    data: Sequence[str],
+    looks: Sequence[Look],
+    *,
+    wanted: str | None = None,
+    wanted_look: Look | None = None,
+) -> str:
     """The configuration as YAML with comments.
 
     Args:
         data: as the user wrote it.
         looks: at each of the data.
+        wanted: examples of what is wanted, as the user wrote them, and a look at them.
     """
     names = _names(data)
     task = _common_task([suitable_task(look, seen_classes(look)) for look in looks], data)
@@ -166,18 +176,31 @@ def starter_text(data: Sequence[str], looks: Sequence[Look]) -> str:
         _source_text(name, path, look, is_classified="num_classes" in task)
         for name, path, look in zip(names, data, looks, strict=True)
     ]
+    target = ""
+    ending = _MODELS[task["kind"]] + _REST.replace("SCORE", _score_of(task["kind"]))
+    if wanted is not None and wanted_look is not None:
+        text = _source_text("target", wanted, wanted_look, is_classified="num_classes" in task)
+        text = text.replace(_SOURCE_NOTES["domain"], _TARGET_NOTE).replace(_SOURCE_NOTES["id"], "")
+        target = "\n" + "".join(line.removeprefix("  ") for line in text.splitlines(keepends=True))
+        kind = "ngrams" if set(wanted_look.source.content_columns) & _TEXTS else "values"
+        ending = _WANTED.replace("KIND", kind)
     parts = [
         _HEAD,
         to_yaml({"run": f"runs/{'-'.join(names[:3])}", "seed": 0}),
         "\nsources:\n",
         *sources,
         "" if len(data) > 1 else _ANOTHER,
+        target,
         "\n",
         to_yaml({"task": task}),
-        _MODELS[task["kind"]],
-        _REST.replace("SCORE", "loss" if task["kind"] == "causal-lm" else "el2n"),
+        ending,
+        _LAST,
     ]
     return "".join(parts)
+
+
+def _score_of(task: str) -> str:
+    return "loss" if task == "causal-lm" else "el2n"
 
 
 def _names(data: Sequence[str]) -> list[str]:
@@ -259,6 +282,8 @@ _SOURCE_NOTES = {
     "id": "    # id: COLUMN             # your own name of a row; rides along\n",
 }
 
+_TARGET_NOTE = "    # domain: COLUMN         # kinds of what is wanted, which choose in turn\n"
+
 _ANOTHER = "  # another: {path: more/*.jsonl}\n"
 
 _TRAIN = """\
@@ -290,6 +315,26 @@ _MODELS = {
     + _TRAIN.replace("LR", "1.0e-3"),
 }
 
+_TEXTS = {"text", "prompt", "response", "messages", "chosen", "rejected"}
+
+_WANTED = """
+embed:
+  # Without a model. Better for texts: `{model: FOLDER_OR_HUB_ID}`, the model that is to be trained
+  # (`pooling: position_weighted`) or a sentence encoder.
+  likeness: {kind: KIND}
+
+score:
+  scorers: [rds, random]              # likeness with the target; `curate methods` lists others
+
+plan:
+  score: rds_rank                     # the order in which the rows of the target choose
+  order: easiest                      # low places first
+  keep: 0.1                           # or {examples: 10_000}, {tokens: 2e9}, {token_share: 0.5}
+  within: all                         # or domain: the same share of each
+  # draw: k_centre                    # far apart from each other, among the first in order
+
+"""
+
 _REST = """
 score:
   scorers: [SCORE, length, random]    # `curate methods` lists them
@@ -300,9 +345,12 @@ plan:
   score: SCORE
   keep: 0.5                           # or {examples: 10_000}, {tokens: 2e9}, {token_share: 0.5}
   order: hardest                      # hardest, easiest, middle
-  draw: sample                        # sample, top
+  draw: sample                        # sample, top, k_centre, facility_location
   within: domain                      # domain, label, source, all
 
+"""
+
+_LAST = """\
 shards: {size_mb: 128}
 cluster: {kind: inline}               # or {kind: local, workers: 4}, {kind: address, address: ...}
 """

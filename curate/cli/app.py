@@ -45,11 +45,14 @@ def init(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("curate.yaml"),
+    target: Annotated[
+        str | None, typer.Option("--target", help="Examples of what is wanted: chosen by likeness.")
+    ] = None,
 ) -> None:
     """Write a commented starter configuration for DATA."""
     from jobs.starter import write_starter
 
-    for line in write_starter(data, out):
+    for line in write_starter(data, out, wanted=target):
         typer.echo(line)
 
 

@@ -12,6 +12,9 @@ from PIL import Image
 
 from curate.config import read_yaml
 from curate.errors import ConfigError, InputError, OutputError
+from jobs.all_stages import run_stages, stages_for
+from jobs.cluster import InlineExecutor, Pool
+from jobs.score_check import check_scores
 from jobs.settings import parse_settings, task_settings
 from jobs.starter import guess_settings, guess_task, source_name, write_starter
 from jobs.starter_look import look_at
@@ -267,3 +270,25 @@ def test_an_image_model_says_what_images_it_reads(tmp_path: Path):
         "kind": "image-classification", "num_classes": 3, "channels": 3, "size": 32,
         "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5],
     }  # fmt: skip
+
+
+def test_a_target_is_chosen_by_likeness_and_the_run_needs_no_model(tmp_path: Path):
+    pl.DataFrame({"body": [f"text {n} of many" for n in range(40)]}).write_parquet(
+        tmp_path / "pool.parquet"
+    )
+    pl.DataFrame({"question": ["text 3?", "text 9?"], "topic": ["a", "b"]}).write_parquet(
+        tmp_path / "wanted.parquet"
+    )
+    file = tmp_path / "c.yaml"
+    write_starter([str(tmp_path / "pool.parquet")], file, wanted=str(tmp_path / "wanted.parquet"))
+    values = read_yaml(file.read_text(), where="c.yaml")
+    assert values["target"]["text"] == "question"
+    assert values["target"]["domain"] == "topic"
+    assert values["score"]["scorers"] == ["rds", "random"]
+    assert values["plan"]["score"] == "rds_rank"
+    assert values["plan"]["order"] == "easiest"
+    assert values["embed"] == {"likeness": {"kind": "ngrams"}}
+    settings = parse_settings({**values, "run": str(tmp_path / "run")})
+    check_scores(settings)
+    summaries = run_stages(settings, stages_for(settings, "run"), pool=Pool(InlineExecutor(), 1))
+    assert summaries["plan"]["kept"]["rows"] == summaries["write"]["rows"] > 0
