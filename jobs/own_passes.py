@@ -29,10 +29,12 @@ OWN: dict[str, str] = {
 """Scorer -> `module:function` that says its passes: `(settings, scorer) -> OwnPasses`."""
 
 WITHOUT_MODEL = frozenset(
-    {"label_issues", "duplicates", "dsir", "bm25", "density_ratio", "gio", "rds", "spread"}
+    {"label_issues", "duplicates", "dsir", "bm25", "density_ratio", "gio", "rds"}
 )
 """Those of them that read texts, vectors, labels or scores, and no scoring model: the rest may need
 what a reference model says of all."""
+CORE_ONLY = frozenset({"spread"})
+"""Those that show a model a few examples only, in a run of their own."""
 
 
 class Phase(NamedTuple):

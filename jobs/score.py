@@ -28,7 +28,7 @@ from jobs.lengths import (
 )
 from jobs.measurers import measurers
 from jobs.measuring import measure_work, measuring_tasks
-from jobs.own_passes import WITHOUT_MODEL, OwnPasses, own_passes, run_phases
+from jobs.own_passes import CORE_ONLY, OwnPasses, own_passes, run_phases
 from jobs.references import reference_tasks, references_run
 from jobs.run import (
     Listener,
@@ -194,8 +194,7 @@ def measure_score(settings: Settings) -> dict[str, float]:
 
 def _needs_model(chosen: Iterable[Chosen]) -> bool:
     """Whether all examples are shown to a model, and to the reference where there is one."""
-    kinds = {entry.kind for entry in chosen if entry.name not in WITHOUT_MODEL}
-    return not kinds.isdisjoint(("pass", "log", "own"))
+    return any(entry.needs_model and entry.name not in CORE_ONLY for entry in chosen)
 
 
 def _needs_pass(chosen: Iterable[Chosen], settings: Settings) -> bool:

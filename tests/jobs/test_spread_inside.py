@@ -9,7 +9,7 @@ import pytest
 from tiny_models import save_classifier, save_language_model
 
 from curate.cli import main
-from curate.config import to_yaml
+from curate.config import plain, to_yaml
 from curate.data.example import KEY
 from curate.data.layout import RunFolder
 from jobs.cluster import InlineExecutor, Pool
@@ -233,9 +233,19 @@ def test_the_command_line_scores_shows_and_goes_on(
 
 
 def test_methods_and_the_plan_of_passes_name_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from jobs.starter import guess_settings
+
     assert main(["methods", "spread"]) == 0
     assert "core set" in capsys.readouterr().out
     write_rows(tmp_path / "pool.parquet", 60, 0)
     settings = settings_of(tmp_path, "el2n", checkpoints={"train": TRAIN})
     scored(settings)
-    assert main(["methods", "--plan", str(Path(settings.run) / "config.yaml")]) in (0, 3)
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(plain(settings)))
+    assert main(["methods", "--plan", str(config)]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "spread: core (1 task)" in told
+    save_classifier(tmp_path / "model", num_labels=2)
+    flags = {"scorer": ["spread"], "model": str(tmp_path / "model")}
+    guessed = guess_settings(str(tmp_path / "pool.parquet"), flags)
+    assert guessed["task"]["kind"] == "text-classification"
