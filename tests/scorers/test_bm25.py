@@ -79,9 +79,11 @@ def test_scores_stay_below_one_and_a_row_with_nothing_in_common_has_none():
     best, _ = best_match(rows, query_weights(queries, np.linspace(0.1, 3, 20)))
     assert (best >= 0).all()
     assert (best < 1).all()
-    nothing, which = best_match(csr_array((3, 20)), query_weights(queries, np.ones(20)))
-    assert nothing.tolist() == [0, 0, 0]
-    assert which.tolist() == [0, 0, 0]
+    for numbers in (1, 1 << 20):  # of equal queries the first, whatever the pieces
+        weights = query_weights(queries, np.ones(20))
+        nothing, which = best_match(csr_array((3, 20)), weights, numbers=numbers)
+        assert nothing.tolist() == [0, 0, 0]
+        assert which.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("options", [{"k1": -1.0}, {"b": 1.5}, {"ngrams": (2, 1)}])
