@@ -312,3 +312,18 @@ def test_what_vectors_cost(tmp_path: Path):
         seconds = seconds_of(settings)
         run = Path(settings.run) / "duplicates" / "cells" / "centroids.npy"
         print(f"{rows:>8} {len(np.load(run)):5} {seconds:8.1f} {seconds / rows * 1e6:10.1f}")
+
+
+def test_what_is_missed_at_the_borders_of_cells(tmp_path: Path):
+    """Real documents as vectors: of what one cell removes, how much do more cells?"""
+    frame = pl.read_parquet(data() / "domains_en" / "train.parquet").select("text")
+    frame = frame.sample(20_000, seed=0, shuffle=True).with_columns(kind=pl.lit("original"))
+    frame.write_parquet(tmp_path / "pool.parquet")
+    print("\ncells, then removed above 0.95, 0.9, 0.8, and the share of it that one cell removes")
+    whole: pl.Series | None = None
+    for cells in (1, 2, 4, 16, 64):
+        options = {"method": "semantic", "vectors": "words", "cells": cells}
+        found = similarities(tmp_path, options)["duplicate_similarity"].fill_null(0)
+        whole = found if whole is None else whole
+        counts = [((found > t).sum(), (whole > t).sum()) for t in (0.95, 0.9, 0.8)]
+        print(f"{cells:>4}", "  ".join(f"{own:>6} {own / all_:.4f}" for own, all_ in counts))
