@@ -133,7 +133,11 @@ class Routed(NamedTuple):
         return found
 
     def project(self, left: Tensor, right: Tensor) -> Tensor:
-        return left.T @ self.whole().flatten(1, 2) @ right
+        """(N, p, q) for left (E * P, p): each expert has rows of its own."""
+        own = left.reshape(self.num_experts, -1, left.shape[1])[self.expert]  # (M, P, p)
+        pairs = product(product(self.outer.left, own).mT, product(self.outer.right, right))
+        found = pairs.new_zeros(self.num_examples, *pairs.shape[1:])
+        return found.index_add_(0, self.example, pairs)
 
     def whole(self) -> Tensor:
         """(N, E, P, Q)"""
