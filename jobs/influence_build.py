@@ -1,0 +1,314 @@
+"""The gradient index: projected gradients of every example, per checkpoint and partition.
+
+    run/influence/<checkpoint>/part-….vectors     rows of `curate.models.index_rows`
+    run/influence/<checkpoint>/part-….parquet     key, loss, squared_norm, ..., scales of each row
+    run/influence/<checkpoint>/sides.safetensors  principal axes, where they are asked for
+    run/target/influence/<checkpoint>/…           the same of the target
+
+A row that has no vector is zeros in the one file and has no `squared_norm` in the other. The file
+of vectors is marked last: where it is done, so is the table.
+
+Shapes: N examples of a partition, B of a batch, k numbers of a row, S scales of a row.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from torch import Tensor
+
+from curate.config import STRICT, parse, plain
+from curate.data.example import KEY
+from curate.data.files import discard, fingerprint, replace
+from curate.data.layout import RunFolder
+from curate.data.partitions import Output, Partition
+from curate.data.tables import read_examples, write_table
+from curate.errors import InputError
+from curate.models.gradients import Sides
+from curate.models.index_pass import IndexPass, index_rows
+from curate.models.index_rows import Header, RowsWriter, Storage, encode_rows
+from curate.models.load import LoadedModel, pick_device
+from curate.models.projection import (
+    Projection,
+    blocks_of,
+    choose_parameters,
+    describe,
+    draw_sides,
+)
+from curate.models.tasks import Encoded, Task, build_task
+from curate.models.tokens import tokenizer_digest
+from jobs.fields import example_fields, reference_facts
+from jobs.lengths import content_of, content_settings
+from jobs.measurers import Measurer, measurer_tokenizer
+from jobs.measuring import batch_tokens, measurer_of, ready
+from jobs.run import Receipt
+from jobs.run import Task as Work
+from jobs.settings import Settings, parse_settings, task_settings
+from jobs.target import target_folder, target_settings
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the rows: raised when the same settings and data would give other ones."""
+
+FOLDER = "influence"
+
+_last: dict[str, dict[str, Sides]] = {}
+"""The sides of the last model: drawn once per process, not per partition."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexOptions:
+    """What an index holds."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    projection: Projection = field(default_factory=Projection)
+    dtype: Storage = "float16"
+    """Of the rows on disk."""
+    reduction: Literal["sum", "mean"] = "mean"
+    """What an example's loss is of those of its counted positions."""
+    norms: bool = False
+    """Exact squared norms of the gradients before they are projected, `grad_sq_norm`, too."""
+
+
+class World(NamedTuple):
+    """A set of examples that is indexed: the pool of a run, or its target."""
+
+    settings: Settings
+    folder: RunFolder
+    label: str = ""
+    """Before the names of its tasks."""
+
+
+def pool_world(settings: Settings) -> World:
+    """The examples of the run."""
+    return World(settings, RunFolder(Path(settings.run)))
+
+
+def target_world(settings: Settings) -> World:
+    """The examples of the target; it must have been indexed before its tasks are asked for."""
+    own = target_settings(settings)
+    return World(own, target_folder(RunFolder(Path(settings.run))), "target: ")
+
+
+def vectors_output(run: RunFolder, part: Partition, slug: str) -> Output:
+    """Rows of one checkpoint; `slug` as `Measurer.slug` has it."""
+    return Output(run.root / FOLDER / slug / f"{part.name}.vectors")
+
+
+def rows_output(run: RunFolder, part: Partition, slug: str) -> Output:
+    """What is known of each row, in the same order."""
+    return Output(run.root / FOLDER / slug / f"{part.name}.parquet")
+
+
+def build_tasks(world: World, chosen: Sequence[Measurer], options: IndexOptions) -> list[Work]:
+    """One task for each checkpoint and partition, so that a worker loads each model once.
+
+    Args:
+        world: the examples.
+        chosen: checkpoints.
+        options: of the index.
+    """
+    common = _common(world.settings, chosen, options)
+    contents = {part.name: content_of(world.folder, part) for part in world.folder.partitions()}
+    values = plain(world.settings)
+    found: list[Work] = []
+    for measurer in chosen:
+        for part in world.folder.partitions():
+            stamp = fingerprint(
+                **common,
+                model=measurer.digest,
+                source=content_settings(world.settings.sources[part.source]),
+                examples=contents[part.name],
+            )
+            payload = {
+                "settings": values,
+                "options": plain(options),
+                "partition": asdict(part),
+                "measurer": {**asdict(measurer), "folder": str(measurer.folder)},
+                "task": common["task_digest"],
+                "fingerprint": stamp,
+            }
+            output = vectors_output(world.folder, part, measurer.slug)
+            found.append(Work(f"{measurer.name}, {world.label}{part.name}", payload, output, stamp))
+    return found
+
+
+def build_work(payload: dict[str, Any]) -> Receipt:
+    """Index one partition with one checkpoint."""
+    settings = parse_settings(payload["settings"])
+    options = parse(IndexOptions, payload["options"])
+    run = RunFolder(Path(settings.run))
+    part = Partition(**payload["partition"])
+    measurer = measurer_of(payload["measurer"])
+    task, loaded = ready(settings, measurer)
+    keys = read_examples(run, part, KEY)
+    encoded = task.encode(example_fields(settings, run, part))
+    sides = sides_of(loaded, options)
+    header = Header(
+        dtype=options.dtype,
+        num_rows=keys.height,
+        first_row=part.first_row,
+        blocks=blocks_of(sides),
+        projection=describe(options.projection, sides),
+        model=measurer.digest,
+        tokenizer=None if loaded.tokenizer is None else tokenizer_digest(loaded.tokenizer),
+        reduction=options.reduction,
+        task=payload["task"],
+    )
+    job = _Job(task, loaded, sides, options, header)
+    facts: dict[str, Any] = {}
+
+    def write(path: Path) -> None:
+        table, counts = _build(job, encoded, keys, path, settings=settings)
+        facts.update(rows=table.height, width=header.width, **counts)
+        # The mark of the vectors comes after both files.
+        rows_output(run, part, measurer.slug).write(
+            lambda place: write_table(table, place), payload["fingerprint"], rows=table.height
+        )
+
+    output = vectors_output(run, part, measurer.slug)
+    discard(output.mark_path)
+    replace(output.path, write)
+    output.adopt(payload["fingerprint"], **facts)
+    return facts
+
+
+def sides_of(loaded: LoadedModel, options: IndexOptions) -> dict[str, Sides]:
+    """The sides of an index, on the model's device; other gradients must be projected on the same.
+
+    Args:
+        loaded: the model.
+        options: of the index.
+    """
+    projection = options.projection
+    key = fingerprint(model=loaded.digest, device=str(loaded.device), options=plain(projection))
+    if key not in _last:
+        _last.clear()
+        _last[key] = draw_sides(
+            loaded.model,
+            dim=projection.dim,
+            seed=projection.seed,
+            layers=choose_parameters(loaded.model, projection),
+            entries=projection.entries,
+        )
+    return _last[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is the same for all batches of a partition."""
+
+    task: Task
+    loaded: LoadedModel
+    sides: dict[str, Sides]
+    options: IndexOptions
+    header: Header
+
+
+def _build(
+    job: _Job, encoded: Encoded, keys: pl.DataFrame, path: Path, *, settings: Settings
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Write the vectors at `path`; gives the table beside them, and counts for the log."""
+    header, device = job.header, job.loaded.device
+    scales = np.ones((header.num_rows, header.num_scales), dtype=np.float32)
+    usable = np.zeros(header.num_rows, dtype=np.bool_)
+    index = IndexPass(
+        job.loaded.model,
+        job.task,
+        job.sides,
+        reduction=job.options.reduction,
+        with_squares=job.options.norms,
+    )
+    with RowsWriter(path, header) as writer:
+
+        def take(chosen: npt.NDArray[np.int64], rows: Tensor) -> None:
+            found = encode_rows(rows, header.blocks, header.dtype)
+            writer.write(chosen, found.stored)
+            usable[chosen] = found.usable
+            if found.scales is not None:
+                scales[chosen] = found.scales
+
+        columns, passed = index_rows(
+            index,
+            job.task,
+            encoded,
+            take,
+            batch_tokens=batch_tokens(settings.score, device.type),
+            device=device,
+        )
+    table = keys.hstack(_columns(columns, usable))
+    counts = _counts(encoded, table)
+    if header.num_scales:
+        given = pl.Series("scales", scales, dtype=pl.Array(pl.Float32, header.num_scales))
+        table = table.with_columns(given)
+    if header.dtype == "float16":
+        counts["rescaled"] = int((scales != 1).sum())
+    if passed.halved:
+        counts |= {"halved": passed.halved, "batch_tokens": passed.batch_tokens}
+    return table, counts
+
+
+def _columns(found: dict[str, Tensor], usable: npt.NDArray[np.bool_]) -> pl.DataFrame:
+    """Columns (N,), null where they are not finite; no norm where there is no vector."""
+    series: list[pl.Series] = []
+    for name, values in found.items():
+        counts = name in ("num_scored", "num_positions")
+        column = pl.Series(name, values.numpy())
+        if name == "squared_norm":
+            column = pl.Series(name, np.where(usable, values.numpy(), np.nan))
+        column = column.to_frame().select(
+            pl.when(pl.all().is_finite()).then(pl.all()).otherwise(None)
+        )[name]
+        series.append(column.cast(pl.Int64) if counts else column)
+    return pl.DataFrame(series)
+
+
+def _counts(encoded: Encoded, table: pl.DataFrame) -> dict[str, int]:
+    """How many examples have no row, or were cut."""
+    unscored = int((encoded.num_scored == 0).sum())
+    broken = table["squared_norm"].null_count() - unscored
+    if encoded.problems:
+        first = min(encoded.problems)
+        log.warning("%d examples have no gradient in the index; the first, %s: %s",
+                    len(encoded.problems), table.select(KEY).row(first),
+                    encoded.problems[first])  # fmt: skip
+    if broken:
+        log.warning("%d examples have a gradient that is not finite, and no row in the index",
+                    broken)  # fmt: skip
+    return {
+        "unscored": unscored + broken,
+        "truncated": int(encoded.truncated.sum()),
+        "not_finite": broken,
+    }
+
+
+def _common(
+    settings: Settings, chosen: Sequence[Measurer], options: IndexOptions
+) -> dict[str, Any]:
+    """Parts of the fingerprint that are the same for every partition."""
+    if not chosen:
+        raise InputError("there is no checkpoint to index with", fix="set score.checkpoints")
+    kind = task_settings(settings)
+    device = pick_device(settings.model.device).type
+    tokenizer = measurer_tokenizer(settings, chosen[0].folder)
+    # What makes a loss: gradients of another task cannot be compared.
+    task = fingerprint(
+        task=plain(kind), facts=build_task(kind, tokenizer).facts(), **reference_facts(settings)
+    )
+    return {
+        "stage": "gradient index",
+        "version": VERSION,
+        "options": plain(options),
+        "task_digest": task,
+        "batch_tokens": batch_tokens(settings.score, device),
+        "threads": settings.cluster.threads,
+        "dtype": settings.model.dtype,
+        "device": device,
+    }
