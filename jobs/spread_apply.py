@@ -50,9 +50,9 @@ def fidelity_work(payload: dict[str, Any]) -> dict[str, Any]:
     """Cross-validation in the core set, and the linear map of all of it."""
     work = open_work(payload)
     measured = read_measured(work, work.vectors())
-    num = len(measured.rows)
     main = next(iter(work.options.inner.columns))
-    if num < LEAST or main not in measured.names:
+    num = len(measured.rows) if main in measured.names else 0
+    if num < LEAST:
         size = read_table(work.places.scores.path).height
         raise InputError(
             f"{work.options.name} gave {counted(num, 'example')} of {size:,} in the core set a"
