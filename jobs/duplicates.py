@@ -8,7 +8,7 @@ run/duplicates/rows.npy                what became of every row; `summary.json` 
 run/duplicates/groups/part-….parquet   key, group (int64), keep and similarity of rows in groups
 run/quantities/duplicates/             a table for each partition
 
-Memory: one task holds 16 to 60 bytes for each row of the pool.
+Memory: one task holds about 90 bytes for each row of the pool.
 """
 
 from dataclasses import asdict

@@ -158,15 +158,14 @@ def firsts_work(payload: dict[str, Any]) -> dict[str, Any]:
     """The order of precedence, and the first row of each content."""
     work = open_task(payload)
     parts = work.run.partitions()
-    names = ["content", "num_chars", "split"]
-    index = pl.concat([read_examples(work.run, part, names) for part in parts])
+    index = pl.concat([_index(work.run, part) for part in parts])
     if work.options.normalize:
         keys = np.concatenate([np.load(texts_output(work.run, part).path) for part in parts])
     else:
         # 64 bits of the content and, for nothing, its length: the more contents differ.
         keys = index.select(pl.col("content"), pl.col("num_chars").cast(pl.UInt64)).to_numpy()
         keys = keys.astype(np.uint64)
-    is_train = (index["split"] == TRAIN).to_numpy()
+    is_train = index["is_train"].to_numpy()
     values = _values(work, index["num_chars"])
     ranks = ranks_by(values, index.height)
     found = leaders(keys, ~is_train, ranks)
@@ -185,6 +184,12 @@ def firsts_work(payload: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     remove_strays(work.run.root / NAME / "groups", {part.name for part in parts})
     return {"rows": len(found)}
+
+
+def _index(run: RunFolder, part: Partition) -> pl.DataFrame:
+    """What 17 bytes a row hold."""
+    table = read_examples(run, part, ["content", "num_chars", "split"])
+    return table.select("content", "num_chars", is_train=pl.col("split") == TRAIN)
 
 
 def _values(work: Opened, num_chars: pl.Series) -> npt.NDArray[np.float64] | None:

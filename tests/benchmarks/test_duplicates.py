@@ -325,5 +325,5 @@ def test_what_is_missed_at_the_borders_of_cells(tmp_path: Path):
         options = {"method": "semantic", "vectors": "words", "cells": cells}
         found = similarities(tmp_path, options)["duplicate_similarity"].fill_null(0)
         whole = found if whole is None else whole
-        counts = [((found > t).sum(), (whole > t).sum()) for t in (0.95, 0.9, 0.8)]
+        counts = [(int((found > t).sum()), int((whole > t).sum())) for t in (0.95, 0.9, 0.8)]
         print(f"{cells:>4}", "  ".join(f"{own:>6} {own / all_:.4f}" for own, all_ in counts))
