@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from evaluate.compared_digits import compare, digits_settings, write_digits
 
 from curate.data.choice import read_choice
 from curate.data.example import KEY
@@ -280,6 +281,20 @@ def test_rows_of_numbers_get_numbered_names(tmp_path: Path):
     found = domains(settings)
     assert len(set(found[:30])) == len(set(found[30:])) == 1
     assert set(found) == {"cluster-1", "cluster-2"}
+
+
+def test_arms_are_drawn_and_judged_by_the_clusters(tmp_path: Path):
+    pool = write_digits(tmp_path, rows=300, flipped=0.0)
+    settings = digits_settings(
+        tmp_path / "run", *pool, score={}, domains={"clusters": 3}, mix={"mixer": "unimax"},
+        plan={"keep": 0.5, "within": "all"},
+        compare={"seeds": [0, 1, 2], "steps": 5, "plot": "none",
+                 "arms": ["plan", "random", "natural"]},
+    )  # fmt: skip
+    compare(settings)
+    table = pl.read_parquet(Path(settings.run) / "compare" / "table.parquet")
+    judged = {part for part in table["part"] if part.startswith("domain: ")}
+    assert judged == {"domain: cluster-1", "domain: cluster-2", "domain: cluster-3"}
 
 
 def test_what_cannot_be_clustered_is_said(tmp_path: Path):
