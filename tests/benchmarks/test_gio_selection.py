@@ -53,55 +53,68 @@ class Case(NamedTuple):
     target_texts: list[str] | None
 
 
+class Space(NamedTuple):
+    """Target and pool as they are compared, the pool quantised."""
+
+    target: Floats
+    pool: Floats
+    centroids: Floats
+    labels: npt.NDArray[np.int32]
+
+
+_spaces: dict[int | None, Space] = {}
+
+
+def space_of(case: Case, seed: int, dims: int | None) -> Space:
+    """Made once for all methods that use it."""
+    if dims not in _spaces:
+        target, pool = case.target, case.pool
+        if dims is not None:
+            fitted = fit_pca(Vectors([target, pool]), dims, seed=seed)
+            target, pool = fitted.apply(target), fitted.apply(pool)
+        vectors = Vectors([pool])
+        centroids = kmeans(vectors, min(1500, len(pool) // 10), seed=seed, iterations=10)
+        _spaces[dims] = Space(target, pool, centroids, assign(vectors, centroids).labels)
+    return _spaces[dims]
+
+
 def gio(
     case: Case, seed: int, *, dims: int | None = 32, most: float | None = 5.0, **more: Any
 ) -> Rows:
     """As the scorer's passes do it, centroids of the pool as candidates."""
-    target, pool = case.target, case.pool
-    if dims is not None:
-        fitted = fit_pca(Vectors([target, pool]), dims, seed=seed)
-        target, pool = fitted.apply(target), fitted.apply(pool)
-    vectors = Vectors([pool])
-    centroids = kmeans(vectors, min(1500, len(pool) // 10), seed=seed)
-    labels = assign(vectors, centroids).labels
-    start = np.random.default_rng(seed).choice(len(pool), 1)
-    found = select(*map(torch.from_numpy, (target, centroids, pool[start])), **more)
-    return exploded(target, pool, centroids, labels, found, most)
-
-
-def exploded(
-    target: Floats, pool: Floats, centroids: Floats, labels: Any, found: Selection,
-    most: float | None,
-) -> Rows:  # fmt: skip
-    added = np.array([step.candidate for step in found.steps], dtype=np.int64)
-    sizes = np.bincount(labels, minlength=len(centroids))[added]
-    steps = owners(torch.from_numpy(target), torch.from_numpy(centroids[added]))
-    num, _, taken = whole_steps(steps, sizes, most=most, budget=None)
-    step_of = np.full(len(centroids), -1, dtype=np.int32)
-    step_of[added[:num]] = np.arange(num)
-    distances = nearest(pool, Vectors([target]), 1, metric="l2").values[:, 0]
-    return ordered(step_of[labels], distances, taken.tolist())
+    space = space_of(case, seed, dims)
+    start = space.pool[np.random.default_rng(seed).choice(len(space.pool), 1)]
+    found = select(*map(torch.from_numpy, (space.target, space.centroids, start)), **more)
+    return exploded(space, found, most)
 
 
 def gio_points(case: Case, seed: int, **more: Any) -> Rows:
-    fitted = fit_pca(Vectors([case.target, case.pool]), 32, seed=seed)
-    target, pool = fitted.apply(case.target), fitted.apply(case.pool)
-    start = np.random.default_rng(seed).choice(len(pool), 1)
-    found = select(*map(torch.from_numpy, (target, pool, pool[start])), **more)
+    space = space_of(case, seed, 32)
+    start = space.pool[np.random.default_rng(seed).choice(len(space.pool), 1)]
+    found = select(*map(torch.from_numpy, (space.target, space.pool, start)), **more)
     return np.array([step.candidate for step in found.steps], dtype=np.int64)
 
 
 def authors(case: Case, seed: int, first: Any = "mean") -> Rows:
     """KL_avg by descent, 20 even draws of length 1 at the start, whole clusters, all dimensions."""
-    vectors = Vectors([case.pool])
-    centroids = kmeans(vectors, min(1500, len(case.pool) // 10), seed=seed)
-    labels = assign(vectors, centroids).labels
-    start = unit_rows(np.random.default_rng(seed).uniform(-1, 1, (20, vectors.dim)))
+    space = space_of(case, seed, None)
+    start = unit_rows(np.random.default_rng(seed).uniform(-1, 1, (20, space.pool.shape[1])))
     found = descend(
-        *map(torch.from_numpy, (case.target, centroids, start.astype(np.float32))),
-        stop=Stop(max_steps=300), descent=Descent(first=first), seed=seed,
+        *map(torch.from_numpy, (space.target, space.centroids, start.astype(np.float32))),
+        stop=Stop(max_steps=100), descent=Descent(first=first), seed=seed,
     )  # fmt: skip
-    return exploded(case.target, case.pool, centroids, labels, found, None)
+    return exploded(space, found, None)
+
+
+def exploded(space: Space, found: Selection, most: float | None) -> Rows:
+    added = np.array([step.candidate for step in found.steps], dtype=np.int64)
+    sizes = np.bincount(space.labels, minlength=len(space.centroids))[added]
+    steps = owners(torch.from_numpy(space.target), torch.from_numpy(space.centroids[added]))
+    num, _, taken = whole_steps(steps, sizes, most=most, budget=None)
+    step_of = np.full(len(space.centroids), -1, dtype=np.int32)
+    step_of[added[:num]] = np.arange(num)
+    distances = nearest(space.pool, Vectors([space.target]), 1, metric="l2").values[:, 0]
+    return ordered(step_of[space.labels], distances, taken.tolist())
 
 
 def rds(case: Case, seed: int) -> Rows:
@@ -233,32 +246,35 @@ def variation(case: Case, rows: Rows) -> float:
     return float(np.abs(one - two).sum() / 2)
 
 
-@pytest.mark.parametrize("world", [clinc150, domains_en, mnist])
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("world", [clinc150, mnist, domains_en])
 def test_share_of_the_targets_own_groups(world: Callable[[int], list[Case]]):
-    cases = [(case, seed) for seed in SEEDS for case in world(seed)]
     shares: dict[str, list[float]] = {}
     far: dict[str, list[float]] = {}
-    sizes: list[int] = []
-    for case, seed in cases:
-        own = np.isin(case.groups, case.aimed)
-        num = None
-        for name, method in METHODS.items():
-            if name == "dsir" and case.texts is None:
-                continue
-            rows = method(case, seed)
-            if num is None:
-                num = min(len(rows), int(own.sum()))
-                sizes.append(num)
-            rows = rows[:num]
-            shares.setdefault(name, []).append(float(own[rows].mean()))
-            far.setdefault(name, []).append(variation(case, rows))
-    print(f"\n{world.__name__}: {len(cases)} targets, {min(sizes)} to {max(sizes)} rows chosen,"
-          f" mean {np.mean(sizes):.0f}")  # fmt: skip
-    print("| method | share of the target's groups | total variation from its mix |")
+    took: dict[str, list[int]] = {}
+    for seed in SEEDS:
+        for case in world(seed):
+            _spaces.clear()
+            own = np.isin(case.groups, case.aimed)
+            num = len(case.pool)
+            for name, method in METHODS.items():
+                if name == "dsir" and case.texts is None:
+                    continue
+                rows = method(case, seed)
+                if name == "gio":
+                    num = min(len(rows), int(own.sum()))
+                rows = rows[:num]
+                took.setdefault(name, []).append(len(rows))
+                if len(rows):
+                    shares.setdefault(name, []).append(float(own[rows].mean()))
+                    far.setdefault(name, []).append(variation(case, rows))
+    print(f"\n{world.__name__}, {len(took['gio'])} targets:")
+    print("| method | rows | share of the target's groups | total variation from its mix |")
     for name, found in shares.items():
-        print(f"| {name} | {np.mean(found):.3f} ± {np.std(found):.3f} | {np.mean(far[name]):.3f} ±"
-              f" {np.std(far[name]):.3f} |")  # fmt: skip
-    assert np.mean(shares["gio"]) > 3 * np.mean(shares["random"]) or np.mean(shares["gio"]) > 0.9
+        print(f"| {name} | {np.mean(took[name]):.0f} | {np.mean(found):.3f} ± {np.std(found):.3f} |"
+              f" {np.mean(far[name]):.3f} ± {np.std(far[name]):.3f} |"
+              f" {took[name].count(0)} chose nothing")  # fmt: skip
+    assert np.mean(shares["gio"]) > 3 * np.mean(shares["random"])
     assert np.mean(far["gio"]) < np.mean(far["random"])
 
 

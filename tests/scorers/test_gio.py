@@ -252,6 +252,25 @@ def test_the_lazy_search_in_float32_takes_the_best_of_a_large_pool():
     assert found.steps[-1].divergence == pytest.approx(plain.steps[-1].divergence, abs=1e-3)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, 300.0])
+def test_first_bounds_in_float32_are_never_below_the_gains(offset: float):
+    """Far from the origin |x|^2 - 2xy + |y|^2 loses all digits: bounds grow, and stay bounds."""
+    from scorers.gio_search import _first_bounds  # pyright: ignore[reportPrivateUsage]
+
+    draw = torch.Generator().manual_seed(1)
+    target = torch.randn(40, 24, generator=draw) * 0.2 + offset
+    pool = torch.cat(
+        [target + size * torch.randn(40, 24, generator=draw) for size in (0, 1e-5, 1e-4, 1e-2, 1)]
+    )
+    start = log_distances(target, target[:1] + 2).amin(1)
+    bounds = _first_bounds(target, pool, start)
+    exact = log_distances(pool.double(), target.double())
+    gains = (start.double() - exact).clamp_min(0).mean(1)
+    assert float((bounds - gains).min()) >= 0
+    if offset < 2:  # and near the truth where the points are not
+        assert float((bounds - gains)[160:].max()) < 1e-3
+
+
 def test_a_target_that_is_the_pool_is_its_own_neighbour_only_where_copies_count():
     target = normal(0, 0, 60)
     start, own = points([[9.0, 9.0]]), torch.arange(60)
@@ -282,6 +301,13 @@ def test_owners_are_those_of_a_full_comparison_after_every_step():
     for number, owner in enumerate(owners(target, added), 1):
         far = np.linalg.norm(target.numpy()[:, None] - added.numpy()[None, :number], axis=2)
         assert owner.tolist() == far.argmin(1).tolist()
+
+
+def test_a_copy_does_not_own_the_target_point_that_it_copies():
+    target, added = points([[0.0, 0.0], [1.0, 0.0]]), points([[0.0, 0.0], [0.3, 0.0]])
+    assert [owner.tolist() for owner in owners(target, added)] == [[0, 0], [0, 1]]
+    own = torch.tensor([0, -1])
+    assert [owner.tolist() for owner in owners(target, added, own)] == [[0, 0], [1, 1]]
 
 
 def test_a_cluster_gives_at_most_a_multiple_of_its_share():
