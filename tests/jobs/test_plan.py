@@ -11,6 +11,7 @@ from curate.data.layout import RunFolder
 from curate.errors import ConfigError, CurateError, InputError
 from curate.plan.settings import Keep, Plan, Weights
 from jobs.cluster import Cluster, open_pool
+from jobs.compare_arms import Spec, columns_of
 from jobs.mix import mix_run
 from jobs.plan import plan_plan, plan_run
 from jobs.settings import Settings
@@ -44,6 +45,43 @@ def test_the_tables_have_every_row_in_order_and_the_summary_agrees_with_them(tmp
     assert summary["means"]["loss.loss"]["dropped"] is not None
     assert summary["weights"]["effective_share"] == 1
     assert summary["notes"] == []
+
+
+def test_what_a_condition_drops_is_gone_before_anything_is_chosen(tmp_path: Path):
+    settings = scored_run(
+        tmp_path, plan={"drop": "el2n < 0.1 or loss > 1.9", "keep": 0.5, "within": "all"}
+    )
+    summary = plan_run(settings, pool=POOL)
+    examples, plan = tables(settings, "examples"), tables(settings, "plan")
+    scores = tables(settings, "scores/el2n"), tables(settings, "scores/loss")
+    condition = (scores[0]["el2n"] < 0.1) | (scores[1]["loss"] > 1.9)
+    dropped = condition.fill_null(False) & (examples["split"] == "train")
+    assert (plan["reason"] == "dropped").to_list() == dropped.to_list()
+    left = int((examples["split"] == "train").sum()) - int(dropped.sum())
+    assert summary["dropped"]["rows"] == dropped.sum() > 50
+    assert summary["asked"] == plan["copies"].sum() == round(0.5 * left)
+    assert summary["training"]["rows"] == (examples["split"] == "train").sum()
+    for domain in SIZES:
+        own = examples["domain"] == domain
+        assert summary["domains"][domain]["rows"] == (own & (examples["split"] == "train")).sum()
+    before = bytes_of(Path(settings.run) / "plan")
+    assert plan_run(settings, pool=POOL)["done"] == 0
+    assert bytes_of(Path(settings.run) / "plan") == before
+    other = with_plan(settings, drop="el2n < 0.05", keep=0.5, within="all")
+    assert plan_plan(other).done == 0
+    assert plan_run(other, pool=POOL)["dropped"]["rows"] < summary["dropped"]["rows"]
+
+
+def test_the_arms_of_a_comparison_that_drop_rows_read_what_tells_them(tmp_path: Path):
+    settings = scored_run(tmp_path, plan={"drop": "loss > 1", "score": "el2n"})
+    run = RunFolder(Path(settings.run))
+    read = {
+        name: columns_of(Spec(name=name, what=""), settings, run)
+        for name in ("natural", "shuffled", "random", "everything")
+    }
+    assert read["natural"] == ("el2n.el2n", "loss.loss")
+    assert read["shuffled"] == ("loss.loss",)
+    assert read["random"] == read["everything"] == ()
 
 
 def test_yardsticks_stand_beside_the_plan_at_its_tokens(tmp_path: Path):
