@@ -100,7 +100,10 @@ def test_the_page_of_settings_lists_every_key_with_its_default():
 
 def test_the_page_of_settings_names_the_words_that_a_key_may_be_set_to():
     page = PAGE.read_text()
-    assert re.search(r"`plan\.draw` \| `top` \|.* One of `top`, `sample`\.", page)
+    assert re.search(
+        r"`plan\.draw` \| `top` \|.* One of `top`, `sample`, `k_centre`, `facility_location`\.",
+        page,
+    )
     assert re.search(r"`compare\.better` \|.* One of `higher`, `lower`\.", page)
     for mixer in MIXERS:
         assert f"### mix, mixer {mixer}\n" in page
