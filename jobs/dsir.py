@@ -40,7 +40,7 @@ from jobs.own_passes import OwnPasses, Phase
 from jobs.run import Receipt, Task
 from jobs.settings import Settings, parse_settings
 from jobs.target import check_target
-from scorers.dsir import DSIR, Counts, Floats, gumbel, log_ratios, log_weights
+from scorers.dsir import DSIR, Counts, Floats, compare, gumbel, log_weights
 from scorers.protocol import Scorer
 
 log = logging.getLogger(__name__)
@@ -157,8 +157,9 @@ def fit_work(payload: dict[str, Any]) -> Receipt:
     for part in target_parts(settings):
         target += _counts(target_texts(settings, part, scorer=NAME), options)
     facts = _facts(target, pool)
-    ratios = log_ratios(target, pool, smoothing=options.smoothing, prior=options.prior)
-    arrays = {"target": target, "pool": pool, "log_ratios": ratios}
+    models = compare(target, pool, smoothing=options.smoothing, prior=options.prior)
+    facts["smoothing"] = round(models.strength / options.buckets, 6)
+    arrays = {"target": target, "pool": pool, "log_ratios": models.log_ratios}
     model_output(run).write(lambda path: save_file(arrays, path), payload["fingerprint"], **facts)
     remove_stray_counts(run, NAME)
     return facts

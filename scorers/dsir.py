@@ -3,7 +3,7 @@
     log w(x) = sum over buckets j of z_j(x) log(p_j / q_j)                        (Section 3.1)
     z_j(x)   = n-grams of x, single words and pairs, that a hash puts into bucket j of B
     q_j      = (c_j + a) / (sum c + a B)             the pool's bag of n-grams, Laplace-smoothed
-    p_j      = (t_j + a B u_j) / (sum t + a B)       the target's, u_j = q_j or 1/B
+    p_j      = (t_j + m u_j) / (sum t + m)           the target's, u_j = q_j or 1/B, m = a B or auto
     key(x)   = log w(x) + g(x),   g ~ Gumbel(0, 1)   the k largest keys are k draws without
                                                      replacement with probability prop. to w
 
@@ -13,7 +13,9 @@ Resampling", NeurIPS 2023, arXiv:2302.03169.
 Departures: the paper divides counts by their sum, and the authors' code adds 1e-8 to each share
 inside the logarithm, which costs an example about ten nats for every n-gram that a small target
 happens to lack; here both models are smoothed, the target's towards the pool (`prior: uniform` is
-plain Laplace). The hash is xxh3 in place of SHA-256, words are those of Unicode, and g(x) comes
+plain Laplace) by as many counts as make its own likeliest: those of m for which the target's counts
+t have the largest probability if p were drawn from a Dirichlet distribution of mean u and weight m.
+The hash is xxh3 in place of SHA-256, words are those of Unicode, and g(x) comes
 from a hash of the run's seed and the example's key, not from a stream of draws.
 Cost: two readings of the texts, no model; B counts for each partition.
 Shapes: N examples, M n-grams, B buckets.
@@ -21,7 +23,7 @@ Shapes: N examples, M n-grams, B buckets.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,25 +35,72 @@ from curate.errors import ConfigError
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
+_POOL_SMOOTHING = 0.3
+_STRONGEST = 1e8
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def log_ratios(
-    target: Counts, pool: Counts, *, smoothing: float, prior: Literal["pool", "uniform"]
-) -> Floats:
-    """(B,) log of the target's probability of a bucket over the pool's; finite.
+class Models(NamedTuple):
+    """What the two bags of n-grams say of each bucket."""
+
+    log_ratios: Floats
+    """(B,) log p / q; finite."""
+    strength: float
+    """The header's m."""
+
+
+def compare(
+    target: Counts,
+    pool: Counts,
+    *,
+    smoothing: float | Literal["auto"] = "auto",
+    prior: Literal["pool", "uniform"] = "pool",
+) -> Models:
+    """Log ratio of the target's probability of each bucket and the pool's.
 
     Args:
-        target: (B,) counts of its n-grams.
+        target: (B,) counts of its n-grams, not all 0.
         pool: (B,) counts.
-        smoothing: the header's a, above 0.
+        smoothing: the header's a, above 0; auto smoothes the pool by 0.3.
         prior: towards what the target's model is drawn.
     """
-    extra = smoothing * len(pool)
-    pooled = (pool + smoothing) / (pool.sum() + extra)
-    drawn = pooled if prior == "pool" else np.full(len(pool), 1 / len(pool))
-    aimed = (target + extra * drawn) / (target.sum() + extra)
-    return np.log(aimed) - np.log(pooled)
+    own = _POOL_SMOOTHING if smoothing == "auto" else smoothing
+    pooled = (pool + own) / (pool.sum() + own * len(pool))
+    mean = pooled if prior == "pool" else np.full(len(pool), 1 / len(pool))
+    strength = likeliest_strength(target, mean) if smoothing == "auto" else own * len(pool)
+    aimed = (target + strength * mean) / (target.sum() + strength)
+    return Models(np.log(aimed) - np.log(pooled), strength)
+
+
+def likeliest_strength(counts: Counts, mean: Floats) -> float:
+    """Weight m of a Dirichlet distribution of the given mean under which counts are likeliest.
+
+        sum_j [ln G(t_j + m u_j) - ln G(m u_j)] + ln G(m) - ln G(m + sum t),   G the gamma function
+
+    Args:
+        counts: (B,) t, not all 0.
+        mean: (B,) u, above 0, summing to 1.
+
+    Returns:
+        From 1 to 10^8, which counts as like the mean reach.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import gammaln
+
+    there = counts > 0
+    own, share, total = counts[there], mean[there], counts.sum()
+
+    def loss(log_weight: float) -> float:
+        weight = np.exp(log_weight)
+        each = gammaln(own + weight * share) - gammaln(weight * share)
+        return -float(each.sum() + gammaln(weight) - gammaln(weight + total))
+
+    # A grid first: nothing promises that there is but one maximum.
+    grid = np.linspace(0, np.log(_STRONGEST), 60)
+    best = int(np.argmin([loss(value) for value in grid]))
+    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+    found: Any = minimize_scalar(loss, bounds=(low, high), method="bounded")
+    return float(np.exp(found.x))
 
 
 def log_weights(texts: Counts, buckets: Counts, ratios: Floats, *, num_texts: int) -> Floats:
@@ -60,7 +109,7 @@ def log_weights(texts: Counts, buckets: Counts, ratios: Floats, *, num_texts: in
     Args:
         texts: (M,) in [0, N), the text of each n-gram.
         buckets: (M,) in [0, B).
-        ratios: (B,) of `log_ratios`.
+        ratios: (B,) of `compare`.
         num_texts: N.
     """
     found = np.bincount(texts, weights=ratios[buckets], minlength=num_texts)
@@ -95,8 +144,9 @@ class DSIR:
     """Shortest and longest run of words or characters."""
     words: Literal["words", "characters"] = "words"
     """What a run consists of; characters are for languages without spaces."""
-    smoothing: float = 0.3
-    """Counts added to each bucket of both models, on average."""
+    smoothing: float | Literal["auto"] = "auto"
+    """Counts added to each bucket of both models, on average; auto: as many to the target's as its
+    counts make likeliest, and 0.3 to the pool's."""
     prior: Literal["pool", "uniform"] = "pool"
     """How those of the target are spread: as the pool is, or evenly. With an even spread a small
     target makes all that is rare in the pool look wanted."""
@@ -119,8 +169,10 @@ class DSIR:
             raise ConfigError(f"buckets is {self.buckets}", fix="set it to 10_000")
         if not 1 <= self.ngrams[0] <= self.ngrams[1] <= 20:
             raise ConfigError(f"ngrams is {list(self.ngrams)}", fix="write [1, 2]")
-        if not 0 < self.smoothing < float("inf"):
-            raise ConfigError(f"smoothing is {self.smoothing}", fix="set it above 0, such as 0.3")
+        if self.smoothing != "auto" and not 0 < self.smoothing < float("inf"):
+            raise ConfigError(
+                f"smoothing is {self.smoothing}", fix="set it above 0, such as 0.3, or to auto"
+            )
 
     def score(self, quantities: Mapping[str, Tensor]) -> dict[str, Tensor]:
         others = ("dsir_key", "dsir_per_ngram", "dsir_num_ngrams")

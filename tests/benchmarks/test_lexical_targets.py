@@ -28,7 +28,7 @@ from jobs.settings import parse_settings
 
 DATA, VECTORS = os.environ.get("CURATE_DATA"), os.environ.get("CURATE_VECTORS")
 INLINE = Pool(InlineExecutor(), 1)
-SETS = {"clinc150": ("label_name", 15_100), "domains_en": ("domain", 7_000)}
+SETS = {"clinc150": ("label_name", 15_100), "domains_en": ("domain", 3_000)}
 SIZES = (20, 100)
 MOST = 500
 DOMAINS = 10

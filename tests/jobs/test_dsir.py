@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]
     root = tmp_path_factory.mktemp("dsir")
     write_world(root)
     # Among a million buckets hardly two n-grams meet, so that plain counts are an oracle.
-    return root, scored(root, [{"dsir": {"buckets": 1 << 20}}])
+    return root, scored(root, [{"dsir": {"buckets": 1 << 20, "smoothing": 0.3}}])
 
 
 def test_weights_are_those_of_plain_counts(world: tuple[Path, pl.DataFrame]):
