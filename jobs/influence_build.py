@@ -13,68 +13,46 @@ Shapes: N examples of a partition, B of a batch, k numbers of a row, S scales of
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from torch import Tensor
 
-from curate.config import STRICT, parse, plain
+from curate.config import parse, plain
 from curate.data.example import KEY
 from curate.data.files import discard, fingerprint, replace
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import read_examples, write_table
-from curate.errors import InputError
 from curate.models.gradients import Sides
 from curate.models.index_pass import IndexPass, index_rows
-from curate.models.index_rows import Header, RowsWriter, Storage, encode_rows
-from curate.models.load import LoadedModel, pick_device
-from curate.models.projection import (
-    Projection,
-    blocks_of,
-    choose_parameters,
-    describe,
-    draw_sides,
-)
-from curate.models.tasks import Encoded, Task, build_task
+from curate.models.index_rows import Header, RowsWriter, encode_rows
+from curate.models.load import LoadedModel
+from curate.models.projection import blocks_of, describe
+from curate.models.tasks import Encoded, Task
 from curate.models.tokens import tokenizer_digest
-from jobs.fields import example_fields, reference_facts
+from jobs.fields import example_fields
+from jobs.influence_sides import (
+    FOLDER,
+    IndexOptions,
+    common_facts,
+    sides_of,
+    sides_output,
+    sides_stamps,
+)
 from jobs.lengths import content_of, content_settings
-from jobs.measurers import Measurer, measurer_tokenizer
+from jobs.measurers import Measurer
 from jobs.measuring import batch_tokens, measurer_of, ready
 from jobs.run import Receipt
 from jobs.run import Task as Work
-from jobs.settings import Settings, parse_settings, task_settings
+from jobs.settings import Settings, parse_settings
 from jobs.target import target_folder, target_settings
 
 log = logging.getLogger(__name__)
-
-VERSION = 1
-"""Of the rows: raised when the same settings and data would give other ones."""
-
-FOLDER = "influence"
-
-_last: dict[str, dict[str, Sides]] = {}
-"""The sides of the last model: drawn once per process, not per partition."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexOptions:
-    """What an index holds."""
-
-    __pydantic_config__: ClassVar = STRICT
-
-    projection: Projection = field(default_factory=Projection)
-    dtype: Storage = "float16"
-    """Of the rows on disk."""
-    reduction: Literal["sum", "mean"] = "mean"
-    """What an example's loss is of those of its counted positions."""
-    norms: bool = False
-    """Exact squared norms of the gradients before they are projected, `grad_sq_norm`, too."""
 
 
 class World(NamedTuple):
@@ -82,19 +60,21 @@ class World(NamedTuple):
 
     settings: Settings
     folder: RunFolder
-    label: str = ""
+    label: str
     """Before the names of its tasks."""
+    pool: Settings
+    """Of the run, whose sample gives the principal axes of both."""
 
 
 def pool_world(settings: Settings) -> World:
     """The examples of the run."""
-    return World(settings, RunFolder(Path(settings.run)))
+    return World(settings, RunFolder(Path(settings.run)), "", settings)
 
 
 def target_world(settings: Settings) -> World:
     """The examples of the target; it must have been indexed before its tasks are asked for."""
     own = target_settings(settings)
-    return World(own, target_folder(RunFolder(Path(settings.run))), "target: ")
+    return World(own, target_folder(RunFolder(Path(settings.run))), "target: ", settings)
 
 
 def vectors_output(run: RunFolder, part: Partition, slug: str) -> Output:
@@ -113,9 +93,10 @@ def build_tasks(world: World, chosen: Sequence[Measurer], options: IndexOptions)
     Args:
         world: the examples.
         chosen: checkpoints.
-        options: of the index.
+        options: of the index; `sides_tasks` must have run before those that are returned.
     """
-    common = _common(world.settings, chosen, options)
+    common = common_facts(world.settings, chosen, options)
+    axes = sides_stamps(world.pool, chosen, options)
     contents = {part.name: content_of(world.folder, part) for part in world.folder.partitions()}
     values = plain(world.settings)
     found: list[Work] = []
@@ -124,11 +105,14 @@ def build_tasks(world: World, chosen: Sequence[Measurer], options: IndexOptions)
             stamp = fingerprint(
                 **common,
                 model=measurer.digest,
+                axes=axes.get(measurer.name),
                 source=content_settings(world.settings.sources[part.source]),
                 examples=contents[part.name],
             )
             payload = {
                 "settings": values,
+                "pool": world.pool.run,
+                "axes": axes.get(measurer.name),
                 "options": plain(options),
                 "partition": asdict(part),
                 "measurer": {**asdict(measurer), "folder": str(measurer.folder)},
@@ -150,7 +134,12 @@ def build_work(payload: dict[str, Any]) -> Receipt:
     task, loaded = ready(settings, measurer)
     keys = read_examples(run, part, KEY)
     encoded = task.encode(example_fields(settings, run, part))
-    sides = sides_of(loaded, options)
+    sides = sides_of(
+        loaded,
+        options,
+        place=sides_output(RunFolder(Path(payload["pool"])), measurer.slug),
+        stamp=payload["axes"],
+    )
     header = Header(
         dtype=options.dtype,
         num_rows=keys.height,
@@ -178,27 +167,6 @@ def build_work(payload: dict[str, Any]) -> Receipt:
     replace(output.path, write)
     output.adopt(payload["fingerprint"], **facts)
     return facts
-
-
-def sides_of(loaded: LoadedModel, options: IndexOptions) -> dict[str, Sides]:
-    """The sides of an index, on the model's device; other gradients must be projected on the same.
-
-    Args:
-        loaded: the model.
-        options: of the index.
-    """
-    projection = options.projection
-    key = fingerprint(model=loaded.digest, device=str(loaded.device), options=plain(projection))
-    if key not in _last:
-        _last.clear()
-        _last[key] = draw_sides(
-            loaded.model,
-            dim=projection.dim,
-            seed=projection.seed,
-            layers=choose_parameters(loaded.model, projection),
-            entries=projection.entries,
-        )
-    return _last[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,29 +254,4 @@ def _counts(encoded: Encoded, table: pl.DataFrame) -> dict[str, int]:
         "unscored": unscored + broken,
         "truncated": int(encoded.truncated.sum()),
         "not_finite": broken,
-    }
-
-
-def _common(
-    settings: Settings, chosen: Sequence[Measurer], options: IndexOptions
-) -> dict[str, Any]:
-    """Parts of the fingerprint that are the same for every partition."""
-    if not chosen:
-        raise InputError("there is no checkpoint to index with", fix="set score.checkpoints")
-    kind = task_settings(settings)
-    device = pick_device(settings.model.device).type
-    tokenizer = measurer_tokenizer(settings, chosen[0].folder)
-    # What makes a loss: gradients of another task cannot be compared.
-    task = fingerprint(
-        task=plain(kind), facts=build_task(kind, tokenizer).facts(), **reference_facts(settings)
-    )
-    return {
-        "stage": "gradient index",
-        "version": VERSION,
-        "options": plain(options),
-        "task_digest": task,
-        "batch_tokens": batch_tokens(settings.score, device),
-        "threads": settings.cluster.threads,
-        "dtype": settings.model.dtype,
-        "device": device,
     }

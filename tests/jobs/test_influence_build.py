@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 from gradient_loop import gradient_loop
+from safetensors.torch import load_file
 from tiny_models import save_language_model
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,16 +39,15 @@ from curate.models.projection import Projection, check_sides, draw_side
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.index import index_run
 from jobs.influence_build import (
-    IndexOptions,
     World,
     build_tasks,
     build_work,
     pool_world,
     rows_output,
-    sides_of,
     target_world,
     vectors_output,
 )
+from jobs.influence_sides import IndexOptions, sample_rows, sides_of, sides_tasks, sides_work
 from jobs.measurers import measurers
 from jobs.run import raise_failures, run_tasks
 from jobs.settings import Settings, parse_settings, task_settings
@@ -252,13 +252,10 @@ def test_a_lack_of_memory_halves_the_batch_and_changes_nothing(
         return found
 
     monkeypatch.setattr(IndexPass, "measure", short_of_memory)
-    again = World(settings, RunFolder(tmp_path / "run"), "again: ")
     for path in (tmp_path / "run" / "influence").rglob("*.vectors.json"):
         path.unlink()
-    outcome = build(again, options())
-    assert all(
-        receipt["halved"] for name, receipt in outcome.receipts.items() if "3" not in name[-1]
-    )
+    outcome = build(world, options())
+    assert sum("halved" in receipt for receipt in outcome.receipts.values()) == 4
     others, after, _ = read(world)
     torch.testing.assert_close(rows, others, rtol=1e-5, atol=1e-6 * float(rows.abs().max()))
     np.testing.assert_allclose(table["loss"], after["loss"], rtol=1e-6)
@@ -387,6 +384,65 @@ def test_the_sides_of_an_index_can_be_drawn_again(tmp_path: Path):
         check_sides(header.projection, sides_of(loaded, options(seed=8)))
 
 
+def test_principal_axes_of_the_pool_serve_pool_and_target(tmp_path: Path):
+    """The top axes of E[x x^T] and E[g g^T], by a loop over single texts in float64."""
+    settings = language_run(tmp_path)
+    raise_failures("target", run_tasks("t", [target_task(settings)], target_work, pool=INLINE))
+    chosen = options(init="pca", parameters="down_proj")
+    with pytest.raises(InputError, match=r"sides\.safetensors is damaged"):
+        build(pool_world(settings), chosen)
+    tasks = sides_tasks(settings, measurers(settings), chosen)
+    raise_failures("axes", run_tasks("axes", tasks, sides_work, pool=INLINE))
+    assert sides_tasks(settings, measurers(settings), chosen)[0].is_done()
+    assert not sides_tasks(settings, measurers(settings), options(init="pca"))[0].is_done()
+    headers = [
+        read_after(world, chosen) for world in (pool_world(settings), target_world(settings))
+    ]
+    check_alike(*headers, names=("pool", "target"))
+    sides = load_file(tmp_path / "run" / "influence" / "model" / "sides.safetensors")
+    for side, wanted in zip(("left", "right"), axes_by_hand(settings), strict=True):
+        found = sides[f"model.layers.0.mlp.down_proj.weight/{side}"].double()
+        torch.testing.assert_close(found.T @ found, torch.eye(3).double(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found @ found.T, wanted @ wanted.T, atol=1e-3, rtol=0)
+
+
+def read_after(world: World, chosen: IndexOptions) -> Header:
+    build(world, chosen)
+    return read(world)[2]
+
+
+def axes_by_hand(settings: Settings) -> list[Tensor]:
+    loaded = load_model(settings.model, task_settings(settings))
+    model: Any = loaded.model.double()
+    layer = model.model.layers[0].mlp.down_proj
+    kept: dict[str, Tensor] = {}
+    layer.register_forward_hook(lambda _m, args, _o: kept.update(x=args[0][0]))
+    layer.register_full_backward_hook(lambda _m, _i, grads: kept.update(g=grads[0][0]))
+    moments: dict[str, Any] = {"g": 0, "x": 0}
+    for text in pl.read_parquet(Path(settings.run).parent / "pool.parquet")["text"]:
+        tokenizer: Any = loaded.tokenizer
+        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        given = torch.tensor([ids])
+        functional.cross_entropy(model(input_ids=given).logits[0, :-1], given[0, 1:]).backward()
+        for name in moments:  # the last position predicts nothing: its gradient is zero
+            moments[name] += kept[name][:-1].T @ kept[name][:-1]
+    return [torch.linalg.eigh(moments[name]).eigenvectors[:, -3:] for name in ("g", "x")]
+
+
+def test_a_sample_is_drawn_from_all_partitions(tmp_path: Path):
+    settings = language_run(tmp_path)
+    run = RunFolder(tmp_path / "run")
+    found = sample_rows(run, Projection(sample=6))
+    assert [part.name for part, _ in found] == [part.name for part in run.partitions()]
+    assert [len(rows) for _, rows in found] == [2, 2, 2, 2]
+    assert all(rows == sorted(set(rows)) for _, rows in found)
+    assert [rows for _, rows in sample_rows(run, Projection(sample=6, seed=1))] != [
+        rows for _, rows in found]  # fmt: skip
+    whole = sample_rows(run, Projection())
+    assert sum(len(rows) for _, rows in whole) == 13
+    assert settings.index.partition_rows == 4
+
+
 def test_a_full_disk_is_said_and_leaves_nothing_half_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -451,7 +507,8 @@ import yaml
 from curate.models.index_rows import RowsWriter
 from curate.models.projection import Projection
 from jobs.cluster import InlineExecutor, Pool
-from jobs.influence_build import IndexOptions, build_tasks, build_work, pool_world
+from jobs.influence_build import build_tasks, build_work, pool_world
+from jobs.influence_sides import IndexOptions
 from jobs.measurers import measurers
 from jobs.run import run_tasks
 from jobs.settings import parse_settings
