@@ -252,6 +252,18 @@ def test_the_lazy_search_in_float32_takes_the_best_of_a_large_pool():
     assert found.steps[-1].divergence == pytest.approx(plain.steps[-1].divergence, abs=1e-3)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("options", [{}, {"estimator": "avg"}, {"own_k": 2}])
+def test_a_gpu_takes_the_steps_of_the_cpu(options: dict[str, Any]):
+    target, pool, start = normal(0, 0, 50, 6), normal(1, 0.3, 400, 6), normal(2, 3, 4, 6)
+    own = torch.full((400,), -1)
+    own[:5] = torch.arange(5)
+    here = select(target, pool, start, own=own, **options)
+    there = select(*(rows.cuda() for rows in (target, pool, start)), own=own.cuda(), **options)
+    assert [s.candidate for s in there.steps] == [s.candidate for s in here.steps]
+    assert there.start == pytest.approx(here.start, abs=1e-9)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1.0, 300.0])
 def test_first_bounds_in_float32_are_never_below_the_gains(offset: float):
     """Far from the origin |x|^2 - 2xy + |y|^2 loses all digits: bounds grow, and stay bounds."""
