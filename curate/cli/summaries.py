@@ -93,7 +93,9 @@ def _plan(summary: Mapping[str, Any]) -> str:
         line += f", {kept['tokens']:,} of {there['tokens']:,} tokens"
         line += f" ({100 * (kept['token_share'] or 0):.1f} %)"
     copies = kept["copies"] - kept["rows"]
-    return line + (f", {counted(copies, 'copy', 'copies')} more" if copies else "")
+    line += f", {counted(copies, 'copy', 'copies')} more" if copies else ""
+    dropped = summary["dropped"]["rows"]
+    return line + (f"; {dropped:,} were dropped first" if dropped else "")
 
 
 def _write(summary: Mapping[str, Any]) -> str:

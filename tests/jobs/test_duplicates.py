@@ -623,6 +623,7 @@ def test_the_command_line_leaves_planted_copies_out(tmp_path: Path, copies: list
         command_of(tmp_path, values), check=True, capture_output=True, text=True, env=ENVIRONMENT
     )
     assert "6 of 60 training examples repeat another one, in 4 groups" in done.stdout + done.stderr
+    assert "6 were dropped first" in done.stdout
     assert shard_texts(tmp_path / "run") == sorted(set(copies))
     summary = json.loads((tmp_path / "run" / "plan" / "summary.json").read_text())
     assert summary["dropped"]["rows"] == summary["reasons"]["dropped"] == 6
