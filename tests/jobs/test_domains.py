@@ -16,7 +16,7 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Output
 from curate.data.tables import read_examples, scan_examples
 from curate.errors import ConfigError, InputError
-from curate.vectors.domains import NO_VECTOR, Domains
+from curate.vectors.domains import NO_VECTOR, Domains, find_clusters
 from jobs.all_stages import affected, run_stages, stages_for, state_of
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.domains import domains_run, plan_domains
@@ -182,6 +182,19 @@ def test_without_the_setting_the_index_own_domains_are_back(tmp_path: Path):
         again = domains_run(settings, pool=POOL)
     assert (again["done"], again["skipped"]) == (0, len(folder(settings).partitions()))
     assert NO_VECTOR in domains(settings)
+
+
+def test_held_out_rows_decide_nothing(tmp_path: Path):
+    settings = made(tmp_path, index={"held_out": 0.4, "partition_rows": 25})
+    domains_run(settings, pool=POOL)
+    run = folder(settings)
+    vectors = np.concatenate([np.load(run.vectors(p, "grams").path) for p in run.partitions()])
+    split = np.concatenate([read_examples(run, p)["split"] for p in run.partitions()])
+    training = vectors[(split == "train") & ~np.isnan(vectors).any(axis=1)]
+    centroids = np.load(run.root / "domains" / "centroids.npy")
+    assert len(training) < 100
+    np.testing.assert_array_equal(find_clusters(training, Domains(clusters=3), seed=0), centroids)
+    assert len(domains(settings)) == 122
 
 
 def test_lazy_and_eager_readers_agree(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,24 +166,22 @@ def test_an_approximate_search_is_the_same_every_time():
     assert recall == same
 
 
-def test_no_more_than_a_block_is_in_memory():
-    """The largest array handed out while searching is a block; the file is forty of them."""
+def test_no_more_than_a_block_is_searched_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """Small parts are put together, large ones are cut."""
     rows = np.random.default_rng(9).standard_normal((4000, 4)).astype(np.float32)
+    faiss, sizes = engine.faiss_module(), list[int]()
+    search = faiss.knn
 
-    class Watched(Vectors):
-        largest = 0
+    def watched(queries: np.ndarray, block: np.ndarray, *given: Any, **more: Any) -> Any:
+        sizes.append(len(block))
+        return search(queries, block, *given, **more)
 
-        def blocks(self, rows: int = 0):  # pyright: ignore[reportIncompatibleMethodOverride]
-            for positions, block in super().blocks(rows):
-                self.largest = max(self.largest, len(block))
-                yield positions, block
-
-        def part(self, index: int):
-            raise AssertionError("a whole part was read")
-
-    vectors = Watched([rows])
-    nearest(rows[:3], vectors, 2, block_rows=100)
-    assert vectors.largest == 100
+    monkeypatch.setattr(faiss, "knn", watched)
+    for parts in ([rows], np.split(rows, 400)):
+        sizes.clear()
+        nearest(rows[:3], Vectors(parts), 2, block_rows=100)
+        assert set(sizes) == {100}
+        assert len(sizes) == 40
 
 
 def test_a_machine_without_faiss_says_which_extra(monkeypatch: pytest.MonkeyPatch):
