@@ -25,7 +25,7 @@ from curate.vectors.store import BLOCK_ROWS, Floats, Positions, Vectors
 
 Metric = Literal["inner", "l2"]
 
-_SHARD_BYTES = 1 << 30
+_SHARD_BYTES = 1 << 29
 _PAIR_NUMBERS = 1 << 22
 _TABLE_NUMBERS = 1 << 24
 _RECALL_QUERIES = 200
@@ -110,7 +110,7 @@ def nearest_approximate(
         seed: of the cells and of the queries that recall is measured on.
         threads: of the CPU.
         device: `cpu` or `cuda`.
-        block_rows: vectors in memory at a time; by default a gibibyte's worth.
+        block_rows: vectors that cells hold at a time; by default half a gibibyte's worth.
         recall_queries: on how many queries recall is measured against `nearest`.
 
     Returns:
@@ -132,10 +132,12 @@ def nearest_approximate(
     scan = _Scan(queries[asked], vectors, wanted, metric=metric, threads=threads, device=device)
     index = _inverted_file(vectors, cells, probes, seed, scan)
     rows = block_rows or max(1, _SHARD_BYTES // (4 * vectors.dim))
-    for positions, block in _wide_blocks(vectors, rows):
-        index.reset()
+    for positions, block in _wide_blocks(vectors, min(rows, BLOCK_ROWS)):
+        if index.ntotal and index.ntotal + len(block) > rows:
+            scan.merge(*index.search(scan.queries, scan.width))
+            index.reset()
         index.add_with_ids(block, positions)
-        scan.merge(*index.search(scan.queries, scan.width))
+    scan.merge(*index.search(scan.queries, scan.width))
     values, positions = scan.ranked()
     _put(found, asked, values, positions, metric=metric, exclude=exclude)
     sample = np.random.default_rng(seed).permutation(asked)[:recall_queries]
