@@ -29,7 +29,7 @@ from curate.vectors.projection import fit_pca
 from curate.vectors.ranking import Best, cosine_blocks, unit_rows
 from curate.vectors.search import nearest
 from curate.vectors.store import Vectors
-from scorers.dsir import gumbel, log_ratios, log_weights
+from scorers.dsir import compare, gumbel, log_weights
 from scorers.gio_explode import ordered, owners, whole_steps
 from scorers.gio_gradient import Descent, descend
 from scorers.gio_search import Selection, Stop, select
@@ -141,7 +141,7 @@ def dsir(case: Case, seed: int) -> Rows:
     target, pool = (
         np.bincount(np.concatenate([own for _, own in found]), minlength=10_000) for found in blocks
     )
-    ratios = log_ratios(target, pool, smoothing=0.3, prior="pool")
+    ratios = compare(target, pool).log_ratios
     texts, buckets = (np.concatenate(part) for part in zip(*blocks[1], strict=True))
     weights = log_weights(texts, buckets, ratios, num_texts=len(case.texts))
     keys = weights + gumbel(np.arange(len(weights)), stream=seed)
