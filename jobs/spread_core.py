@@ -26,7 +26,7 @@ from jobs.spread_work import Places, Work, open_work
 from scorers.spread import Spread
 
 _PARTITIONS = 16
-_LEAST_ROWS = 256
+_LEAST_ROWS = 1024
 
 
 def inner_scorer(options: Spread) -> Chosen:
