@@ -50,85 +50,45 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
         InputError: the index, the vectors or a score that `keep_by` names has not been made.
     """
     from jobs.duplicates_groups import groups_work, table_work
-    from jobs.duplicates_pairs import assign_work, band_work, cell_work, fit_work
-    from jobs.duplicates_texts import firsts_work, texts_work
 
     check(settings, scorer)
     options = cast(Duplicates, scorer)
     run = RunFolder(Path(settings.run))
-    parts = run.partitions()
     common: dict[str, Any] = {"settings": plain(settings), "options": plain(options)}
-    each = [common | {"partition": asdict(part), "index": i} for i, part in enumerate(parts)]
-
-    texts: list[Task] = []
-    for part, payload in zip(parts, each if reads_texts(options) else [], strict=False):
-        stamp = fingerprint(
-            stage="duplicates texts",
-            version=VERSION,
-            source=content_settings(settings.sources[part.source]),
-            examples=content_of(run, part),
-            near=[options.ngrams, options.words] if options.method == "near" else None,
-        )
-        texts.append(_task(part.name, payload, texts_output(run, part), stamp))
-    stamp = fingerprint(
-        stage="duplicates firsts",
-        version=VERSION,
-        pool=training_digests(run),
-        texts=[task.fingerprint for task in texts] if options.normalize else None,
-        keep_by=None if options.order in (FIRST, FAR, CENTRAL) else options.order,
-        scores=_scores(run, options),
-    )
-    firsts = _task("the whole pool", common, firsts_output(run), stamp)
-    phases = [
-        Phase(f"{NAME}: texts", texts, texts_work),
-        Phase(f"{NAME}: equal content", [firsts], firsts_work),
+    each = [
+        common | {"partition": asdict(part), "index": index}
+        for index, part in enumerate(run.partitions())
     ]
-    pairs: list[Task] = []
+    first = _first_phases(settings, options, run, common, each)
+    made_from = [task.fingerprint for phase in first for task in phase.tasks]
+    similar = list[Phase]()
     if options.method == "near":
-        made_from = [task.fingerprint for task in (*texts, firsts)]
-        bands = bands_for(options.limit)
-        for band in range(bands.num):
-            stamp = fingerprint(stage="duplicates band", inputs=made_from, bands=bands, band=band)
-            payload = common | {"band": band}
-            pairs.append(_task(f"band {band}", payload, pairs_output(run, band), stamp))
-        phases.append(Phase(f"{NAME}: candidates", pairs, band_work))
+        similar = [_band_phase(options, run, common, made_from)]
     elif options.method == "semantic":
-        cells = _cell_tasks(settings, options, run, common, each)
-        numbers = range(min(num_cells(run, options), _MOST_TASKS))
-        made_from = [task.fingerprint for task in (*cells, firsts)]
-        for number in numbers:
-            stamp = fingerprint(
-                stage="duplicates cells", inputs=made_from, order=options.order,
-                number=number, of=len(numbers),
-            )  # fmt: skip
-            payload = common | {"number": number, "of": len(numbers)}
-            pairs.append(_task(f"cells {number}", payload, pairs_output(run, number), stamp))
-        phases += [
-            Phase(f"{NAME}: cells", cells[:1], fit_work),
-            Phase(f"{NAME}: cells of rows", cells[1:], assign_work),
-            Phase(f"{NAME}: similar rows", pairs, cell_work),
-        ]
+        similar = _cell_phases(settings, options, run, common, each, made_from)
+    pairs = similar[-1].tasks if similar else []
     stamp = fingerprint(
         stage="duplicates groups",
         version=VERSION,
-        inputs=[task.fingerprint for task in (firsts, *pairs)],
+        inputs=[first[-1].tasks[0].fingerprint, *(task.fingerprint for task in pairs)],
         limit=options.limit,
     )
     payload = common | {"pairs": len(pairs)}
     groups = _task("the whole pool", payload, rows_output(run), stamp)
     tables: list[Task] = []
     start = 0
-    for part, payload in zip(parts, each, strict=True):
+    for part, payload in zip(run.partitions(), each, strict=True):
         mark = fingerprint(stage="duplicates table", groups=stamp, start=start, part=part.name)
         own = payload | {"start": start}
         tables.append(_task(part.name, own, run.quantities(part, NAME), mark))
         start += num_rows(run, part)
-    phases += [
+    last = [
         Phase(f"{NAME}: groups", [groups], groups_work),
         Phase(f"{NAME}: tables", tables, table_work),
     ]
-    if tables and groups.is_done() and all(task.is_done() for task in tables):
-        phases = phases[-2:]  # what these were made from may have been removed
+    phases = [*first, *similar, *last]
+    if all(task.is_done() for task in tables):  # what they were made from may have been removed
+        phases = last if groups.is_done() else last[1:]
     return OwnPasses(tuple(phases), ((NAME, 0),))
 
 
@@ -222,6 +182,84 @@ def groups_output(run: RunFolder, part: Partition) -> Output:
 
 def _task(name: str, payload: dict[str, Any], output: Output, stamp: str) -> Task:
     return Task(name, payload | {"fingerprint": stamp}, output, stamp)
+
+
+def _first_phases(
+    settings: Settings,
+    options: Duplicates,
+    run: RunFolder,
+    common: dict[str, Any],
+    each: list[dict[str, Any]],
+) -> list[Phase]:
+    """What is read of the texts, and which rows are equal."""
+    from jobs.duplicates_texts import firsts_work, texts_work
+
+    texts: list[Task] = []
+    for part, payload in zip(run.partitions(), each if reads_texts(options) else [], strict=False):
+        stamp = fingerprint(
+            stage="duplicates texts",
+            version=VERSION,
+            source=content_settings(settings.sources[part.source]),
+            examples=content_of(run, part),
+            near=[options.ngrams, options.words] if options.method == "near" else None,
+        )
+        texts.append(_task(part.name, payload, texts_output(run, part), stamp))
+    stamp = fingerprint(
+        stage="duplicates firsts",
+        version=VERSION,
+        pool=training_digests(run),
+        texts=[task.fingerprint for task in texts] if options.normalize else None,
+        keep_by=None if options.order in (FIRST, FAR, CENTRAL) else options.order,
+        scores=_scores(run, options),
+    )
+    firsts = _task("the whole pool", common, firsts_output(run), stamp)
+    return [
+        Phase(f"{NAME}: texts", texts, texts_work),
+        Phase(f"{NAME}: equal content", [firsts], firsts_work),
+    ]
+
+
+def _band_phase(
+    options: Duplicates, run: RunFolder, common: dict[str, Any], made_from: list[str]
+) -> Phase:
+    """One task for each band of the minima."""
+    from jobs.duplicates_pairs import band_work
+
+    bands = bands_for(options.limit)
+    tasks: list[Task] = []
+    for band in range(bands.num):
+        stamp = fingerprint(stage="duplicates band", inputs=made_from, bands=bands, band=band)
+        payload = common | {"band": band}
+        tasks.append(_task(f"band {band}", payload, pairs_output(run, band), stamp))
+    return Phase(f"{NAME}: candidates", tasks, band_work)
+
+
+def _cell_phases(
+    settings: Settings,
+    options: Duplicates,
+    run: RunFolder,
+    common: dict[str, Any],
+    each: list[dict[str, Any]],
+    made_from: list[str],
+) -> list[Phase]:
+    """Centroids, the cells of each partition, and tasks of some cells each."""
+    from jobs.duplicates_pairs import assign_work, cell_work, fit_work
+
+    cells = _cell_tasks(settings, options, run, common, each)
+    inputs = [*(task.fingerprint for task in cells), *made_from]
+    of = min(num_cells(run, options), _MOST_TASKS)
+    pairs: list[Task] = []
+    for number in range(of):
+        stamp = fingerprint(
+            stage="duplicates cells", inputs=inputs, order=options.order, number=number, of=of
+        )
+        payload = common | {"number": number, "of": of}
+        pairs.append(_task(f"cells {number}", payload, pairs_output(run, number), stamp))
+    return [
+        Phase(f"{NAME}: cells", cells[:1], fit_work),
+        Phase(f"{NAME}: cells of rows", cells[1:], assign_work),
+        Phase(f"{NAME}: similar rows", pairs, cell_work),
+    ]
 
 
 def _cell_tasks(
