@@ -44,7 +44,7 @@ SETS: dict[str, dict[str, Any]] = {
     "clinc150": {"scorers": ("el2n", "grand", "vog"), "num_classes": 151},
     "rt_polarity": {"scorers": ("el2n", "grand", "vog"), "num_classes": 2},
     "rt_polarity, labels wrong": {"scorers": ("el2n",), "num_classes": 2, "wrong": 0.1},
-    "domains_en": {"scorers": ("loss", "grand")},
+    "domains_en": {"scorers": ("loss", "grand"), "epochs": 1},
 }
 
 
@@ -134,7 +134,7 @@ def settings_of(folder: Path, facts: dict[str, Any], scorers: list[Any]) -> Sett
                 "tokenizer": {"train": "bpe", "vocab_size": 4096},
                 "device": "cpu",
             },
-            "checkpoints": {"train": TRAIN},
+            "checkpoints": {"train": {**TRAIN, "epochs": facts.get("epochs", TRAIN["epochs"])}},
             "embed": {"vectors": made},
             "score": {"scorers": scorers, "checkpoints": "all"},
         }
