@@ -18,6 +18,7 @@ OWN: dict[str, str] = {
     "dvgs": "jobs.dvgs:passes",
     "vog": "jobs.vog:passes",
     "pvi": "jobs.pvi:passes",
+    "self_influence": "jobs.self_influence:passes",
     "duplicates": "jobs.duplicates:passes",
     "dsir": "jobs.dsir:passes",
     "bm25": "jobs.bm25:passes",

@@ -14,6 +14,7 @@ CHECKS: dict[str, str] = {
     "dvgs": "jobs.dvgs:check",
     "vog": "jobs.vog:check",
     "pvi": "jobs.pvi:check",
+    "self_influence": "jobs.self_influence:check",
     "duplicates": "jobs.duplicates:check",
     "gio": "jobs.gio:check",
     "spread": "jobs.spread:check",

@@ -24,6 +24,7 @@ SCORERS = {
     "dvgs": "scorers.dvgs:DVGS",
     "vog": "scorers.vog:VoG",
     "pvi": "scorers.pvi:PVI",
+    "self_influence": "scorers.self_influence:SelfInfluence",
     "duplicates": "scorers.duplicates:Duplicates",
     "spread": "scorers.spread:Spread",
     "dsir": "scorers.dsir:DSIR",

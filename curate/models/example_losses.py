@@ -57,6 +57,8 @@ class ExampleLosses:
         self._task = task
         self._reduction = reduction
         self._labels = labels
+        self.totals = self.counts = torch.zeros(0)
+        """(B,) summed losses and counted positions of the last call."""
         self._before: Any = None if keeps_logits else getattr(task, "before_head", None)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -64,9 +66,11 @@ class ExampleLosses:
         size = len(next(iter(given.values())))
         each, owner = self._positions(model, given, batch.get(DRAWS))
         total = each.new_zeros(size).index_add(0, owner, each)
+        counts = each.new_zeros(size).index_add(0, owner, torch.ones_like(each))
+        self.totals, self.counts = total.detach(), counts
         if self._reduction == "sum":
             return total
-        counts = each.new_zeros(size).index_add(0, owner, torch.ones_like(each)).clamp(min=1)
+        counts = counts.clamp(min=1)
         return total / (counts if self._labels == "dataset" else counts.sqrt())
 
     def _positions(

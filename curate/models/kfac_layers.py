@@ -116,16 +116,17 @@ def layers_of(model: nn.Module, *, only: Callable[[str], bool] | None = None) ->
     return found
 
 
-def in_groups(layers: Sequence[Layer], budget_bytes: int) -> list[list[Layer]]:
-    """Layers whose factors fit into memory together, in order; a larger one goes alone."""
-    found: list[list[Layer]] = []
-    room = 0
-    for layer in layers:
-        if not found or layer.num_bytes > room:
-            found.append([])
-            room = budget_bytes
-        found[-1].append(layer)
-        room -= layer.num_bytes
+def in_groups(layers: Sequence[Layer], count: int) -> list[list[Layer]]:
+    """Layers in groups of about equal memory, in order; fewer where there are fewer layers."""
+    total = sum(layer.num_bytes for layer in layers)
+    found: list[list[Layer]] = [[] for _ in range(min(count, len(layers)))]
+    before = 0
+    for place, layer in enumerate(layers):
+        # Each group gets a layer at least: what is left must suffice for those behind.
+        group = min(len(found) - 1, before * len(found) // total, place)
+        group = max(group, len(found) - (len(layers) - place))
+        found[group].append(layer)
+        before += layer.num_bytes
     return found
 
 

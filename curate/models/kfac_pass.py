@@ -21,7 +21,7 @@ layer, Q queries.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,15 @@ from curate.models.tasks import Encoded, Task
 
 _PIECE_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 26}
 _KEPT_INPUTS = 2
+
+
+class Losses(NamedTuple):
+    """Of the examples of a pass, in their order."""
+
+    totals: Tensor
+    """(n,) float64 sum of the cross-entropies of the counted positions, nats"""
+    counts: Tensor
+    """(n,) float64 counted positions"""
 
 
 class KFACPass:
@@ -71,6 +80,11 @@ class KFACPass:
         self._device = device
         self._reduction: Reduction = reduction
         self._budget = batch_tokens
+        self.halved = 0
+        """How often memory did not suffice for a batch."""
+        nothing = torch.zeros(0, dtype=torch.float64)
+        self.seen = Losses(nothing, nothing)
+        """Of the last pass."""
         names = {name for layer in layers for name in layer.parameters}
         self._engine = Engine(model, only=names.__contains__)
         ask = getattr(model, "get_output_embeddings", None)
@@ -158,7 +172,9 @@ class KFACPass:
     def self_influence(
         self, encoded: Encoded, chosen: np.ndarray, curvatures: Mapping[str, Curvature]
     ) -> Tensor:
-        """(n,) float64 g_b^T H^-1 g_b with the examples' own labels, at least 0.
+        """(n,) float64 g_b^T H^-1 g_b with the examples' own labels, 0 and up.
+
+        `seen` has the losses of the same pass.
 
         Args:
             encoded: a partition.
@@ -264,11 +280,21 @@ class KFACPass:
             finally:
                 self._inputs.clear()
             self._check()
+            self._keep(members, losses)
             commit(members, found)
 
+        zeros = torch.zeros(len(chosen), dtype=torch.float64)
+        self.seen = Losses(zeros, zeros.clone())
         with torch.no_grad():
             passed = for_each_batch(encoded.lengths[chosen], work, batch_tokens=self._budget)
+        self.halved += passed.halved
         self._budget = passed.batch_tokens  # what did not fit once need not be tried again
+
+    def _keep(self, members: np.ndarray, losses: ExampleLosses) -> None:
+        """What the batch's examples lost: the engine's last call of the losses is for all."""
+        rows = torch.from_numpy(members)
+        self.seen.totals[rows] = losses.totals.double().cpu()
+        self.seen.counts[rows] = losses.counts.double().cpu()
 
     def _check(self) -> None:
         slow = set(self._engine.slow)

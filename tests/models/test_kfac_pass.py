@@ -382,12 +382,15 @@ class _Doubled(nn.Module):
         return features.double()
 
 
-def test_layers_go_in_groups_that_fit_and_a_large_one_alone():
-    layers = tabular().layers()
-    sizes = [layer.num_bytes for layer in layers]
-    assert [len(group) for group in in_groups(layers, sum(sizes))] == [2]
-    assert [len(group) for group in in_groups(layers, max(sizes))] == [1, 1]
-    assert [len(group) for group in in_groups(layers, 1)] == [1, 1]
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 14, 100])
+def test_groups_of_layers_are_in_order_complete_and_of_like_size(count: int, tmp_path: Path):
+    layers = language(tmp_path).layers()
+    groups = in_groups(layers, count)
+    assert [layer for group in groups for layer in group] == layers
+    assert len(groups) == min(count, len(layers))
+    assert all(groups)
+    sizes = [sum(layer.num_bytes for layer in group) for group in groups]
+    assert max(sizes) <= sum(sizes) / len(sizes) + 2 * max(layer.num_bytes for layer in layers)
 
 
 def test_float32_agrees_with_float64(tmp_path: Path):
