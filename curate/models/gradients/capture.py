@@ -25,8 +25,11 @@ from curate.models.gradients.squares import Place, place_of
 HeadSink = Callable[[nn.Linear, Sweep, Tensor, bool], Tensor | None]
 """What is told of a head: (head, first sweep, gradient of the losses, whether the gradient of its
 states is wanted); gives that one."""
-Sink = Callable[[nn.Module, Rule, tuple[Tensor, ...], Tensor, Layout], None]
-"""What is told: (layer, its rule, inputs of the call, gradient of its output, layout)."""
+Sink = Callable[[nn.Module, Rule, tuple[Tensor, ...], Tensor, Layout, bool], None]
+"""What is told: (layer, its rule, inputs of the call, gradient of its output, layout, whether the
+input is what `Shrink` made of it)."""
+Shrink = Callable[[nn.Module, Tensor], Tensor | None]
+"""What is kept of a Linear layer's input in its place: fewer columns; None: the input itself."""
 
 
 class _Tap(torch.autograd.Function):
@@ -58,6 +61,7 @@ class Capture:
         layout: which rows belong to which example.
         sink: called in the backward pass, once for each call of a layer.
         head_sink: called in the backward pass for `softmax_losses`.
+        shrink: called in the forward pass, for each Linear layer.
     """
 
     def __init__(
@@ -67,12 +71,14 @@ class Capture:
         layout: Layout,
         sink: Sink,
         head_sink: HeadSink,
+        shrink: Shrink | None = None,
     ) -> None:
         self._rules = rules
         self._loose = loose
         self.layout = layout
         self._sink = sink
         self._head_sink = head_sink
+        self._shrink = shrink
         self._handles: list[Any] = []
         self._is_backward = False
         self._busy = False
@@ -142,14 +148,18 @@ class Capture:
         if rule is embedding.forms and not self._is_backward:
             self.lookups.setdefault(module, []).append(inputs[0])
 
+        small: Tensor | None = None
+        if rule is linear.forms and self._shrink is not None:
+            small = self._shrink(module, inputs[0].detach())
+
         def tell(saved: tuple[Tensor, ...], grad: Tensor) -> None:
             self._busy = True  # a rule may run the layer once more
             try:
-                self._sink(module, rule, saved, grad, where)
+                self._sink(module, rule, saved, grad, where, small is not None)
             finally:
                 self._busy = False
 
-        seen = [value.detach() for value in inputs]
+        seen = [value.detach() for value in inputs] if small is None else [small]
         if rule is local.forms or (output.is_leaf and output.requires_grad):
             output = output.clone()  # the layer may need its own output on the way back
         return _Tap.apply(output, self._anchor, tell, *seen)

@@ -138,6 +138,12 @@ class Collector:
         if len(waiting) == uses:
             self._found.squares[name] = self._here(self._squares.of(self._waiting.pop(name), name))
 
+    def add_projection(self, name: str, values: Tensor) -> None:
+        """The projection (N, p, q) of one use, where it was made elsewhere."""
+        add = self._here(raised(values))
+        before = self._found.projections.get(name)
+        self._found.projections[name] = add if before is None else before + add
+
     def finish(self) -> Gradients:
         """The results; a parameter without a use has a gradient of zero."""
         for name, entries in self._waiting.items():  # a call whose output had no part in the loss
@@ -160,9 +166,7 @@ class Collector:
             if name in direction:
                 found.inner[key] += self._here(form.dot(direction[name]))
         if name in self._wanted.projections:
-            add = self._here(raised(form.project(*self._wanted.projections[name])))
-            before = found.projections.get(name)
-            found.projections[name] = add if before is None else before + add
+            self.add_projection(name, form.project(*self._wanted.projections[name]))
         if name in self._wanted.whole:
             add = raised(form.whole()).reshape(self._num_examples, *self._shapes[name])
             before = found.whole.get(name)

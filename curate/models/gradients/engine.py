@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from curate.errors import ConfigError
 from curate.models.gradients.capture import Capture, HeadSink
 from curate.models.gradients.collector import Collector
+from curate.models.gradients.early import finish, shrink_inputs
 from curate.models.gradients.fallback import Batch, Losses, one_by_one, weighted_gradients
 from curate.models.gradients.forms import Whole, raised
 from curate.models.gradients.head_part import HeadPart
 from curate.models.gradients.layout import Layout, NoExampleAxisError
 from curate.models.gradients.request import Gradients, Seen, Wanted
-from curate.models.gradients.rules import Rule, local, rule_of
+from curate.models.gradients.rules import Rule, linear, local, rule_of
 from curate.models.gradients.softmax import Sweep
 from curate.models.gradients.squares import Place
 from curate.models.sharded import is_whole, main_device, sharded_gradients
@@ -160,7 +161,8 @@ class Engine:
         sharers: dict[Place, int] = {}
         collector = Collector(wanted, parameters, layout.num_examples, self._device, sharers)
         sink, head_sink = self._sink(collector, wanted), self._head_sink(collector)
-        with Capture(self._rules, self._loose, layout, sink, head_sink) as taps:
+        shrink = shrink_inputs(wanted, self._watched_weight)
+        with Capture(self._rules, self._loose, layout, sink, head_sink, shrink) as taps:
             self._taps = taps
             taps.sharers = sharers
             with torch.enable_grad():
@@ -249,7 +251,12 @@ class Engine:
 
     def _sink(self, collector: Collector, wanted: Wanted) -> Callable[..., None]:
         def sink(
-            module: nn.Module, rule: Rule, inputs: tuple[Tensor, ...], grad: Tensor, where: Layout
+            module: nn.Module,
+            rule: Rule,
+            inputs: tuple[Tensor, ...],
+            grad: Tensor,
+            where: Layout,
+            is_small: bool,
         ) -> None:
             grad = grad if self._scale == 1 else grad.float() / self._scale
             own = self._covered(module)
@@ -258,7 +265,10 @@ class Engine:
             try:
                 with torch.no_grad():
                     for short, form in rule(module, inputs, grad, where):
-                        if short in own:
+                        if short in own and short == "weight" and is_small:
+                            sides = wanted.projections[own[short]]
+                            collector.add_projection(own[short], finish(module, form, sides))
+                        elif short in own:
                             uses, ids = self._uses(own[short], module, where)
                             alone = module is self._head
                             collector.take(own[short], form, uses=uses, lookup_ids=ids, alone=alone)
@@ -270,6 +280,11 @@ class Engine:
                 self._uncovered += own.values()
 
         return sink
+
+    def _watched_weight(self, module: nn.Module) -> str | None:
+        """Name of a Linear layer's weight, if its rule measures it."""
+        is_linear = self._rules.get(module) is linear.forms
+        return self._covered(module).get("weight") if is_linear else None
 
     def _covered(self, module: nn.Module) -> dict[str, str]:
         """Short name -> name of the parameters of a layer that its rule measures."""

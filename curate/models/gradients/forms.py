@@ -57,7 +57,7 @@ class Outer(NamedTuple):
         """(N, p, q) left^T G right, for left (P, p) and right (Q, q)."""
         if self.groups > 1:
             return left.T @ self.whole() @ right
-        return product(product(self.left, left).mT, product(self.right, right))
+        return product(onto(self.left, left).mT, onto(self.right, right))
 
     def whole(self) -> Tensor:
         """(N, P, Q)"""
@@ -135,7 +135,7 @@ class Routed(NamedTuple):
     def project(self, left: Tensor, right: Tensor) -> Tensor:
         """(N, p, q) for left (E * P, p): each expert has rows of its own."""
         own = left.reshape(self.num_experts, -1, left.shape[1])[self.expert]  # (M, P, p)
-        pairs = product(product(self.outer.left, own).mT, product(self.outer.right, right))
+        pairs = product(product(self.outer.left, own).mT, onto(self.outer.right, right))
         found = pairs.new_zeros(self.num_examples, *pairs.shape[1:])
         return found.index_add_(0, self.example, pairs)
 
@@ -162,3 +162,14 @@ def product(left: Tensor, right: Tensor) -> Tensor:
             return torch.bmm(left, right, out_dtype=torch.float32)
         left, right = left.float(), right.float()
     return left @ right
+
+
+def onto(values: Tensor, side: Tensor) -> Tensor:
+    """(..., p) in float32 at least, of values (..., P) and a side (P, p) of a projection.
+
+    On a GPU half precision stays so, the side too, and is summed up in float32.
+    """
+    if values.is_cuda and values.dtype in _HALF and values.dim() > 1:
+        flat = torch.mm(values.flatten(0, -2), side.to(values.dtype), out_dtype=torch.float32)
+        return flat.unflatten(0, values.shape[:-1])
+    return product(values, side)

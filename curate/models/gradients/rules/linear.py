@@ -14,19 +14,20 @@ from curate.models.gradients.layout import Layout
 
 
 def applies(module: nn.Module) -> bool:
-    return type(module).forward is nn.Linear.forward or _is_transposed(module)
+    return type(module).forward is nn.Linear.forward or is_transposed(module)
 
 
 def forms(
     module: nn.Module, inputs: tuple[Tensor, ...], grad: Tensor, layout: Layout
 ) -> Iterator[tuple[str, Form]]:
     given, back = layout.rows(inputs[0]), layout.rows(grad)  # (N, T, I), (N, T, O)
-    yield "weight", Outer(given, back) if _is_transposed(module) else Outer(back, given)
+    yield "weight", Outer(given, back) if is_transposed(module) else Outer(back, given)
     if getattr(module, "bias", None) is not None:
         yield "bias", Whole(raised(back).sum(1))
 
 
-def _is_transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the weight is held as (I, O), so that its first side is the input's."""
     return (type(module).__module__, type(module).__name__) == (
         "transformers.pytorch_utils",
         "Conv1D",
