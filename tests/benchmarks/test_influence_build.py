@@ -1,12 +1,14 @@
 """What building a gradient index costs, rows on disk included, and how well it orders pairs.
 
-    CURATE_BENCH_MODEL=llama-50m pytest tests/benchmarks/test_influence_build.py -s \
-        -o addopts=--import-mode=importlib
+    CURATE_BENCH_MODEL=llama-50m CURATE_BENCH_ROWS=200000 \
+        pytest tests/benchmarks/test_influence_build.py -s -o addopts=--import-mode=importlib
 
 The baseline is `loss.backward()` for all parameters on the same batches. The index is what a worker
 does for a partition: losses of the task, projections with p = 16, float16 rows on disk in their
 order, flushed. Both run once in each round, so that a busy machine disturbs both alike; a ratio is
-the median over the rounds of user CPU seconds, on one thread.
+the median over the rounds of user CPU seconds, on one thread. The last part builds the index of
+`CURATE_BENCH_ROWS` texts of 32 tokens with a tiny model, and of a tenth of them: its memory must
+not grow with them.
 """
 
 import os
@@ -16,9 +18,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pytest
 import torch
-from gradient_ways import interleaved, language_model, losses, medians, ratios, tokens
+from gradient_ways import (
+    interleaved,
+    language_model,
+    losses,
+    medians,
+    peak_mb,
+    ratios,
+    seconds,
+    tokens,
+)
+from tiny_models import save_language_model
 from torch import Tensor
 
 from curate.data.partitions import Output
@@ -30,12 +43,21 @@ from curate.models.projection_error import agreement, exact_products
 from curate.models.settings import CausalLM
 from curate.models.tasks import Encoded
 from curate.models.tasks.causal_lm import CausalLMTask
+from jobs.cluster import InlineExecutor, Pool
+from jobs.index import index_run
+from jobs.influence_build import build_tasks, build_work, pool_world
+from jobs.influence_sides import IndexOptions
+from jobs.measurers import measurers
+from jobs.run import raise_failures, run_tasks
+from jobs.settings import parse_settings
 
 MODEL = os.environ.get("CURATE_BENCH_MODEL", "llama-4m")
 LENGTHS = [int(n) for n in os.environ.get("CURATE_BENCH_LENGTHS", "128,512").split(",")]
 ROUNDS = int(os.environ.get("CURATE_BENCH_ROUNDS", "4"))
 BATCHES = 2
 ROWS = {128: 4, 512: 2}
+NUM_ROWS = int(os.environ.get("CURATE_BENCH_ROWS", "20000"))
+PARTITION_ROWS = 4000
 NUM_PAIRED = 46
 """Examples whose 1,035 pairs are put in order."""
 
@@ -182,3 +204,47 @@ def pairs_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return [
         {"input_ids": ids, "targets": ids[:, 1:].clone()} for ids in batch["input_ids"].split(2)
     ]
+
+
+@pytest.mark.timeout(7200)
+def test_memory_does_not_grow_with_the_examples(tmp_path: Path):
+    save_language_model(tmp_path / "lm", num_hidden_layers=1)
+    few = indexed(tmp_path, max(NUM_ROWS // 10, 2 * PARTITION_ROWS))
+    many = indexed(tmp_path, max(NUM_ROWS, 2 * PARTITION_ROWS))
+    for rows, size, spent, peak in (few, many):
+        print(
+            f"\n{rows:,} examples of 32 tokens in partitions of {PARTITION_ROWS:,}: index of"
+            f" {size:.0f} MB in {spent:.0f} CPU seconds, peak {peak:.0f} MB above the start"
+        )
+    assert many[3] <= 1.3 * few[3] + 30
+
+
+def indexed(root: Path, rows: int) -> tuple[int, float, float, float]:
+    """Rows, MB of the index, CPU seconds, and the peak in MB while it was built."""
+    draw = np.random.default_rng(0)
+    letters = draw.integers(97, 123, (rows, 31), dtype=np.uint8)  # a byte is a token
+    texts = pl.Series("text", [bytes(line).decode() for line in letters])
+    pl.DataFrame(texts).write_parquet(root / f"{rows}.parquet")
+    settings = parse_settings(
+        {
+            "run": str(root / f"run-{rows}"),
+            "sources": {"pool": {"path": str(root / f"{rows}.parquet"), "text": "text"}},
+            "task": {"kind": "causal-lm", "max_tokens": 32},
+            "model": {"name": str(root / "lm"), "device": "cpu"},
+            "index": {"held_out": 0.0, "partition_rows": PARTITION_ROWS},
+        }
+    )
+    pool = Pool(InlineExecutor(), 1)
+    index_run(settings, pool=pool)
+    tasks = build_tasks(pool_world(settings), measurers(settings), IndexOptions())
+    spent: list[float] = []
+
+    def work() -> None:
+        def build() -> None:
+            raise_failures("influence", run_tasks("influence", tasks, build_work, pool=pool))
+
+        spent.append(seconds(build))
+
+    peak = peak_mb(work)
+    size = sum(path.stat().st_size for path in Path(settings.run).rglob("*.vectors"))
+    return rows, size / 1e6, spent[0], peak
