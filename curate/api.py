@@ -23,6 +23,8 @@ from curate.plan.mixture import Mixture, load_mixture
 if TYPE_CHECKING:
     import datasets
 
+    from curate.vectors.store import Vectors
+
 __all__ = ["Run", "open", "score"]
 
 Data = TypeVar("Data", pl.DataFrame, "datasets.Dataset")
@@ -148,6 +150,24 @@ class Run:
             checkpoint: `seed-0/step-000200` or one of `checkpoints`.
         """
         return self._table(f"quantities/{checkpoint.replace('/', '-')}")
+
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """Names of the representations whose vectors are there."""
+        return self._names("vectors")
+
+    def vectors(self, representation: str) -> Vectors:
+        """The vectors of all examples, in the order of `examples`, mapped and not read.
+
+        Args:
+            representation: one of `representations`.
+
+        Raises:
+            InputError: they are missing, incomplete or damaged.
+        """
+        from jobs.representations import open_vectors
+
+        return open_vectors(self._folder, representation)
 
     @property
     def _folder(self) -> RunFolder:

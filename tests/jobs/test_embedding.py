@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from tiny_models import save_language_model
 
+import curate
 from curate.config import plain
 from curate.data.example import KEY
 from curate.data.layout import RunFolder
@@ -90,7 +91,9 @@ def test_every_kind_of_vector(tmp_path: Path):
     expected = hashed_ngrams(known, dim=64, ngrams=(1, 2), unit="words")
     np.testing.assert_allclose(grams, unit(expected), rtol=1e-6)
 
-    given = open_vectors(run, "given").take(range(70))
+    opened = curate.open(settings.run)
+    assert opened.representations == ("given", "grams", "states")
+    given = opened.vectors("given").take(range(70))
     np.testing.assert_array_equal(
         given, np.random.default_rng(0).standard_normal((70, 4)).astype(np.float32)
     )
