@@ -66,7 +66,8 @@ def fit_pca(
     components = directions[:, ::-1][:, :dims].T  # eigh goes upwards
     largest = np.abs(components).argmax(axis=1)
     signs = np.where(np.take_along_axis(components, largest[:, None], axis=1) < 0, -1.0, 1.0)
-    return Projection(mean, components * signs, np.maximum(variances[::-1][:dims], 0.0))
+    components = np.ascontiguousarray(components * signs)
+    return Projection(mean, components, np.maximum(variances[::-1][:dims], 0.0))
 
 
 def _rows(vectors: Vectors, positions: npt.NDArray[np.int64]) -> Doubles:
