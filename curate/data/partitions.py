@@ -135,7 +135,8 @@ def remove_strays(folder: Path, names: set[str]) -> int:
     Returns:
         How many were removed.
     """
-    paths = [path for kind in ("parquet", "npy") for path in folder.glob(f"part-*.{kind}")]
+    kinds = ("parquet", "npy", "vectors")
+    paths = [path for kind in kinds for path in folder.glob(f"part-*.{kind}")]
     strays = [path for path in paths if path.stem not in names]
     for path in strays:
         Output(path).remove()
