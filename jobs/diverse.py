@@ -4,7 +4,7 @@
     run/diverse/chosen-….safetensors      of some groups: who was chosen, and in which place
     run/diverse/part-….npy                (N,) place of each row of a partition, or why it has none
 
-Memory: 36 bytes a candidate, and for one group at a time twice its vectors.
+Memory: 48 bytes a candidate, and for one group at a time twice its vectors.
 """
 
 import logging
