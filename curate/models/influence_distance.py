@@ -17,7 +17,8 @@ from curate.models.conjugate import GaussNewton, conjugate_gradients
 from curate.models.example_losses import Reduction
 from curate.models.kfac import Curvature
 from curate.models.kfac_layers import Layer
-from curate.models.kfac_pass import KFACPass, query_directions
+from curate.models.kfac_pass import KFACPass
+from curate.models.kfac_queries import query_directions
 from curate.models.quantities import to_device
 from curate.models.tasks import Encoded, Task
 

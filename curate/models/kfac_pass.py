@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from curate.errors import ConfigError
 from curate.models.batches import for_each_batch
 from curate.models.example_losses import DRAWS, ExampleLosses, Labels, Reduction
-from curate.models.gradients import Engine, LowRank, Wanted
+from curate.models.gradients import Engine, Sides, Wanted
 from curate.models.gradients.request import Direction, Gradients
-from curate.models.kfac import Basis, Curvature, Sums, low_rank
+from curate.models.kfac import Basis, Curvature, Sums
 from curate.models.kfac_layers import Layer, View, Views
+from curate.models.kfac_products import squares_summed, weighted_squares
 from curate.models.quantities import to_device
 from curate.models.tasks import Encoded, Task
 
-_PIECE_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 26}
 _KEPT_INPUTS = 2
 
 
@@ -154,7 +154,7 @@ class KFACPass:
 
         def take(view: View) -> None:
             left, right = self._turned(view, *sides[view.layer.name])
-            pending[view.layer.name] = _squares_summed(left, right)
+            pending[view.layer.name] = squares_summed(left, right)
 
         def commit(_members: np.ndarray, _found: Gradients) -> None:
             for name, values in pending.items():
@@ -191,7 +191,7 @@ class KFACPass:
         def take(view: View) -> None:
             name = view.layer.name
             left, right = self._turned(view, *sides[name])
-            pending.append(_weighted_squares(left, right, weights[name]))
+            pending.append(weighted_squares(left, right, weights[name]))
 
         def commit(members: np.ndarray, _found: Gradients) -> None:
             if pending:
@@ -207,7 +207,7 @@ class KFACPass:
         Args:
             encoded: a partition.
             chosen: (n,) positions of examples.
-            queries: from `query_directions`.
+            queries: from `kfac_queries.query_directions`.
         """
         found = torch.zeros(len(chosen), len(queries), dtype=torch.float64, device=self._device)
         wanted = Wanted(squares=False, directions={str(i): q for i, q in enumerate(queries)})
@@ -233,6 +233,23 @@ class KFACPass:
                 parts[layer.name][torch.from_numpy(members).to(values.device)] = values
 
         self._run(encoded, chosen, commit=commit, wanted=Wanted(squares=False, whole=names))
+        return parts
+
+    def projections(
+        self, encoded: Encoded, chosen: np.ndarray, sides: Mapping[str, Sides]
+    ) -> dict[str, Tensor]:
+        """Parameter -> (n, p * q) projected gradients, of the layers' parameters among `sides`."""
+        names = {name for layer in self.layers for name in layer.parameters}
+        kept = {name: own for name, own in sides.items() if name in names}
+        parts: dict[str, Tensor] = {}
+
+        def commit(members: np.ndarray, measured: Gradients) -> None:
+            for name, values in measured.projections.items():
+                if name not in parts:
+                    parts[name] = values.new_zeros(len(chosen), values[0].numel())
+                parts[name][torch.from_numpy(members).to(values.device)] = values.flatten(1)
+
+        self._run(encoded, chosen, commit=commit, wanted=Wanted(squares=False, projections=kept))
         return parts
 
     def parameter_gradients(self, encoded: Encoded, chosen: np.ndarray) -> list[dict[str, Tensor]]:
@@ -348,35 +365,6 @@ class KFACPass:
         return self._inputs[key][1]
 
 
-def query_directions(
-    gradients: Mapping[str, Tensor],
-    curvatures: Mapping[str, Curvature],
-    layers: Sequence[Layer],
-    *,
-    rank: int | None = None,
-) -> tuple[list[Direction], float]:
-    """H^-1 G_q of each query, compressed layer by layer; and the mean share of length kept.
-
-    Args:
-        gradients: layer -> (Q, O, I).
-        curvatures: from `damped`.
-        layers: of the gradients.
-        rank: of each layer's matrix; None for all of it.
-    """
-    num = len(next(iter(gradients.values())))
-    found: list[dict[str, Tensor | LowRank]] = [{} for _ in range(num)]
-    shares: list[float] = []
-    for layer in layers:
-        own = curvatures[layer.name]
-        solved = own.inverse(gradients[layer.name].to(own.left))
-        for i, matrix in enumerate(solved):
-            sides, share = low_rank(matrix, rank or min(matrix.shape))
-            shares.append(share)
-            like = gradients[layer.name]
-            found[i] |= layer.direction(LowRank(sides.left.to(like), sides.right.to(like)))
-    return [dict(one) for one in found], sum(shares) / max(1, len(shares))
-
-
 def _squared(rows: Tensor, view: View) -> Tensor:
     """(I, I) x^T x; with a bias a row and a column for the input that is 1."""
     square = rows.T @ rows
@@ -389,42 +377,6 @@ def _squared(rows: Tensor, view: View) -> Tensor:
 
 def _counted(rows: Tensor, mask: Tensor | None) -> Tensor:
     return rows if mask is None else rows[mask]
-
-
-def _squares_summed(left: Tensor, right: Tensor) -> Tensor:
-    """(O, I) sum over examples of (left_b^T right_b)^2, some rows at a time."""
-    p, q = left.shape[2], right.shape[2]
-    found = left.new_zeros(p, q)
-    for start, stop, memory in _pieces(left, q):
-        rows = found[start:stop]
-        for n in range(len(left)):
-            torch.mm(left[n, :, start:stop].T, right[n], out=memory)
-            rows.addcmul_(memory, memory)
-    return found
-
-
-def _weighted_squares(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
-    """(B,) float64 sum over the entries of weights * (left_b^T right_b)^2."""
-    found = torch.zeros(len(left), dtype=torch.float64, device=left.device)
-    for start, stop, memory in _pieces(left, right.shape[2]):
-        rows = weights[start:stop]
-        other = torch.empty_like(memory)
-        for n in range(len(left)):
-            torch.mm(left[n, :, start:stop].T, right[n], out=memory)
-            torch.mul(memory, rows, out=other)
-            found[n] += torch.dot(other.flatten(), memory.flatten())
-    return found
-
-
-def _pieces(left: Tensor, width: int) -> list[tuple[int, int, Tensor]]:
-    """Rows of the matrix at a time, and the memory for them."""
-    rows = left.shape[2]
-    size = min(rows, max(16, _PIECE_NUMBERS["cuda" if left.is_cuda else "cpu"] // width))
-    memory = left.new_empty(size, width)
-    return [
-        (start, min(start + size, rows), memory[: min(size, rows - start)])
-        for start in range(0, rows, size)
-    ]
 
 
 def _rows(values: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from gradient_ways import Ways, interleaved, medians, ratios
 from curate.models.example_losses import draw_keys
 from curate.models.kfac import basis_of, damped
 from curate.models.kfac_layers import layers_of
-from curate.models.kfac_pass import KFACPass, query_directions
+from curate.models.kfac_pass import KFACPass
+from curate.models.kfac_queries import query_directions
 from curate.models.settings import CausalLM
 from curate.models.tasks import Encoded
 from curate.models.tasks.causal_lm import CausalLMTask

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from curate.models.conjugate import GaussNewton, conjugate_gradients
 from curate.models.example_losses import draw_keys
+from curate.models.gradients import Sides
+from curate.models.influence_check import Check, influence_distances
 from curate.models.influence_distance import distance, ekfac_distance, exact_scores
 from curate.models.kfac import basis_of, damped
 from curate.models.kfac_layers import layers_of
@@ -265,3 +267,43 @@ def test_logistic_regression_has_the_influence_and_the_removal_of_the_page():
     near = distance(influence[:, None], torch.tensor(removal).double()[:, None])
     assert near.spearman == pytest.approx(1)
     assert near.pearson == pytest.approx(0.9658, abs=1e-4)
+
+
+def test_the_check_ranks_the_ways_and_leaves_out_the_projected_ones_without_sides():
+    model, task, encoded = tabular(hidden=(6,), rows=150)
+    parameters = dict(model.named_parameters())
+    # Square orthogonal sides: nothing is lost but what the empirical matrix leaves out.
+    sides = {
+        name: Sides(
+            torch.linalg.qr(torch.randn(len(value), len(value)).double())[0],
+            torch.linalg.qr(torch.randn(value[0].numel(), value[0].numel()).double())[0],
+        )
+        for name, value in parameters.items()
+        if value.dim() == 2
+    }
+    how = Check(draws=4, damping=0.1)
+    found = influence_distances(model, task, encoded, device=CPU, how=how, sides=sides)
+    assert set(found) == {"ekfac", "gradients", "fisher", "datainf"}
+    assert all(one.num_queries == 10 for one in found.values())
+    others = [one for name, one in found.items() if name != "ekfac"]
+    assert all(found["ekfac"].relative_error < one.relative_error for one in others)
+    assert found["ekfac"].spearman > 0.7 > found["gradients"].spearman
+    assert set(influence_distances(model, task, encoded, device=CPU)) == {"ekfac", "gradients"}
+
+
+def test_projected_scores_on_orthogonal_sides_are_those_of_whole_gradients():
+    model, task, encoded = tabular(hidden=(), rows=30)
+    torch.manual_seed(1)
+    sides = {
+        "layers.0.weight": Sides(
+            torch.linalg.qr(torch.randn(3, 3).double())[0],
+            torch.linalg.qr(torch.randn(4, 4).double())[0],
+        )
+    }
+    engine = KFACPass(model, task, layers_of(model), batch_tokens=64, device=CPU)
+    rows = np.arange(30)
+    projected = engine.projections(encoded, rows, sides)["layers.0.weight"]
+    whole = torch.stack(
+        [one["layers.0.weight"].flatten() for one in engine.parameter_gradients(encoded, rows)]
+    )
+    torch.testing.assert_close(projected @ projected.T, whole @ whole.T)

@@ -18,7 +18,8 @@ from curate.errors import ConfigError
 from curate.models.example_losses import draw_keys, drawn_labels, uniforms
 from curate.models.kfac import Basis, Curvature, basis_of, damped
 from curate.models.kfac_layers import Layer, in_groups, layers_of
-from curate.models.kfac_pass import KFACPass, query_directions
+from curate.models.kfac_pass import KFACPass
+from curate.models.kfac_queries import query_directions
 from curate.models.mlp import MLP
 from curate.models.settings import CausalLM, TabularClassification, TextClassification
 from curate.models.tasks import Encoded, Task
