@@ -85,8 +85,8 @@ def plan_domains(settings: Settings) -> StageState:
     run = RunFolder(Path(settings.run))
     if settings.domains is None:
         return StageState("domains", 0, 0)
-    total = len(run.partitions()) + 1
-    if total == 1:
+    total = len(run.partitions()) + 2
+    if not run.partitions():
         return StageState("domains", 0, 0, ("the index has not been made yet",))
     try:
         work = _Work.of(settings, settings.domains)
@@ -97,10 +97,13 @@ def plan_domains(settings: Settings) -> StageState:
         changed = fit.output.mark() is not None
         why = "settings or vectors have changed" if changed else "there are no clusters yet"
         return StageState("domains", total, 0, (why,))
-    due = [task for task in work.tables() if not task.is_done()]
+    tasks = work.tables()
+    due = sum(not task.is_done() for task in tasks)
     forms = ("partition has no domains yet", "partitions have no domains yet")
-    why = (counted(len(due), *forms),) if due else ()
-    return StageState("domains", total, total - len(due), why)
+    why = (counted(due, *forms),) if due else ()
+    if due or not run.clusters.is_done(_summary_stamp(work, tasks)):
+        due += 1
+    return StageState("domains", total, total - due, why or ("they are not in use",) * due)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ class _Work:
 def _summarise(work: _Work, tasks: list[Task]) -> bool:
     """Write `clusters.json` unless it is there; returns whether it was written."""
     marks = [task.output.mark() or {} for task in tasks]
-    made_from = fingerprint(clusters=work.fingerprint, tables=[mark["digest"] for mark in marks])
+    made_from = _summary_stamp(work, tasks)
     if work.run.clusters.is_done(made_from):
         return False
     named = read_json(names_output(work.run).path)["clusters"]
@@ -190,6 +193,11 @@ def _summarise(work: _Work, tasks: list[Task]) -> bool:
         lambda path: path.write_text(text, encoding="utf-8"), made_from, clusters=work.fingerprint
     )
     return True
+
+
+def _summary_stamp(work: _Work, tasks: list[Task]) -> str:
+    digests = [(task.output.mark() or {}).get("digest") for task in tasks]
+    return fingerprint(clusters=work.fingerprint, tables=digests)
 
 
 def _shown(values: dict[str, Any]) -> dict[str, Any]:

@@ -247,9 +247,13 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(
     monkeypatch.setattr(Output, "write", write)
     state = plan_domains(settings)
     assert state.done == max(0, writes - 1)  # two files make the clusters
+    assert state.total == 8  # the clusters, six partitions, what is said of them all
+    assert state.why
     summary = domains_run(settings, pool=POOL)
     assert summary["skipped"] == max(0, writes - 2)
     assert bytes_of(settings) == bytes_of(undisturbed)
+    state = plan_domains(settings)
+    assert (state.done, state.why) == (8, ())
 
 
 @pytest.mark.slow
