@@ -91,10 +91,10 @@ def test_a_failed_write_is_never_done(tmp_path: Path) -> None:
 
 
 def test_tables_of_partitions_that_are_gone_are_removed_with_their_marks(tmp_path: Path) -> None:
-    for name in ("part-a", "part-b"):
-        Output(tmp_path / f"{name}.parquet").write(lambda path: path.write_text("x"), "x")
+    for name in ("part-a.parquet", "part-b.parquet", "part-b.npy", "part-b.vectors"):
+        Output(tmp_path / name).write(lambda path: path.write_text("x"), "x")
     (tmp_path / "summary.json").write_text("{}")
-    assert remove_strays(tmp_path, {"part-a"}) == 1
+    assert remove_strays(tmp_path, {"part-a"}) == 3
     left = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
     assert left == ["part-a.parquet", "part-a.parquet.json", "summary.json"]
 
