@@ -113,12 +113,13 @@ def check(settings: Settings, _: DVGS) -> None:
         ConfigError: there is no target or no model.
         InputError: the target's files are missing.
     """
-    check_target(settings, "dvgs")
-    if settings.model.name is None and settings.model.config is None:
+    has_model = settings.model.name is not None or settings.model.config is not None
+    if settings.target is not None and not has_model:
         raise ConfigError(
             "scorer dvgs trains a model on the target, and there is none",
             fix="set model.name to go on from one, or model.config to make one from scratch",
         )
+    check_target(settings, "dvgs")
     task_settings(settings)
 
 
