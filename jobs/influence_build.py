@@ -24,13 +24,14 @@ from torch import Tensor
 
 from curate.config import parse, plain
 from curate.data.example import KEY
-from curate.data.files import discard, fingerprint, replace
+from curate.data.files import discard, fingerprint, misshapen, replace
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.data.tables import read_examples, write_table
+from curate.data.tables import read_examples, read_table, write_table
+from curate.errors import InputError
 from curate.models.gradients import Sides
 from curate.models.index_pass import IndexPass, index_rows
-from curate.models.index_rows import Header, RowsWriter, encode_rows
+from curate.models.index_rows import Header, RowsWriter, decode_rows, encode_rows, open_rows
 from curate.models.load import LoadedModel
 from curate.models.projection import blocks_of, describe
 from curate.models.tasks import Encoded, Task
@@ -87,6 +88,44 @@ def rows_output(run: RunFolder, part: Partition, slug: str) -> Output:
     return Output(run.root / FOLDER / slug / f"{part.name}.parquet")
 
 
+class IndexPart(NamedTuple):
+    """The index of one partition."""
+
+    header: Header
+    stored: npt.NDArray[Any]
+    """(N, k) mapped, as stored."""
+    table: pl.DataFrame
+    """Key, loss, squared_norm (null: no vector), num_positions, num_scored, scales (N, S)."""
+
+    def values(self, rows: slice = slice(None)) -> Tensor:
+        """(n, k) float32 rows."""
+        scales = self.table["scales"].to_numpy()[rows] if self.header.num_scales else None
+        return decode_rows(self.stored[rows], scales, self.header)
+
+
+def open_part(run: RunFolder, part: Partition, slug: str) -> IndexPart:
+    """What `build_work` wrote.
+
+    Args:
+        run: the run folder, or that of the target.
+        part: of its partitions.
+        slug: of the checkpoint.
+
+    Raises:
+        InputError: it is missing, truncated, or damaged.
+    """
+    vectors, rows = vectors_output(run, part, slug), rows_output(run, part, slug)
+    header, stored = open_rows(vectors.path)
+    try:
+        table = read_table(rows.path)
+    except InputError as error:  # what helps is to remove both
+        raise misshapen(vectors.path, error.what) from error
+    one, other = vectors.mark(), rows.mark()
+    if one is None or other is None or one["fingerprint"] != other["fingerprint"]:
+        raise misshapen(vectors.path, "the table beside it is of another index")
+    return IndexPart(header, stored, table)
+
+
 def build_tasks(world: World, chosen: Sequence[Measurer], options: IndexOptions) -> list[Work]:
     """One task for each checkpoint and partition, so that a worker loads each model once.
 
@@ -120,6 +159,9 @@ def build_tasks(world: World, chosen: Sequence[Measurer], options: IndexOptions)
                 "fingerprint": stamp,
             }
             output = vectors_output(world.folder, part, measurer.slug)
+            table = rows_output(world.folder, part, measurer.slug)
+            if output.is_done(stamp) and not table.is_done(stamp):  # someone has removed it
+                output = table
             found.append(Work(f"{measurer.name}, {world.label}{part.name}", payload, output, stamp))
     return found
 

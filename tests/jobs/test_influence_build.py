@@ -29,7 +29,6 @@ from curate.models.index_rows import (
     RowsWriter,
     Storage,
     check_alike,
-    decode_rows,
     open_rows,
     read_header,
 )
@@ -42,6 +41,7 @@ from jobs.influence_build import (
     World,
     build_tasks,
     build_work,
+    open_part,
     pool_world,
     rows_output,
     target_world,
@@ -127,15 +127,9 @@ def build(world: World, chosen: IndexOptions, pool: Pool = INLINE) -> Any:
 def read(world: World) -> tuple[Tensor, pl.DataFrame, Header]:
     """All rows, their table, and the last header."""
     (measurer,) = measurers(world.settings)
-    values: list[Tensor] = []
-    tables: list[pl.DataFrame] = []
-    for part in world.folder.partitions():
-        header, stored = open_rows(vectors_output(world.folder, part, measurer.slug).path)
-        table = pl.read_parquet(rows_output(world.folder, part, measurer.slug).path)
-        scales = table["scales"].to_numpy() if header.num_scales else None
-        values.append(decode_rows(stored, scales, header))
-        tables.append(table.drop("scales", strict=False))
-    return torch.cat(values), pl.concat(tables), header  # pyright: ignore[reportPossiblyUnboundVariable]
+    parts = [open_part(world.folder, part, measurer.slug) for part in world.folder.partitions()]
+    tables = [part.table.drop("scales", strict=False) for part in parts]
+    return torch.cat([part.values() for part in parts]), pl.concat(tables), parts[-1].header
 
 
 def bytes_of(world: World) -> dict[str, bytes]:
@@ -355,6 +349,28 @@ def test_a_truncated_file_is_built_again_and_refused_by_readers(tmp_path: Path):
         open_rows(path)
     assert len(build(world, options()).done) == 1
     assert bytes_of(world) == before
+
+
+def test_a_table_of_another_index_is_refused(tmp_path: Path):
+    settings = language_run(tmp_path)
+    world = pool_world(settings)
+    build(world, options())
+    part = world.folder.partitions()[2]
+    found = open_part(world.folder, part, "model")
+    assert torch.equal(found.values(slice(1, 3)), found.values()[1:3])
+    table = rows_output(world.folder, part, "model")
+    table.write(lambda path: found.table.write_parquet(path), "another")
+    with pytest.raises(InputError, match="the table beside it is of another index"):
+        open_part(world.folder, part, "model")
+    table.path.write_bytes(table.path.read_bytes()[:-1] + b"x")
+    with pytest.raises(
+        InputError, match=r"\.vectors is damaged: .*\.parquet is missing or dam"
+    ) as e:
+        open_part(world.folder, part, "model")
+    assert "remove it and run the same command again" in e.value.fix
+    table.path.unlink()
+    assert len(build(world, options()).done) == 1
+    assert torch.equal(open_part(world.folder, part, "model").values(), found.values())
 
 
 def test_another_model_makes_another_index_that_is_refused_beside_the_first(tmp_path: Path):
