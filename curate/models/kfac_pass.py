@@ -36,7 +36,7 @@ from curate.models.kfac import Basis, Curvature, Sums
 from curate.models.kfac_layers import Layer, View, Views
 from curate.models.kfac_products import squares_summed, weighted_squares
 from curate.models.quantities import to_device
-from curate.models.tasks import Encoded, Task
+from curate.models.tasks import Batch, Encoded, Task
 
 _KEPT_INPUTS = 2
 
@@ -285,7 +285,7 @@ class KFACPass:
         def work(members: np.ndarray) -> None:
             batch = to_device(self._task.collate(encoded, chosen[members]), self._device)
             if views is not None:
-                views.begin(batch.get("attention_mask"), len(members))
+                views.begin(_unmasked(batch), len(members))
             if draws is not None:
                 batch[DRAWS] = torch.from_numpy(draws[chosen[members]])
             try:
@@ -363,6 +363,20 @@ class KFACPass:
                 del self._inputs[next(iter(self._inputs))]
             self._inputs[key] = given, make()
         return self._inputs[key][1]
+
+
+def _unmasked(batch: Batch) -> Tensor | None:
+    """The positions that hold a token, the example first; None: all.
+
+    Of an example in several rows (windows) those that only fill the batch up hold none, whatever
+    the attention mask says: a row must attend to something.
+    """
+    mask, targets = batch.get("attention_mask"), batch.get("targets")
+    if targets is None or targets.dim() != 3:
+        return mask
+    ids = batch["input_ids"]
+    is_row = (targets >= 0).any(2, keepdim=True).expand_as(ids)
+    return is_row if mask is None else mask.bool() & is_row
 
 
 def _squared(rows: Tensor, view: View) -> Tensor:

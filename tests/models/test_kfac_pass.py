@@ -21,7 +21,7 @@ from curate.models.kfac_layers import Layer, in_groups, layers_of
 from curate.models.kfac_pass import KFACPass
 from curate.models.kfac_queries import query_directions
 from curate.models.mlp import MLP
-from curate.models.settings import CausalLM, TabularClassification, TextClassification
+from curate.models.settings import CausalLM, TabularClassification, TextClassification, Window
 from curate.models.tasks import Encoded, Task
 from curate.models.tasks.causal_lm import CausalLMTask
 from curate.models.tasks.classification import TabularTask, TextTask
@@ -239,6 +239,22 @@ def test_batches_padding_and_order_change_nothing(kind: str, tmp_path: Path):
     order = np.array([3, 0, 4, 1, 2])
     again = whole.self_influence(world.encoded, order, one)
     torch.testing.assert_close(again, together[torch.from_numpy(order)])
+
+
+def test_rows_that_fill_up_a_batch_of_windows_are_no_tokens(tmp_path: Path):
+    world = language(tmp_path)
+    settings = CausalLM(max_tokens=8, window=Window(overlap=2))
+    world.task = CausalLMTask(settings, byte_tokenizer())
+    world.encoded = world.task.encode(pl.DataFrame({"text": TEXTS}))
+    draws = keys(world)
+    one, two = (
+        world.engine(batch_tokens=size).factors(world.encoded, world.everything, draws)
+        for size in (1000, 1)
+    )
+    assert world.encoded.num_scored.max() > 8
+    for name, sums in one.items():
+        for first, second in zip(sums, two[name], strict=True):
+            torch.testing.assert_close(first, second)
 
 
 def test_sums_of_two_partitions_are_those_of_the_whole(tmp_path: Path):
