@@ -73,6 +73,8 @@ def embed_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
             run, "embed", outputs=outputs, seconds=summary["seconds"], facts={"summary": facts}
         )
     raise_failures("embed", outcome)
+    for name in tasks:
+        _check_widths(run, settings, name)
     for name, entry in summary["representations"].items():
         if entry["without"]:
             log.warning("%s: %d of %d examples have no vector: nothing to read, or numbers that"
@@ -197,6 +199,25 @@ def _summary(embed: Embed, tasks: list[Task]) -> dict[str, Any]:
         "dim": marks[0]["dim"] if marks else None,
         **{key: sum(mark[key] for mark in marks) for key in ("rows", "without", "cut")},
     }
+
+
+def _check_widths(run: RunFolder, settings: Settings, name: str) -> None:
+    """Refuse vectors that cannot be compared: their files have different widths.
+
+    Raises:
+        InputError: names two files.
+    """
+    folders = [(run, ""), (target_folder(run), "target: ")] if settings.target else [(run, "")]
+    widths = dict[int, str]()
+    for folder, label in folders:
+        for part in folder.partitions():
+            dim = (folder.vectors(part, name).mark() or {}).get("dim")
+            widths.setdefault(int(dim or 0), f"{label}{part.source}/{part.file}")
+    if len(widths) > 1:
+        said = " and ".join(f"{dim} numbers in {where}" for dim, where in list(widths.items())[:2])
+        raise InputError(
+            f"embed.{name}: vectors have {said}", fix="give all files vectors of one width"
+        )
 
 
 def _remove_strays(run: RunFolder) -> None:

@@ -71,7 +71,7 @@ def encoder_digest(settings: Settings, embed: Embed) -> str:
         ConfigError: none is named.
         InputError: it is missing.
     """
-    folder = model_folder(_model(settings, embed))
+    folder = _folder(settings, embed)
     is_text = not any(source.image is not None for source in settings.sources.values())
     place = _tokenizer(settings, embed) or folder
     return model_digest(folder, load_tokenizer(place) if is_text else None)
@@ -98,6 +98,8 @@ def _vectors(
     task = task_settings(settings) if settings.task else None
     if embed.kind == "model" and "image" in fields.columns:
         return _images(settings, embed, fields, task, digest=digest), read
+    if "image" in fields.columns and not isinstance(task, ImageClassification):
+        raise _no_image_task()
     inputs = plain_inputs(fields, task)
     if isinstance(inputs, np.ndarray):
         if embed.kind != "values":
@@ -149,10 +151,7 @@ def _images(
 ) -> Floats:
     """(N, d) states of an image model; NaN where an image cannot be read."""
     if not isinstance(kind, ImageClassification):
-        raise ConfigError(
-            "embed: a model reads images as the task says, and there is none",
-            fix="set task.kind to image-classification, with channels and size",
-        )
+        raise _no_image_task()
     reading = _Reading(settings, embed, digest)
     model, device = _body(reading), pick_device(settings.model.device)
     task = build_task(kind, None)
@@ -169,6 +168,14 @@ def _images(
     if found is None:
         raise InputError("no image of the partition can be read", fix="check sources.NAME.image")
     return found
+
+
+def _no_image_task() -> ConfigError:
+    return ConfigError(
+        "embed: images are read as the task says, and there is no task for images",
+        fix="write settings with `curate init DATA`, or set task: {kind: image-classification,"
+        " num_classes: ..., size: ..., channels: ...}",
+    )
 
 
 class _Reading:
@@ -189,7 +196,7 @@ def _encoder(reading: _Reading) -> Encoder:
     """The model, once per process."""
     settings, embed = reading.settings, reading.embed
     return load_encoder(
-        model_folder(_model(settings, embed)),
+        _folder(settings, embed),
         pooling=embed.pooling,
         layer=embed.layer,
         max_tokens=embed.max_tokens,
@@ -203,10 +210,18 @@ def _encoder(reading: _Reading) -> Encoder:
 def _body(reading: _Reading) -> Any:
     settings = reading.settings
     return load_body(
-        model_folder(_model(settings, reading.embed)),
+        _folder(settings, reading.embed),
         dtype=settings.model.dtype,
         device=pick_device(settings.model.device),
     )
+
+
+def _folder(settings: Settings, embed: Embed) -> Path:
+    try:
+        return model_folder(_model(settings, embed))
+    except InputError as error:
+        place = "model.name" if embed.model is None else "embed.NAME.model, or --embed"
+        raise InputError(error.what, fix=error.fix.replace("model.name", place)) from error
 
 
 def _model(settings: Settings, embed: Embed) -> Model:

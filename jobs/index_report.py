@@ -126,7 +126,7 @@ def _nothing_left(
         )
     return InputError(
         f"there are no examples in {names}: {counted(summary['files'], 'file')}, 0 rows",
-        fix="check the paths, and sources.*.include",
+        fix="check the path, and sources.*.include",
     )
 
 

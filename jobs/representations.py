@@ -62,6 +62,21 @@ def representation(settings: Settings, name: str | None) -> str:
     return name
 
 
+def check_representations(settings: Settings) -> None:
+    """Refuse names of representations that do not exist, wherever the settings have them.
+
+    Raises:
+        ConfigError: as `representation`.
+    """
+    for name, options in settings.score.named.items():
+        if name in READS_VECTORS and (options or {}).get("vectors") is not None:
+            representation(settings, str(options["vectors"]))
+    if settings.domains is not None:
+        representation(settings, settings.domains.vectors)
+    if settings.plan.is_diverse:
+        representation(settings, settings.plan.vectors)
+
+
 def names_wanted(settings: Settings) -> list[str]:
     """Representations that are made: all, but none where only the target's texts are read."""
     if not settings.embed and not reads_vectors(settings) and reads_target(settings):

@@ -39,6 +39,8 @@ def guess_settings(data: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         "sources": {name: {"path": data}},
         "score": {"scorers": ["rds" if flags.get("target") else "el2n"]},
     }
+    if flags.get("target") and not flags.get("scorer"):
+        values["plan"] = {"score": "rds_rank", "order": "easiest", "within": "all", "keep": 0.1}
     model = flags.get("model")
     scorers: list[str] = flags.get("scorer") or values["score"]["scorers"]
     chosen = chosen_scorers({name: {} for name in scorers})

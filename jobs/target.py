@@ -132,5 +132,8 @@ def write_facts(path: Path, value: dict[str, Any]) -> None:
 
 def _named_target(error: CurateError) -> CurateError:
     """The same error; the index knows the target as a source of that name."""
-    what, fix = (words.replace("sources.target.", "target.") for words in (error.what, error.fix))
+    what, fix = (
+        words.replace("sources.target.", "target.").replace("sources.*.", "target.")
+        for words in (error.what, error.fix)
+    )
     return type(error)(what, fix=fix)

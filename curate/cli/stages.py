@@ -27,6 +27,9 @@ def run_command(command: str, common: Common) -> None:
         from jobs.score_check import check_scores
 
         check_scores(settings)
+    from jobs.representations import check_representations
+
+    check_representations(settings)
     if "plan" in names:
         from jobs.plan_check import check_plan
 

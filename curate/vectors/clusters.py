@@ -50,12 +50,17 @@ def kmeans(
 
     Raises:
         ConfigError: k is not positive, or there are fewer vectors than clusters.
-        InputError: a vector has an infinite number.
+        InputError: there are no vectors, or one has an infinite number.
         MissingDependencyError: faiss, or its build for the GPU asked for, is missing.
     """
     if k < 1:
         raise ConfigError(f"{k} clusters were asked for", fix="ask for at least one")
     usable = vectors.usable()
+    if not len(usable):
+        raise InputError(
+            "no row that could be clustered has a vector",
+            fix="look at the summary of `curate embed`, and at what is held out",
+        )
     if k > len(usable):
         raise ConfigError(
             f"{counted(k, 'cluster')} were asked for, but there "

@@ -2,9 +2,9 @@
 
     python -m pytest tests/benchmarks/test_vector_search.py -s -o addopts=--import-mode=importlib
 
-Prints the tables of docs/benchmarks.md; about five minutes of CPU time. One process for each search,
-so that its peak of memory is its own; pages of mapped files do not count, as the system takes them
-back when it needs them. Two kinds of vectors of 384 numbers: random directions of
+Prints the tables of docs/benchmarks.md; about five minutes of CPU time. Each search has a process
+of its own, so that its peak of memory is its own; pages of mapped files do not count, as the
+system takes them back when it needs them. Two kinds of vectors of 384 numbers: random directions of
 rank 48, in which neighbours mean little and cells help least; and real sentence vectors, repeated
 with noise of a tenth of their length to the same number, where the folder CURATE_VECTORS has
 `<set>/train.npy`.

@@ -22,7 +22,12 @@ from curate.vectors.settings import Embed
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.embedding import embed_run, plan_embed, vectors_digest
 from jobs.index import index_run
-from jobs.representations import open_vectors, representation, representations
+from jobs.representations import (
+    check_representations,
+    open_vectors,
+    representation,
+    representations,
+)
 from jobs.settings import Settings, parse_settings
 from jobs.target import target_folder
 
@@ -220,6 +225,50 @@ def test_a_column_that_holds_no_vectors_is_refused(tmp_path: Path, column: Any, 
     unknown = parse_settings({**plain(settings), "embed": {"v": {"kind": "column", "column": "w"}}})
     with pytest.raises(CurateError, match="'w'"):
         embed_run(unknown, pool=INLINE)
+
+
+def test_files_of_different_width_are_refused_by_name(tmp_path: Path):
+    settings = made(tmp_path, {"v": {"kind": "column", "column": "v"}})
+    embed_run(settings, pool=INLINE)
+    for file in ("b", "t"):
+        frame = pl.read_parquet(tmp_path / f"{file}.parquet")
+        wide = frame.with_columns(v=pl.Series([[1.0, 2.0]] * frame.height))
+        wide.write_parquet(tmp_path / f"{file}.parquet")
+        index_run(settings, pool=INLINE)
+        with pytest.raises(InputError, match=r"4 numbers in pool/a\.parquet and 2 numbers in"):
+            embed_run(settings, pool=INLINE)
+        frame.write_parquet(tmp_path / f"{file}.parquet")
+
+
+def test_a_model_that_is_not_there_is_named_with_its_setting(tmp_path: Path):
+    settings = made(tmp_path, {"m": {"model": str(tmp_path / "nowhere")}})
+    with pytest.raises(InputError, match="nowhere") as caught:
+        embed_run(settings, pool=INLINE)
+    assert "embed.NAME.model" in caught.value.fix
+
+
+def test_an_empty_target_is_named_as_such(tmp_path: Path):
+    settings = made(tmp_path, {})
+    pl.DataFrame(schema={"text": pl.String}).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(InputError) as caught:
+        embed_run(settings, pool=INLINE)
+    assert "target" in caught.value.what
+    assert "sources" not in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"plan": {"draw": "k_centre", "vectors": "zzz"}},
+        {"score": {"scorers": [{"rds": {"vectors": "zzz"}}]}},
+        {"domains": {"clusters": 3, "vectors": "zzz"}},
+    ],
+)
+def test_a_representation_that_does_not_exist_is_refused_before_the_run(section: Any):
+    values: dict[str, Any] = {"run": "r", "sources": {"a": {"path": "p"}}, **section}
+    check_representations(parse_settings({"run": "r", "sources": {"a": {"path": "p"}}}))
+    with pytest.raises(ConfigError, match="no representation 'zzz'"):
+        check_representations(parse_settings(values))
 
 
 def test_without_settings_there_is_one_representation(tmp_path: Path):

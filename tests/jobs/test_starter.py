@@ -238,6 +238,17 @@ def test_bare_data_gives_settings_named_after_it(tmp_path: Path):
         guess_settings("d.parquet", {"model": str(tmp_path / "absent" / "x" / "y")})
 
 
+def test_bare_data_and_a_target_are_planned_by_rds():
+    flags = {"target": "wanted.parquet"}
+    guessed = guess_settings("data/news.parquet", flags)
+    assert guessed["score"] == {"scorers": ["rds"]}
+    assert guessed["plan"] == {
+        "score": "rds_rank", "order": "easiest", "within": "all", "keep": 0.1,
+    }  # fmt: skip
+    named = guess_settings("data/news.parquet", {**flags, "scorer": ["dsir"]})
+    assert "plan" not in named
+
+
 def test_images_become_an_image_classification(tmp_path: Path):
     for name, mode in (("cat", "L"), ("dog", "L")):
         (tmp_path / "pets" / name).mkdir(parents=True)
