@@ -1,6 +1,7 @@
 """The passes of the scorer `bm25`: the target's words, how many examples hold each, the scores.
 
-    run/bm25/queries.safetensors          the target's words, and those of each of its rows
+    run/bm25/queries.safetensors          the target's words, how often each stands there, and
+                                          those of each of its rows
     run/bm25/counts/part-….safetensors    training examples of a partition that hold each word
     run/bm25/weights.safetensors          idf of each word, mean length
     run/quantities/bm25/                  a table for each partition
@@ -47,7 +48,7 @@ from scorers.protocol import Scorer
 log = logging.getLogger(__name__)
 
 NAME = "bm25"
-VERSION = 1
+VERSION = 2
 """Raised when the same data and settings would give other numbers."""
 
 MANY_QUERIES = 10_000
@@ -149,23 +150,31 @@ def queries_work(payload: dict[str, Any]) -> Receipt:
         InputError: it has no words.
     """
     settings, options = parse_settings(payload["settings"]), BM25(**payload["options"])
-    pairs: list[np.ndarray] = []  # word and row, each pair once
+    pairs: list[np.ndarray] = []  # row and word, each pair once
+    often: list[np.ndarray] = []  # how often the word stands in the row
     num_rows = 0
     for part in target_parts(settings):
         texts = target_texts(settings, part, scorer=NAME)
         for block in _blocks(texts, options):
             rows = (block.texts + (num_rows + block.first)).astype(np.uint64)
-            pairs.append(np.unique(np.stack([rows, block.hashes]), axis=1))
+            both, times = np.unique(np.stack([rows, block.hashes]), axis=1, return_counts=True)
+            pairs.append(both)
+            often.append(times)
         num_rows += len(texts)
     rows, hashes = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.uint64)
     if not len(rows):
         raise InputError(
-            "bm25: the target has no words", fix="check the column of its text, and bm25.ngrams"
+            "bm25: the target has no words",
+            fix="check the column of its text, and the option `ngrams` of the scorer bm25 under"
+            " score.scorers",
         )
     words, places = np.unique(hashes, return_inverse=True)
     own, sizes = np.unique(rows, return_counts=True)
+    times = np.zeros(len(words), dtype=np.int64)
+    np.add.at(times, places, np.concatenate(often))
     arrays = {
         "words": words,
+        "times": times,
         "places": places.astype(np.int64),
         "starts": np.concatenate([[0], np.cumsum(sizes)]),
         "rows": own.astype(np.int64),
@@ -235,7 +244,8 @@ def weights_work(payload: dict[str, Any]) -> Receipt:
             fix="check the columns of the texts, or use vectors: rds, gio",
         )
     unknown = np.add.reduceat(found_in[queries["places"]] > 0, queries["starts"][:-1]) == 0
-    share = float((found_in == 0).mean())
+    times = queries["times"]
+    share = float(times[found_in == 0].sum() / times.sum())
     if share > _UNSEEN:
         log.warning("bm25: %d %% of the target's words stand nowhere in the pool",
                     round(100 * share))  # fmt: skip

@@ -155,8 +155,9 @@ def _report(facts: dict[str, Any], table: pl.DataFrame, options: DensityRatio) -
     log.info("density_ratio: %.0f effective examples of %d", facts["effective"], facts["rows"])
     if options.force:
         return
-    fix = ("to choose examples set density_ratio.force: true and rank by density_ratio_log;"
-           " for weights lower density_ratio.clip")  # fmt: skip
+    fix = ("to choose examples set the option `force: true` of the scorer density_ratio under"
+           " score.scorers and rank by density_ratio_log; for weights lower its option `clip`"
+           " there")  # fmt: skip
     if facts["effective_share"] < LEAST_SHARE:
         raise CurateError(
             f"density_ratio: the weights leave {facts['effective']:,.0f} effective examples of"

@@ -14,9 +14,12 @@ from curate.data.reading import read_fields
 from curate.data.tables import read_examples
 from curate.errors import ConfigError, CurateError, InputError
 from curate.models.plain_inputs import plain_inputs
+from curate.models.text_ngrams import Hashes
 from jobs.lengths import content_of, content_settings
 from jobs.settings import Settings, task_settings
 from jobs.target import target_folder
+
+_SIEVE = 1 << 22
 
 
 def pool_texts(settings: Settings, part: Partition, *, scorer: str) -> list[str]:
@@ -83,6 +86,26 @@ def is_train(settings: Settings, part: Partition) -> npt.NDArray[np.bool_]:
     """(N,) False for held-out examples, which enter no statistics of the pool."""
     examples = read_examples(RunFolder(Path(settings.run)), part, ["split"])
     return (examples["split"] == TRAIN).to_numpy()
+
+
+def note_found(hashes: Hashes, wanted: Hashes, is_found: npt.NDArray[np.bool_]) -> None:
+    """Mark which of the wanted hashes are among some others.
+
+    Args:
+        hashes: (M,) as they come.
+        wanted: (T,) ascending, each once.
+        is_found: (T,) changed in place; what is True is not looked for again.
+    """
+    left = wanted[~is_found]
+    if not len(left):
+        return
+    # A table of the low bits keeps nearly all others from being looked up.
+    low = np.uint64(_SIEVE - 1)
+    sieve = np.zeros(_SIEVE, dtype=np.bool_)
+    sieve[left & low] = True
+    rest = np.unique(hashes[sieve[hashes & low]])
+    places = np.minimum(np.searchsorted(wanted, rest), len(wanted) - 1)
+    is_found[places[wanted[places] == rest]] = True
 
 
 def remove_stray_counts(run: RunFolder, scorer: str) -> None:

@@ -34,6 +34,7 @@ from curate.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 _POOL_SMOOTHING = 0.3
 _STRONGEST = 1e8

@@ -123,7 +123,19 @@ def test_rows_that_say_nothing_are_told_apart(tmp_path: Path):
     run = RunFolder(tmp_path / "run")
     assert (queries_output(run).mark() or {})["without_words"] == 1
     assert (weights_output(run).mark() or {})["target_rows_without_match"] == 1
-    assert (weights_output(run).mark() or {})["unseen_words_share"] == pytest.approx(2 / 3)
+    assert (weights_output(run).mark() or {})["unseen_words_share"] == pytest.approx(2 / 4)
+
+
+def test_a_target_of_another_language_is_told_though_each_line_has_a_number_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    frame = pl.DataFrame({"text": [f"the ship of {n}" for n in range(30)], "kind": "sea"})
+    lines = [f"Корабль вышел в море {n}" for n in range(20)]  # 4 words beside 20 known numbers
+    write_world(tmp_path, frame=frame, target=lines)
+    scored(tmp_path, ["bm25"], index={"held_out": 0.0})
+    mark = weights_output(RunFolder(tmp_path / "run")).mark() or {}
+    assert mark["unseen_words_share"] == pytest.approx(0.8)
+    assert "80 % of the target's words stand nowhere in the pool" in capsys.readouterr().err
 
 
 def test_one_example_and_all_alike_are_scored(tmp_path: Path):
@@ -153,7 +165,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "scorer bm25 compares every example with a target" in capsys.readouterr().err
     config = str(write_config(tmp_path, values_of(tmp_path, ["bm25"])))
     assert main(["score", config]) == 3
-    assert "the target has no words" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the target has no words" in said
+    assert "the option `ngrams` of the scorer bm25 under score.scorers" in " ".join(said.split())
     pl.DataFrame({"text": ["zzz yyy"]}).write_parquet(tmp_path / "target.parquet")
     assert main(["score", config]) == 3
     assert "no word of the target stands in the pool" in capsys.readouterr().err

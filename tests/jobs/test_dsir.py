@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from safetensors.numpy import load_file
 
 import curate
 from curate.cli import main
 from curate.data.layout import RunFolder
-from jobs.dsir import count_work, model_output
+from jobs.dsir import count_work, largest_output, model_output
 from tests.jobs.lexical_pool import (
     partitions,
     score_bytes,
     scored,
+    table,
     texts_of,
     values_of,
     write_config,
@@ -182,6 +184,61 @@ def test_a_target_of_other_words_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "stand nowhere in the pool" in capsys.readouterr().err
 
 
+RUSSIAN = [
+    f"Корабль номер {number} вышел из гавани в открытое море, и шторм не утихал."
+    for number in range(20)
+]
+
+
+def test_a_target_of_another_language_is_told_though_the_pool_fills_every_bucket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    target = [*RUSSIAN, "The captain of the ship."]
+    write_world(tmp_path, target=target)
+    values = values_of(tmp_path, [{"dsir": {"buckets": 50}}])
+    assert main(["score", str(write_config(tmp_path, values))]) == 0
+    run = RunFolder(tmp_path / "run")
+    assert (load_file(model_output(run).path)["pool"] > 0).all()
+    scores = table(tmp_path)
+    held: set[str] = set()
+    for text in scores.filter(pl.col("split") == "train")["text"]:
+        held.update(words_and_pairs(text))
+    grams = [gram for text in target for gram in words_and_pairs(text)]
+    expected = sum(gram not in held for gram in grams) / len(grams)
+    assert 0.5 < expected < 1
+    found = (model_output(run).mark() or {})["target_unseen_share"]
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert f"{100 * expected:.0f} % of the target's n-grams" in capsys.readouterr().err
+
+
+def test_an_ordinary_target_is_not_told_of_unseen_words_or_flat_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_world(tmp_path)
+    scored(tmp_path, ["dsir"])
+    said = capsys.readouterr().err
+    assert "nowhere in the pool" not in said
+    assert "of all examples are within" not in said
+    assert (largest_output(RunFolder(tmp_path / "run")).mark() or {})["largest"] > 1
+
+
+def test_weights_that_are_all_alike_are_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_world(tmp_path, target=["ship"])
+    # Of a single n-gram no strength is likelier than another; this one makes little of it.
+    scores = scored(tmp_path, [{"dsir": {"smoothing": 1e4}}])
+    largest = scores["dsir"].abs().max()
+    assert isinstance(largest, float)
+    assert largest <= 0.001
+    said = "the weights of all examples are within 0.1 % of 1: the target is too small"
+    assert capsys.readouterr().err.count(said) == 1
+    mark = largest_output(RunFolder(tmp_path / "run")).mark() or {}
+    assert mark["largest"] == pytest.approx(largest, rel=1e-5)
+    scored(tmp_path, [{"dsir": {"smoothing": 0.3}}])
+    assert said not in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_world(tmp_path, target=["-", "="])
     without = {k: v for k, v in values_of(tmp_path, ["dsir"]).items() if k != "target"}
@@ -189,7 +246,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "scorer dsir compares every example with a target" in capsys.readouterr().err
     bad = values_of(tmp_path, [{"dsir": {"ngrams": [2, 2]}}])
     assert main(["score", str(write_config(tmp_path, bad))]) == 3
-    assert "the target has no n-grams" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the target has no n-grams" in said
+    assert "the option `ngrams` of the scorer dsir under score.scorers" in " ".join(said.split())
     numbers = pl.DataFrame({"x": [[1.0, 2.0]] * 5})
     numbers.write_parquet(tmp_path / "numbers.parquet")
     wrong = values_of(
