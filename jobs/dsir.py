@@ -55,7 +55,7 @@ VERSION = 2
 
 _FEW_NGRAMS = 200
 _UNSEEN = 0.5
-_FLAT = 0.001
+_FLAT = 0.01
 """Largest log weight, leaving the sign aside, up to which weights tell nothing."""
 
 
@@ -280,7 +280,7 @@ def largest_work(payload: dict[str, Any]) -> Receipt:
     marks = [run.quantities(part, NAME).mark() or {} for part in run.partitions()]
     largest = max(mark["largest"] for mark in marks)
     if largest <= _FLAT:
-        log.warning("dsir: the weights of all examples are within 0.1 % of 1: the target is too"
+        log.warning("dsir: the weights of all examples are within 1 % of 1: the target is too"
                     " small, or too like the pool, to tell anything")  # fmt: skip
     arrays = {"largest": np.array([largest])}
     largest_output(run).write(

@@ -232,7 +232,7 @@ def test_too_small_a_target_or_pool_is_refused(tmp_path: Path, capsys: pytest.Ca
     narrow = tmp_path / "narrow"
     write(narrow, rows(50, np.zeros(3), seed=14), rows(50, np.zeros(2), seed=15))
     assert main(["score", config_of(narrow, {}, "run")]) == 3
-    assert "vectors of the pool have 3 numbers, those of the target 2" in capsys.readouterr().err
+    assert "3 numbers in web/one.parquet and 2 numbers in target" in capsys.readouterr().err
     without = tmp_path / "without"
     write(without, rows(50, np.zeros(3), seed=14), rows(50, np.zeros(3), seed=15))
     assert main(["score", config_of(without, {}, "run", target=None)]) == 2
