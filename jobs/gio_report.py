@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _SAMPLE = 2000
 _CELLS = 50
+_APART = 0.9995
+"""Total variation from here on is told as 1.000: no cell in common."""
 
 
 def report_work(payload: dict[str, Any]) -> Receipt:
@@ -47,7 +49,20 @@ def report_work(payload: dict[str, Any]) -> Receipt:
         log.info("%s: total variation from the target %.3f in the pool, %.3f chosen, %.3f with"
                  " weights; squared MMD %.4f, %.4f, %.4f", NAME,
                  *report["total_variation"].values(), *report["mmd"].values())  # fmt: skip
+        _warn(report["total_variation"], report["mmd"])
     return {"chosen": len(chosen)}
+
+
+def _warn(total_variation: dict[str, float], mmd: dict[str, float]) -> None:
+    """Say so where the choice is no nearer to the target than the pool as a whole."""
+    apart = min(total_variation["pool"], total_variation["chosen"]) >= _APART
+    if mmd["chosen"] > mmd["pool"] or apart:
+        log.warning(
+            "%s: what was chosen is no nearer to the target than the pool: squared MMD %.4f in the"
+            " pool and %.4f chosen, total variation %.3f and %.3f; the target may lie outside the"
+            " pool, or the vectors not tell its kind", NAME, mmd["pool"], mmd["chosen"],
+            total_variation["pool"], total_variation["chosen"],
+        )  # fmt: skip
 
 
 def _domains(work: Work, places: npt.NDArray[np.float32]) -> dict[str, Any]:

@@ -72,7 +72,9 @@ def _search(work: Work, prepared: Prepared, pool: Pool, start: Start) -> Selecti
     )
     k = min(options.k, len(target) - 1)
     if k < options.k:
-        log.warning("%s: k is %d, as there are %d different target points", NAME, k, len(target))
+        log.warning("%s: k is lowered from %d to %d, as there are %d different target points;"
+                    " divergences of another k are others, the choice is the same", NAME,
+                    options.k, k, len(target))  # fmt: skip
     stop = Stop(patience=options.patience, max_steps=options.max_steps)
     if options.optimizer == "gradient":
         return descend(

@@ -60,7 +60,7 @@ class GIO:
     estimator: Literal["knn", "avg"] = "knn"
     """`knn` covers the target; `avg` is the authors' and fills one mode first."""
     k: int = 5
-    """Neighbour on the target's side."""
+    """Neighbour on the target's side; changes the reported divergence only, never the choice."""
     own_k: int = 1
     """The l-th neighbour on the selection's side, of `knn`; 1 is searched lazily."""
     optimizer: Literal["exact", "gradient"] = "exact"
@@ -80,8 +80,8 @@ class GIO:
     max_steps: int | None = None
     """Most additions."""
     budget: Keep | None = None
-    """{examples: N}, {tokens: N}, {share: S} or {token_share: S} of the training rows: no more are
-    chosen."""
+    """{examples: N}, {tokens: N}, {share: S} or {token_share: S} of the training rows, S at most 1:
+    no more are chosen."""
     max_share: float | None = 5.0
     """A cluster gives at most so many times its share of the target, and no weight is larger; null
     for all of it, as the authors do."""
@@ -109,6 +109,13 @@ class GIO:
             raise ConfigError(
                 f"gio: max_share is {self.max_share}, below 1", fix="set it to 5, or to null"
             )
+        for name in ("share", "token_share"):
+            share = None if self.budget is None else getattr(self.budget, name)
+            if share is not None and not 0 < share <= 1:
+                raise ConfigError(
+                    f"gio: budget.{name} is {share}, and an example is chosen once at most",
+                    fix="set it above 0 and to 1 at most, or name a number of examples or tokens",
+                )
         if self.own_k > 1 and (self.estimator == "avg" or self.optimizer == "gradient"):
             raise ConfigError(
                 "gio: own_k belongs to estimator knn and optimizer exact", fix="remove own_k"

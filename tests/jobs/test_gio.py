@@ -270,10 +270,28 @@ def test_a_target_far_outside_the_pool_chooses_nothing_and_says_so(
     with caplog.at_level(logging.WARNING):
         found = scored(settings)
     assert "nothing is chosen" in caplog.text
+    assert "no nearer" not in caplog.text
     for name in ("gio", "gio_step", "gio_kl", "gio_weight"):
         assert found[name].null_count() == found.height
     assert found["gio_distance"].count() > 500
     assert report_of(settings)["examples"]["chosen"] == 0
+
+
+@pytest.mark.parametrize(("shift", "warns"), [(0, False), (20, True)])
+def test_a_choice_that_is_no_nearer_to_the_target_than_the_pool_is_warned_of(
+    tmp_path: Path, kinds: np.ndarray, caplog: pytest.LogCaptureFixture, shift: int, warns: bool
+):
+    """A target beyond the pool: the edge of the pool is nearer than the start, and is taken."""
+    write_rows(tmp_path / "target.parquet", around([0] * 80, 2) + shift, name="goal")
+    settings = settings_of(tmp_path, dims=None)
+    with caplog.at_level(logging.WARNING):
+        scored(settings)
+    report = report_of(settings)
+    assert report["examples"]["chosen"] > 0
+    told = "what was chosen is no nearer to the target than the pool: squared MMD"
+    assert (told in caplog.text) is warns
+    assert (report["mmd"]["chosen"] > report["mmd"]["pool"]) is warns
+    assert (report["total_variation"]["chosen"] > 0.9995) is warns
 
 
 def test_zero_vectors_and_repeated_target_rows_are_counted_and_left_out(
@@ -316,7 +334,7 @@ def test_two_target_rows_are_enough_and_clusters_are_never_more_than_rows(
     with caplog.at_level(logging.INFO):
         found = scored(settings_of(tmp_path, clusters=100_000))
     assert "clusters in place of 100000" in caplog.text
-    assert "k is 1, as there are 2 different target points" in caplog.text
+    assert "k is lowered from 5 to 1, as there are 2 different target points" in caplog.text
     assert set(found.filter(pl.col("gio").is_not_null())["domain"]) == {"t0"}
 
 

@@ -1,6 +1,7 @@
 """GIO against hand-worked divergences, brute force and the published shapes."""
 
 import math
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from curate.errors import ConfigError
+from curate.plan.settings import Keep
 from scorers.gio import GIO
 from scorers.gio_divergence import divergence, log_distances, log_radii, mean_divergence, phi
 from scorers.gio_explode import capped_sizes, ordered, owners, shares, step_weights, whole_steps
@@ -147,6 +149,22 @@ def test_the_lazy_search_is_the_plain_one(seed: int):
     whole = points(np.vstack([start, pool[got]]))
     if got:
         assert found.steps[-1].divergence == pytest.approx(knn(points(target), whole, 2), abs=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ["knn", "avg"])
+def test_another_k_changes_the_divergence_by_a_constant_and_no_choice(estimator: Any):
+    target, pool, start = normal(0, 0, 30), normal(1, 0.5, 50), normal(2, 3, 4)
+    plain = partial(select, target, pool, start, estimator=estimator)
+    by_descent = partial(
+        descend, target, pool, start, estimator=estimator, stop=Stop(), descent=Descent()
+    )
+    for search in (plain, by_descent):
+        one, two = search(k=1), search(k=9)
+        assert [s.candidate for s in one.steps] == [s.candidate for s in two.steps]
+        apart = [a.divergence - b.divergence for a, b in zip(one.steps, two.steps, strict=True)]
+        assert apart == pytest.approx([one.start - two.start] * len(apart), abs=1e-9)
+        assert apart
+        assert abs(apart[0]) > 0.01
 
 
 @pytest.mark.parametrize("options", [{}, {"estimator": "avg"}])
@@ -376,6 +394,9 @@ def test_weights_give_every_step_its_share_of_the_target():
         ({"own_k": 2, "estimator": "avg"}, "own_k belongs"),
         ({"own_k": 2}, "selection of one point"),
         ({"descent": Descent(lr=0.0)}, "descent needs"),
+        ({"budget": Keep(share=3)}, "budget.share is 3"),
+        ({"budget": Keep(token_share=1.5)}, "budget.token_share is 1.5"),
+        ({"budget": Keep(share=float("nan"))}, "budget.share is nan"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], message: str):
