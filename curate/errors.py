@@ -14,6 +14,8 @@ class CurateError(Exception):
     exit_code = 1
     tasks: Sequence[str] = ()
     """Names of the tasks that failed, where the error sums up a stage."""
+    others: Sequence[str] = ()
+    """What went wrong beside it, a sentence each, where the error sums up a stage."""
 
     def __init__(self, what: str, *, fix: str) -> None:
         super().__init__(f"{what}\n  fix: {fix}")

@@ -209,7 +209,10 @@ def run_stages(
 
 
 def failures(root: Path) -> dict[str, dict[str, Any]]:
-    """Stage -> `what` and `tasks` (names) of its last failure, where it has not succeeded since."""
+    """Stage -> `what` and `tasks` (names) of its last failure, where it has not succeeded since.
+
+    `others`, where it is there, has a sentence for each further reason.
+    """
     try:
         noted = read_document(root / _FAILURES) or {}
     except InputError:  # no more than a note for `curate status`
@@ -229,6 +232,8 @@ def _note_failure(settings: Settings, stage: str, error: CurateError | None) -> 
     noted.pop(stage, None)
     if error is not None:
         noted[stage] = {"what": error.what, "tasks": list(error.tasks)}
+        if error.others:
+            noted[stage]["others"] = list(error.others)
     if noted != before:
         with suppress(OutputError):  # on a full disk the stage's own error counts
             write_json(root / _FAILURES, noted)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +151,8 @@ def run_tasks(
                         fix="run the same command again; finished partitions are kept",
                     ) from error
                 # What is wrong is said once, by `raise_failures`.
-                log.warning("%s: %s failed; the others go on", stage, task.name)
+                others = "; the others go on" if queue or alone or running else ""
+                log.warning("%s: %s failed%s", stage, task.name, others)
                 log.debug("%s: %s failed: %s", stage, task.name, error)
                 outcome.failures[task.name] = error
     finally:
@@ -168,18 +169,33 @@ def raise_failures(stage: str, outcome: Outcome) -> None:
         CurateError: of the first failure's kind; counts the failures and names the first.
         BaseException: a bug's own error, with its traceback.
     """
-    if not outcome.failures:
+    raise_all({stage: outcome})
+
+
+def raise_all(outcomes: Mapping[str, Outcome]) -> None:
+    """Raise what went wrong in groups of tasks that do not wait for each other.
+
+    Args:
+        outcomes: name for messages -> outcome. The first with failures is raised as by
+            `raise_failures`; the log has the failures of the others.
+
+    Raises:
+        CurateError: of the first failure's kind; its `others` are the other failures.
+        BaseException: a bug's own error, with its traceback.
+    """
+    failed = [(stage, outcome) for stage, outcome in outcomes.items() if outcome.failures]
+    if not failed:
         return
+    stage, outcome = failed[0]
     failures = sorted(outcome.failures.items())
     name, error = failures[0]
     bugs = [e for _, e in failures if not isinstance(e, CurateError)]
     bug = bugs[0] if bugs and not is_worker_lost(bugs[0]) else None
-    others = [(n, e) for n, e in failures if e is not (bug or error)]
-    for other, reason in others[:_SHOWN_FAILURES]:
-        what = reason.what if isinstance(reason, CurateError) else repr(reason)
-        log.error("%s: %s failed: %s", stage, other, what)
-    if len(others) > _SHOWN_FAILURES:
-        log.error("%s: %d more failed", stage, len(others) - _SHOWN_FAILURES)
+    others = _sentences(stage, [(n, e) for n, e in failures if e is not (bug or error)])
+    for other, its in failed[1:]:
+        others += _sentences(other, sorted(its.failures.items()))
+    for sentence in others:
+        log.error("%s", sentence)
     if bug is not None:
         raise bug
     total = len(outcome.failures) + len(outcome.done) + len(outcome.skipped)
@@ -191,8 +207,20 @@ def raise_failures(stage: str, outcome: Outcome) -> None:
             f"{what}the worker died {_ATTEMPTS} times, most likely for lack of memory",
             fix="lower score.batch_tokens or index.partition_rows, or give the workers more memory",
         )
-    summary.tasks = sorted(outcome.failures)
+    summary.tasks = [task for _, its in failed for task in sorted(its.failures)]
+    summary.others = others
     raise summary from error
+
+
+def _sentences(stage: str, failures: Sequence[tuple[str, BaseException]]) -> list[str]:
+    """What is said of each, of the first twenty."""
+    found: list[str] = []
+    for name, reason in failures[:_SHOWN_FAILURES]:
+        what = reason.what if isinstance(reason, CurateError) else repr(reason)
+        found.append(f"{stage}: {name} failed: {what}")
+    if len(failures) > _SHOWN_FAILURES:
+        found.append(f"{stage}: {len(failures) - _SHOWN_FAILURES} more failed")
+    return found
 
 
 def _start(

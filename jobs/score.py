@@ -36,7 +36,7 @@ from jobs.run import (
     StageState,
     Task,
     ignore,
-    raise_failures,
+    raise_all,
     require,
     run_tasks,
 )
@@ -139,11 +139,7 @@ def score_run(
         facts = {"summary": {k: v for k, v in summary.items() if k not in ("done", "skipped")}}
         facts["checkpoints"] = {measurer.name: measurer.digest for measurer in used}
         record_stage(run, "score", outputs=outputs, seconds=summary["seconds"], facts=facts)
-    raise_failures("score", measured)
-    for name, outcome in phases.items():
-        raise_failures(name, outcome)
-    raise_failures("lengths", counted)
-    raise_failures("columns", scored)
+    raise_all({"score": measured, **phases, "lengths": counted, "columns": scored})
     return summary
 
 

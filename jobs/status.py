@@ -79,7 +79,7 @@ def _stage(stage: Stage, settings: Settings) -> StageStatus:
     root = Path(settings.run)
     entry = load_manifest(RunFolder(root))["stages"].get(stage.name, {})
     failure = failures(root).get(stage.name)
-    why = [failure["what"]] if failure else []
+    why = [failure["what"], *failure.get("others", ())] if failure else []
     total = done = 0
     try:
         state = state_of(stage, settings)

@@ -240,3 +240,24 @@ def test_what_a_scorer_lacks_is_said_before_anything_is_made(
     opened = config("opened.yaml", score={"scorers": ["dvgs"]}, **more)
     (tmp_path / "run" / "config.yaml").write_text(opened.read_text())
     assert "settings name none" in message(curate("run", path), 2)
+
+
+def test_every_scorer_that_fails_says_why(
+    curate: Curate, config: Config, data: Path, tmp_path: Path
+):
+    goal = tmp_path / "goal.parquet"
+    pl.DataFrame({"text": ["the only row"]}).write_parquet(goal)
+    pl.read_parquet(data).drop("label").write_parquet(data)
+    path = config(
+        target={"path": str(goal), "text": "text"},
+        score={"scorers": ["gio", "label_issues"]},
+    )
+    result = curate("score", path)
+    assert "1 different target point among 1 target row" in message(result, 3)
+    reason = "label_issues needs two classes or more"
+    assert f"error: label_issues: fit: the whole pool failed: {reason}" in result.err
+    assert "others go on" not in result.err
+    status = json.loads(curate("status", tmp_path / "run", "--json").out)
+    (score,) = (stage for stage in status["stages"] if stage["stage"] == "score")
+    assert "1 different target point" in score["why"][0]
+    assert reason in score["why"][1]

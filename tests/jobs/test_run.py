@@ -14,7 +14,7 @@ import jobs.cluster
 from curate.data.partitions import Output
 from curate.errors import ConfigError, CurateError, InputError, OutputError, TryAgainError
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
-from jobs.run import Progress, Task, raise_failures, run_tasks
+from jobs.run import Progress, Task, raise_all, raise_failures, run_tasks
 
 INLINE = Pool(InlineExecutor(), 1)
 
@@ -81,6 +81,35 @@ def test_what_is_wrong_with_a_task_is_said_once(tmp_path: Path, caplog: pytest.L
             raise_failures("s", outcome)
     told = caplog.text + str(caught.value)
     assert told.count("b is bad") == told.count("d is bad") == 1
+
+
+def test_others_go_on_only_where_there_are_others(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    run_tasks("one", tasks(tmp_path, "a", bad=["a"]), write_name, pool=INLINE)
+    run_tasks("two", tasks(tmp_path, "bc", bad=["b", "c"]), write_name, pool=INLINE)
+    assert [record.getMessage() for record in caplog.records] == [
+        "one: a failed",
+        "two: b failed; the others go on",
+        "two: c failed",
+    ]
+
+
+def test_the_failures_of_groups_side_by_side_are_all_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    found = {
+        name: run_tasks(
+            name, tasks(tmp_path / name, names, bad=["b", "d"]), write_name, pool=INLINE
+        )
+        for name, names in {"whole": "a", "first": "ab", "second": "bd"}.items()
+    }
+    caplog.clear()
+    with pytest.raises(InputError, match=r"^first: 1 of 2 tasks failed; b: b is bad") as caught:
+        raise_all(found)
+    others = ["second: b failed: b is bad", "second: d failed: d is bad"]
+    assert [record.getMessage() for record in caplog.records] == others
+    assert caught.value.others == others
+    assert caught.value.tasks == ["b", "b", "d"]
+    raise_all({"whole": found["whole"]})
 
 
 def test_a_bug_keeps_its_own_error_after_the_others_have_finished(tmp_path: Path):
