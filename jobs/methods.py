@@ -11,6 +11,9 @@ from curate.config import nearest
 from curate.errors import ConfigError
 from curate.models.settings import TASKS
 from jobs.all_stages import load
+from jobs.own_passes import OWN, READS_LABELS, TRAINS_ON_TARGET, WITHOUT_MODEL
+from jobs.representations import READS_TARGET, reads_vectors
+from jobs.settings import parse_settings
 
 _KINDS = ("task", "scorer", "mixer")
 
@@ -25,7 +28,7 @@ class Method:
     measures: str
     """First sentence of the method's file."""
     needs: tuple[str, ...]
-    """Per-example quantities, of a scorer."""
+    """Per-example quantities, of a scorer; of one with passes of its own, what these read."""
     columns: dict[str, str]
     """Column -> unit, range and which end is which, of a scorer."""
     options: dict[str, str]
@@ -75,7 +78,7 @@ def _method(name: str, kind: str, address: str) -> Method:
         name=name,
         kind=kind,
         measures=_first_sentence(text if kind == "scorer" else own),
-        needs=tuple(sorted(getattr(told, "needs", ()))),
+        needs=_reads(name) if name in OWN else tuple(sorted(getattr(told, "needs", ()))),
         columns=dict(columns) if isinstance(columns, Mapping) else {},
         options=_options(method),
         cost=_section(text, "Cost"),
@@ -88,6 +91,19 @@ def _with_defaults(method: Any) -> Any:
     """An instance with its default options, as what it needs may depend on them; else the class."""
     has_all = "required" not in _options(method).values()
     return method() if has_all and hasattr(method, "needs") else method
+
+
+def _reads(name: str) -> tuple[str, ...]:
+    """What the passes of a scorer in `OWN` read with its default options."""
+    values = {"run": ".", "sources": {"data": {"path": "."}}, "score": {"scorers": [name]}}
+    found = {
+        "a model": name not in WITHOUT_MODEL,
+        "labels": name in READS_LABELS,
+        "a target": name in READS_TARGET or name in TRAINS_ON_TARGET,
+        "vectors": reads_vectors(parse_settings(values)),
+    }
+    read = tuple(what for what, does in found.items() if does)
+    return read if set(read) - {"a target"} else (*read, "the examples themselves")
 
 
 def _options(method: Any) -> dict[str, str]:

@@ -34,6 +34,10 @@ WITHOUT_MODEL = frozenset(
 )
 """Those of them that read texts, vectors, labels or scores, and no scoring model: the rest may need
 what a reference model says of all."""
+READS_LABELS = frozenset({"aum_threshold", "label_issues"})
+"""Those of them that judge labels, and are not defined without."""
+TRAINS_ON_TARGET = frozenset({"dvgs"})
+"""Those of them whose model is trained on the target."""
 CORE_ONLY = frozenset({"spread"})
 """Those that show a model a few examples only, in a run of their own."""
 

@@ -9,6 +9,7 @@ from curate.config import json_schema
 from curate.errors import ConfigError
 from curate.models.settings import TASKS
 from jobs.methods import all_methods, find_method
+from jobs.own_passes import OWN
 from jobs.schema import settings_schema
 from mixers.catalog import MIXERS
 from scorers.catalog import SCORERS
@@ -38,6 +39,29 @@ def test_a_scorer_shows_its_columns_quantities_and_paper():
     assert "0 to sqrt(2)" in method.columns["el2n"]
     assert "Deep Learning on a Data Diet" in method.source
     assert "one forward pass" in method.cost
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("gio", "a target, vectors"),
+        ("bm25", "a target, the examples themselves"),
+        ("density_ratio", "a target, vectors"),
+        ("dvgs", "a model, a target"),
+        ("label_issues", "labels"),
+        ("aum_threshold", "a model, labels"),
+        ("duplicates", "the examples themselves"),
+        ("spread", "a model, vectors"),
+    ],
+)
+def test_a_scorer_with_passes_of_its_own_needs_what_it_reads(name: str, reads: str):
+    assert ", ".join(find_method(name).needs) == reads
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_no_scorer_needs_what_it_gives(name: str):
+    method = find_method(name)
+    assert not set(method.needs) & {word for key in method.columns for word in (key, key[4:])}
 
 
 def test_options_are_shown_with_their_defaults():
