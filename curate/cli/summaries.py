@@ -61,14 +61,15 @@ def _domains(summary: Mapping[str, Any]) -> str:
 def _score(summary: Mapping[str, Any]) -> str:
     shown: list[str] = []
     for scorer, columns in summary["scorers"].items():
-        column, facts = next(iter(columns.items()), ("", {"mean": None}))
-        if facts["mean"] is not None:
+        means = {name: f["mean"] for name, f in columns.items() if f["mean"] is not None}
+        for column, mean in list(means.items())[:1]:
             name = scorer if column == scorer else f"{scorer}.{column}"
-            shown.append(f"{name} {facts['mean']:.4g}")
+            shown.append(f"{name} {mean:.4g}")
     reused = counted(summary["reused"], "pass", "passes")
     extra = f"; {reused} reused" if summary["reused"] else ""
     said = "".join(f"; {sentence}" for sentence in summary.get("says", ()))
-    return f"{counted(summary['rows'], 'example')}, means: {', '.join(shown)}{extra}{said}"
+    means = f", means: {', '.join(shown)}" if shown else ""
+    return f"{counted(summary['rows'], 'example')}{means}{extra}{said}"
 
 
 def _lengths(summary: Mapping[str, Any]) -> str:

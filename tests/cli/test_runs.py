@@ -411,3 +411,22 @@ def test_bars_are_drawn_on_a_terminal_only(curate: Curate, config: Config):
     assert "━" in text
     assert "1/1" in text
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", text), "NO_COLOR"
+
+
+def test_a_mean_is_that_of_the_first_column_that_has_one():
+    from curate.cli.summaries import summary_lines
+
+    def line(**scorers: Any) -> str:
+        score = {"rows": 4, "reused": 0, "scorers": scorers}
+        return summary_lines({"stages": {"score": score}, "run": "r"})[0]
+
+    none, some = {"mean": None}, {"mean": 2.5}
+    told = line(length={"length": none, "num_chars": some}, el2n={"el2n": some, "other": some})
+    assert told.split(maxsplit=1)[1] == "4 examples, means: length.num_chars 2.5, el2n 2.5"
+    assert line(length={"length": none}).split(maxsplit=1)[1] == "4 examples"
+
+
+def test_length_without_a_tokenizer_shows_the_mean_of_characters(curate: Curate, config: Config):
+    result = curate("score", config(score={"scorers": ["length"]}))
+    assert "means: length" in result.out
+    assert "means: \n" not in result.out
