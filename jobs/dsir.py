@@ -282,11 +282,10 @@ def largest_work(payload: dict[str, Any]) -> Receipt:
     if largest <= _FLAT:
         log.warning("dsir: the weights of all examples are within 1 % of 1: the target is too"
                     " small, or too like the pool, to tell anything")  # fmt: skip
+    facts = {"rows": sum(mark["rows"] for mark in marks), "largest": largest}
     arrays = {"largest": np.array([largest])}
-    largest_output(run).write(
-        lambda path: save_file(arrays, path), payload["fingerprint"], largest=largest
-    )
-    return {"largest": largest}
+    largest_output(run).write(lambda path: save_file(arrays, path), payload["fingerprint"], **facts)
+    return facts
 
 
 def _weigh(texts: Sequence[str], ratios: Floats, options: DSIR) -> tuple[Floats, Counts]:
