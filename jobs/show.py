@@ -21,7 +21,7 @@ from curate.plan.expression import INDEX_COLUMNS, parse_expression
 from curate.plan.groups import Batch, Cells, Grouping, batch_of
 from curate.plan.plan import run_together
 from curate.plan.scoring import Scoring, scoring_passes
-from jobs.lengths import lengths_digest
+from jobs.lengths import CHARACTERS, lengths_digest
 from jobs.opening import load_settings
 from jobs.plan_tables import open_tables, read_summary
 from jobs.settings import Settings
@@ -71,7 +71,7 @@ class View:
 
     run: str
     unit: str
-    """tokens, or examples where the task has none."""
+    """tokens, characters without a tokenizer, or examples where the task has neither."""
     training: dict[str, Any]
     """Training rows and tokens."""
     kept: dict[str, Any] | None
@@ -124,10 +124,10 @@ def shown(
         if not domains:
             raise ConfigError(f"there is no domain {domain!r}", fix=f"use one of {_some(known)}")
     text, highest, lowest = _ends(settings, run, examples, score, domain)
-    has_tokens = bool(summary and summary["tokenizer"])
+    counted_by = summary["tokenizer"] if summary else None
     return View(
         run=settings.run,
-        unit="tokens" if has_tokens else "examples",
+        unit={None: "examples", CHARACTERS: CHARACTERS}.get(counted_by, "tokens"),
         training={key: sum(getattr(e, key) for e in domains) for key in ("rows", "tokens")},
         kept=_kept(summary, domain) if summary else None,
         domains=domains,

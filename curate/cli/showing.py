@@ -19,8 +19,9 @@ def shown_lines(view: "View") -> Iterator[str]:
         kept, training = view.kept, view.training
         line = f"kept {number_text(kept['rows'])} of {number_text(training['rows'])} examples"
         line += f" ({_share(kept['row_share'])})"
-        if view.unit == "tokens":
-            line += f", {number_text(kept['tokens'])} of {number_text(training['tokens'])} tokens"
+        if view.unit != "examples":
+            counts = f"{number_text(kept['tokens'])} of {number_text(training['tokens'])}"
+            line += f", {counts} {view.unit}"
             line += f" ({_share(kept['token_share'])})"
         yield line
     yield from (f"note: {note}" for note in view.notes)
@@ -70,11 +71,12 @@ def preview(text: str, *, width: int = _PREVIEW_CHARS) -> str:
 
 
 def _domains(view: "View") -> list[str]:
-    has_tokens = view.unit == "tokens"
+    has_tokens = view.unit != "examples"
+    counted_by = view.unit if has_tokens else ""
     columns = {
         "domain": [preview(d.domain) for d in view.domains],
         "examples": [f"{d.rows:,}" for d in view.domains],
-        "tokens": [f"{d.tokens:,}" if has_tokens else "" for d in view.domains],
+        counted_by: [f"{d.tokens:,}" if has_tokens else "" for d in view.domains],
         "natural": [_share(d.natural_share) for d in view.domains],
         "asked": [_share(d.asked_share) for d in view.domains],
         "kept": [_share(d.kept_share) for d in view.domains],

@@ -265,7 +265,10 @@ def test_show_tells_what_was_kept_beside_random(curate: Curate, done: Path):
     assert "in common with the plan" in result.out
     assert result.out.count("text number") == 4
     assert "from datasets import load_dataset" in result.out
+    assert " characters (" in result.out  # there is no tokenizer
+    assert "tokens" not in result.out
     document = json.loads(curate("show", done, "--json").out)
+    assert document["unit"] == "characters"
     (domain,) = document["domains"]
     assert domain["domain"] == "a"
     assert domain["natural_share"] == domain["kept_share"] == 1.0
