@@ -15,14 +15,14 @@ from typing import Any
 from curate.config import plain
 from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
-from curate.data.manifest import load_manifest, record_stage
+from curate.data.manifest import record_stage
 from curate.data.partitions import Partition, remove_strays
 from curate.errors import InputError
 from curate.vectors.settings import Embed
 from jobs.cluster import Pool
 from jobs.embedding_work import embed_work
 from jobs.lengths import content_of, content_settings
-from jobs.representations import missing_vectors, names_wanted, representations
+from jobs.representations import missing_vectors, names_wanted, representations, wants_target
 from jobs.run import Listener, StageState, Task, ignore, raise_failures, require, run_tasks
 from jobs.settings import Settings, task_settings
 from jobs.target import target_folder, target_output, target_settings, target_task, target_work
@@ -48,13 +48,14 @@ def embed_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
     started = time.monotonic()
     run = RunFolder(Path(settings.run))
     require(run.partitions(), stage="the index", command=f"curate index {run.root}")
-    rows = None
-    if settings.target is not None:
-        task = target_task(settings)
-        raise_failures("target", run_tasks("target", [task], target_work, pool=pool))
+    rows, target = None, list[Task]()
+    if wants_target(settings):
+        target = [target_task(settings)]
+        raise_failures("target", run_tasks("target", target, target_work, pool=pool))
         rows = (target_output(run).mark() or {}).get("rows")
     tasks = {name: embed_tasks(settings, name) for name in names_wanted(settings)}
     every = [task for found in tasks.values() for task in found]
+    outputs = [task.output for task in (*target, *every)]
     outcome = run_tasks("embed", every, embed_work, pool=pool, listener=listener)
     _remove_strays(run)
     summary: dict[str, Any] = {
@@ -66,12 +67,10 @@ def embed_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
         "skipped": len(outcome.skipped),
         "seconds": round(time.monotonic() - started, 3),
     }
-    if outcome.done or "embed" not in load_manifest(run)["stages"]:
-        facts = {"representations": summary["representations"], "target": rows}
-        outputs = [task.output for task in every]
-        record_stage(
-            run, "embed", outputs=outputs, seconds=summary["seconds"], facts={"summary": facts}
-        )
+    facts = {"representations": summary["representations"], "target": rows}
+    record_stage(
+        run, "embed", outputs=outputs, seconds=summary["seconds"], facts={"summary": facts}
+    )
     raise_failures("embed", outcome)
     for name in tasks:
         _check_widths(run, settings, name)
@@ -90,7 +89,7 @@ def plan_embed(settings: Settings) -> StageState:
         return StageState("embed", 0, 0, ("the index has not been made yet",))
     names = names_wanted(settings)
     try:
-        waits = settings.target is not None and not target_task(settings).is_done()
+        waits = wants_target(settings) and not target_task(settings).is_done()
         tasks = [
             task
             for name in names
@@ -140,7 +139,7 @@ def embed_tasks(settings: Settings, name: str, *, is_target_known: bool = True) 
     run = RunFolder(Path(settings.run))
     common = _facts(settings, name)
     worlds = [(settings, run, "")]
-    if settings.target is not None and is_target_known:
+    if wants_target(settings) and is_target_known:
         worlds.append((target_settings(settings), target_folder(run), "target: "))
     found: list[Task] = []
     for own, folder, label in worlds:
@@ -207,7 +206,9 @@ def _check_widths(run: RunFolder, settings: Settings, name: str) -> None:
     Raises:
         InputError: names two files.
     """
-    folders = [(run, ""), (target_folder(run), "target: ")] if settings.target else [(run, "")]
+    folders = [(run, "")]
+    if wants_target(settings):
+        folders.append((target_folder(run), "target: "))
     widths = dict[int, str]()
     for folder, label in folders:
         for part in folder.partitions():

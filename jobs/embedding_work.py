@@ -10,6 +10,7 @@ import torch
 
 from curate.config import parse
 from curate.data.example import KEY
+from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.reading import read_fields, read_rows
@@ -17,7 +18,7 @@ from curate.data.tables import read_examples, write_table
 from curate.errors import ConfigError, InputError
 from curate.models.encoding import Encoder, encode_images, load_body, load_encoder
 from curate.models.load import model_digest, model_folder, pick_device
-from curate.models.plain_inputs import plain_inputs
+from curate.models.plain_inputs import is_cut, plain_inputs
 from curate.models.settings import ImageClassification, Model
 from curate.models.tasks import build_task
 from curate.models.tokens import load_tokenizer
@@ -25,6 +26,7 @@ from curate.vectors.ngrams import hashed_ngrams
 from curate.vectors.settings import Embed
 from curate.vectors.store import Floats, save
 from jobs.settings import Settings, parse_settings, task_settings
+from jobs.stamps import file_stamps
 
 _IMAGES = 64
 """Images of a batch."""
@@ -72,9 +74,18 @@ def encoder_digest(settings: Settings, embed: Embed) -> str:
         InputError: it is missing.
     """
     folder = _folder(settings, embed)
-    is_text = not any(source.image is not None for source in settings.sources.values())
-    place = _tokenizer(settings, embed) or folder
-    return model_digest(folder, load_tokenizer(place) if is_text else None)
+    task = task_settings(settings) if settings.task else None
+    is_image = isinstance(task, ImageClassification)
+    tokenizer = None if is_image else Path(_tokenizer(settings, embed) or folder)
+    places = [folder] if tokenizer is None else [folder, tokenizer]
+    stamp = fingerprint(files=[file_stamps(place) for place in places])
+    return _encoder_digest(folder, tokenizer, stamp=stamp)
+
+
+@lru_cache(maxsize=8)
+def _encoder_digest(folder: Path, tokenizer: Path | None, *, stamp: str) -> str:
+    """The weights are hashed once in a process, and again where `stamp` says that they changed."""
+    return model_digest(folder, None if tokenizer is None else load_tokenizer(tokenizer))
 
 
 def _vectors(
@@ -115,14 +126,16 @@ def _vectors(
         )
     if embed.kind == "ngrams":
         found = hashed_ngrams(inputs, dim=embed.dim, ngrams=embed.ngrams, unit=embed.words)
-        return found, read
+        return found, read.with_columns(is_cut=pl.Series(is_cut(fields)))
     encoder = _encoder(_Reading(settings, embed, digest))
     texts = [embed.prefix + text for text in inputs]
     done = encoder.encode(texts, batch_tokens=embed.batch_tokens)
     for row, text in enumerate(inputs):
         if not text.strip():  # a prefix alone says nothing
             done.vectors[row] = np.nan
-    return done.vectors, pl.DataFrame({"num_read": done.num_read, "is_cut": done.is_cut})
+    return done.vectors, pl.DataFrame(
+        {"num_read": done.num_read, "is_cut": done.is_cut | is_cut(fields)}
+    )
 
 
 def _column(run: RunFolder, part: Partition, keys: pl.DataFrame, name: str) -> Floats:

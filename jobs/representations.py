@@ -20,6 +20,10 @@ _WITHOUT_VECTORS: dict[str, tuple[str, tuple[str | None, ...]]] = {
 """Scorer -> option and its values with which it reads none after all."""
 
 
+_PLAIN_TASKS = ("image-classification", "tabular-classification")
+"""Of examples that are numbers, whichever column the index takes them from."""
+
+
 def representations(settings: Settings) -> Mapping[str, Embed]:
     """Name -> representation; one by default, where the settings have none.
 
@@ -29,7 +33,8 @@ def representations(settings: Settings) -> Mapping[str, Embed]:
     if settings.embed:
         return settings.embed
     sources = settings.sources.values()
-    if any(source.features is not None or source.image is not None for source in sources):
+    is_plain = settings.task.get("kind") in _PLAIN_TASKS
+    if is_plain or any(source.features or source.image for source in sources):
         return {"values": Embed(kind="values")}
     if settings.model.name is not None:
         return {"model": Embed()}
@@ -98,6 +103,12 @@ def reads_vectors(settings: Settings) -> bool:
 def reads_target(settings: Settings) -> bool:
     """Whether a scorer reads the indexed target."""
     return any(name in READS_TARGET for name in settings.score.named)
+
+
+def wants_target(settings: Settings) -> bool:
+    """Whether `curate embed` looks at the target: for a scorer that reads it, or, where nothing
+    reads vectors either and the stage was asked for by itself, for the user."""
+    return settings.target is not None and (reads_target(settings) or not reads_vectors(settings))
 
 
 def is_read(settings: Settings) -> bool:

@@ -34,26 +34,39 @@ def plain_inputs(fields: pl.DataFrame, task: Any) -> list[str] | npt.NDArray[np.
     Raises:
         ConfigError: there is nothing that it can read.
     """
-    if "text" in fields.columns:
-        return _cut(fields["text"])
-    if "prompt" in fields.columns and "response" in fields.columns:
-        both = pl.concat_str(pl.col("prompt", "response").fill_null(""), separator="\n")
-        return _cut(fields.select(both).to_series())
-    if "messages" in fields.columns:
-        contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
-        return _cut(fields.select(contents.list.join("\n", ignore_nulls=True)).to_series())
+    texts = _texts(fields)
+    if texts is not None:
+        return texts.str.slice(0, MAX_CHARS).to_list()
     if "features" in fields.columns:
         return _numbers(fields["features"])
     if "image" in fields.columns and isinstance(task, ImageClassification):
         return _pixels(fields, task)
     raise ConfigError(
-        f"there is nothing to count words of: the examples have {', '.join(fields.columns)}",
-        fix="name a column of texts, features or images in the source, or give probabilities",
+        f"there is no text and no numbers to read: the examples have {', '.join(fields.columns)}",
+        fix="name a column of texts, features or images in the source",
     )
 
 
-def _cut(texts: pl.Series) -> list[str]:
-    return texts.fill_null("").str.slice(0, MAX_CHARS).to_list()
+def is_cut(fields: pl.DataFrame) -> npt.NDArray[np.bool_]:
+    """(N,) whether `plain_inputs` reads only the beginning of a text."""
+    texts = _texts(fields)
+    if texts is None:
+        return np.zeros(fields.height, dtype=np.bool_)
+    return (texts.str.len_chars() > MAX_CHARS).to_numpy()
+
+
+def _texts(fields: pl.DataFrame) -> pl.Series | None:
+    """The text, prompt and response, or all messages; None where there are none."""
+    if "text" in fields.columns:
+        return fields["text"].fill_null("")
+    if "prompt" in fields.columns and "response" in fields.columns:
+        both = pl.concat_str(pl.col("prompt", "response").fill_null(""), separator="\n")
+        return fields.select(both).to_series()
+    if "messages" in fields.columns:
+        contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
+        joined = contents.list.join("\n", ignore_nulls=True)
+        return fields.select(joined).to_series().fill_null("")
+    return None
 
 
 def _numbers(features: pl.Series) -> npt.NDArray[np.float32]:

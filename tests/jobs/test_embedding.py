@@ -201,6 +201,37 @@ def test_rows_that_cannot_be_embedded_are_reported(
     assert table["has_vector"].to_list() == [True, False, False, False, True]
 
 
+def test_a_text_of_which_only_the_beginning_is_read_is_marked(tmp_path: Path):
+    rows = ["oak elm", "ash " * 2600, "fir"]
+    pl.DataFrame({"text": rows}).write_parquet(tmp_path / "p.parquet")
+    settings = parse_settings(
+        {
+            "run": str(tmp_path / "run"),
+            "sources": {"pool": {"path": str(tmp_path / "p.parquet"), "text": "text"}},
+            "index": {"held_out": 0.0},
+            "embed": {"n": {"kind": "ngrams", "dim": 64}},
+        }
+    )
+    index_run(settings, pool=INLINE)
+    assert embed_run(settings, pool=INLINE)["representations"]["n"]["cut"] == 1
+    run = RunFolder(Path(settings.run))
+    table = read_table(run.vector_rows(run.partitions()[0], "n").path)
+    assert table["is_cut"].to_list() == [False, True, False]
+
+
+def test_a_target_that_no_scorer_reads_is_left_alone(tmp_path: Path):
+    """Its file need not even be there."""
+    settings = made(
+        tmp_path,
+        {"v": {"kind": "column", "column": "v"}},
+        score={"scorers": [{"duplicates": {"method": "semantic"}}]},
+    )
+    (tmp_path / "t.parquet").unlink()
+    assert embed_run(settings, pool=INLINE)["target"] is None
+    assert not (tmp_path / "run" / "target").exists()
+    assert bytes_of(settings)
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [

@@ -80,6 +80,27 @@ def test_another_plan_is_made_without_them_too(trained: Path):
     assert document["stages"]["write"]["done"] == 1
 
 
+def test_a_plan_by_a_score_that_reads_the_target_only_loads_none_of_them(tmp_path: Path):
+    """No vectors are made there, so that the target is all that was embedded."""
+    texts = [f"text number {i} says {'yes' if i % 2 else 'no'}" for i in range(40)]
+    pl.DataFrame({"text": texts}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"text": texts[1::2]}).write_parquet(tmp_path / "t.parquet")
+    path = write_config(
+        tmp_path / "c.yaml",
+        {
+            "run": str(tmp_path / "run"),
+            "sources": {"pool": {"path": str(tmp_path / "a.parquet"), "text": "text"}},
+            "target": {"path": str(tmp_path / "t.parquet"), "text": "text"},
+            "score": {"scorers": ["dsir"]},
+            "plan": {"score": "dsir", "keep": 0.5},
+        },
+    )
+    assert main(["run", str(path), "-q"]) == 0
+    document, heavy = run_alone("plan", str(tmp_path / "run"))
+    assert heavy == []
+    assert {summary["done"] for summary in document["stages"].values()} == {0}
+
+
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy, where anything may be changed."""

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from curate.errors import ConfigError
-from curate.models.plain_inputs import MAX_CHARS, finite_rows, plain_inputs
+from curate.models.plain_inputs import MAX_CHARS, finite_rows, is_cut, plain_inputs
 from curate.models.settings import ImageClassification
 
 
@@ -14,6 +14,8 @@ def test_texts_are_read_up_to_a_limit():
     found = plain_inputs(fields, None)
     assert [len(text) for text in found] == [5, MAX_CHARS, 0]
     assert finite_rows(found).all()
+    assert is_cut(fields).tolist() == [False, True, False]
+    assert not is_cut(pl.DataFrame({"label": [0, 1]})).any()
 
 
 def test_prompt_and_response_and_the_messages_of_a_chat_are_one_text():
@@ -50,5 +52,7 @@ def test_images_become_means_of_their_pixels():
 
 def test_examples_that_hold_nothing_to_read_are_refused():
     fields = pl.DataFrame({"chosen": ["a"], "rejected": ["b"]})
-    with pytest.raises(ConfigError, match="nothing to count words of: the examples have chosen"):
+    with pytest.raises(
+        ConfigError, match="no text and no numbers to read: the examples have chosen"
+    ):
         plain_inputs(fields, None)
