@@ -25,12 +25,11 @@ from curate.models.kfac import Basis, Curvature, Sums, basis_of, damped
 from curate.models.kfac_layers import Layer, in_groups, layers_of
 from curate.models.kfac_pass import KFACPass
 from curate.models.tasks import Encoded
-from jobs.ekfac import sample_share
+from jobs.ekfac import FitOptions, sample_share
 from jobs.fields import example_fields
 from jobs.measuring import batch_tokens, measurer_of, ready
 from jobs.run import Receipt
 from jobs.settings import Settings, parse_settings
-from scorers.self_influence import SelfInfluence
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def bases_work(payload: dict[str, Any]) -> Receipt:
     if not total:
         raise CurateError(
             "the sample for EK-FAC has no training example that can be scored",
-            fix="raise self_influence.fit_examples",
+            fix=f"raise {payload['fit']['scorer']}.fit_examples",
         )
     tensors = {f"{name}.{key}": value for name, own in total.items()
                for key, value in basis_of(own)._asdict().items()}  # fmt: skip
@@ -91,7 +90,7 @@ def eigenvalues_work(payload: dict[str, Any]) -> Receipt:
 
 def curvature_work(payload: dict[str, Any]) -> Receipt:
     """The damped curvature of one group of layers, in float32."""
-    options = parse(SelfInfluence, payload["scorer"])
+    options = parse(FitOptions, payload["fit"])
     tensors = _load(Path(payload["folder"]), "bases", payload["group"])
     total: dict[str, Tensor] = {}
     count = 0.0
@@ -122,14 +121,14 @@ class Shop:
 
     def __init__(self, payload: Mapping[str, Any], *, group: int | None = None) -> None:
         self.settings: Settings = parse_settings(payload["settings"])
-        self.options = parse(SelfInfluence, payload["scorer"])
+        self.options = parse(FitOptions, payload["fit"])
         self.run = RunFolder(Path(self.settings.run))
         self.task, loaded = ready(self.settings, measurer_of(payload["measurer"]))
         self.groups = groups_of(loaded.model, self.options)
         number = int(payload["group"]) if group is None else group
         if number >= len(self.groups):
             raise ConfigError(
-                f"self_influence.groups is {self.options.groups}, and the model has"
+                f"{self.options.scorer}.groups is {self.options.groups}, and the model has"
                 f" {len(self.groups)} layers to divide",
                 fix=f"set it to {len(self.groups)} or fewer",
             )
@@ -154,9 +153,9 @@ class Shop:
             raise CurateError(
                 f"the factors of {len(self.layers)} layers take {need / 1e9:.1f} GB, and this"
                 f" machine has {have / 1e9:.1f} GB",
-                fix="set self_influence.groups to"
+                fix=f"set {self.options.scorer}.groups to"
                 f" {self.options.groups * int(need / (_FITTING * have) + 1)}, or name fewer"
-                " layers in self_influence.parameters",
+                " layers",
             )
 
     def sample(self) -> Iterator[tuple[Encoded, np.ndarray, np.ndarray]]:
@@ -175,7 +174,7 @@ class Shop:
                 yield encoded, chosen, draw_keys(names, seed=self.settings.seed)
 
 
-def groups_of(model: nn.Module, options: SelfInfluence) -> list[list[Layer]]:
+def groups_of(model: nn.Module, options: FitOptions) -> list[list[Layer]]:
     """The layers that count, in groups that are worked on one at a time."""
     only = None if options.parameters == "all" else re.compile(options.parameters).search
     layers = layers_of(model, only=None if only is None else lambda name: only(name) is not None)

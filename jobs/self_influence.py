@@ -15,18 +15,16 @@ from curate.config import plain
 from curate.data.files import fingerprint, read_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.models.load import pick_device
-from curate.models.tasks import build_task
-from jobs.ekfac import fit_phases
-from jobs.fields import reference_facts
+from jobs.ekfac import FitOptions, fit_folder, fit_phases, identity_of
 from jobs.lengths import content_of, content_settings
-from jobs.measurers import Measurer, measurer_tokenizer, measurers
-from jobs.measuring import batch_tokens
+from jobs.measurers import Measurer, measurers
 from jobs.own_passes import OwnPasses, Phase
 from jobs.run import Task
 from jobs.settings import Settings, task_settings
 from scorers.protocol import Scorer
 from scorers.self_influence import SelfInfluence, interval_rates
+
+NAME = "self_influence"
 
 VERSION = 1
 """Of what is measured: raised when the same settings and data would give other numbers."""
@@ -45,7 +43,7 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
     options = cast(SelfInfluence, scorer)
     run = RunFolder(Path(settings.run))
     by_seed = _by_seed(settings, options)
-    identity = _identity(settings, next(iter(by_seed.values()))[0])
+    identity = identity_of(settings, next(iter(by_seed.values()))[0])
     references = reference_tasks(settings)
     phases = [
         Phase("self_influence: the reference", references, reference_work)
@@ -58,7 +56,7 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
         for measurer in chosen:
             fit = ""
             if options.metric == "ekfac":
-                found = fit_phases(settings, options, measurer, identity=identity)
+                found = fit_phases(settings, fit_options(options), measurer, identity=identity)
                 phases += found.phases
                 fit = fingerprint(fit=[task.fingerprint for task in found.curvature])
             for part in run.partitions():
@@ -98,6 +96,10 @@ def raw_slug(measurer: Measurer) -> str:
     return f"self-influence-raw-{measurer.slug}"
 
 
+def fit_options(options: SelfInfluence) -> FitOptions:
+    return FitOptions.of(NAME, options, parameters=options.parameters)
+
+
 def line_output(run: RunFolder, seed: int) -> Output:
     """Intercept and slope of log value on log length."""
     return Output(run.root / "self-influence" / f"{slug_of(seed)}.json")
@@ -120,22 +122,6 @@ def _rates(chosen: list[Measurer], options: SelfInfluence) -> list[float]:
     return interval_rates([None if "lr" not in one else float(one["lr"]) for one in facts])
 
 
-def _identity(settings: Settings, measurer: Measurer) -> str:
-    """Digest of what every measurement depends on, beside the checkpoint and the data."""
-    kind = task_settings(settings)
-    device = pick_device(settings.model.device).type
-    return fingerprint(
-        version=VERSION,
-        task=plain(kind),
-        facts=build_task(kind, measurer_tokenizer(settings, measurer.folder)).facts(),
-        batch_tokens=batch_tokens(settings.score, device),
-        threads=settings.cluster.threads,
-        dtype=settings.model.dtype,
-        device=device,
-        reference=reference_facts(settings),
-    )
-
-
 def _raw_task(
     settings: Settings,
     options: SelfInfluence,
@@ -148,6 +134,7 @@ def _raw_task(
     run = RunFolder(Path(settings.run))
     mark = fingerprint(
         stage="self-influence raw",
+        version=VERSION,
         identity=identity,
         model=measurer.digest,
         metric=options.metric,
@@ -162,7 +149,8 @@ def _raw_task(
         "settings": plain(settings),
         "scorer": plain(options),
         "measurer": {**asdict(measurer), "folder": str(measurer.folder)},
-        "folder": str(run.root / "ekfac" / measurer.slug),
+        "fit": plain(fit_options(options)),
+        "folder": str(fit_folder(run, measurer)),
         "partition": asdict(part),
         "raw": raw_slug(measurer),
         "fingerprint": mark,
