@@ -20,6 +20,7 @@ from e2e.small_run import (
     write_config,
     write_inputs,
 )
+from killed import found
 
 RESULT = ("plan", "shards")
 
@@ -36,7 +37,7 @@ STAGES = {
 
 
 def files_in(run: Path, stage: str) -> int:
-    return sum(len(list((run / folder).rglob("*"))) for folder in STAGES[stage])
+    return found(run, *(f"{folder}/**/*" for folder in STAGES[stage]))
 
 
 def start(config: Path) -> subprocess.Popen[bytes]:

@@ -1,15 +1,11 @@
 """A comparison that is killed at any moment and run again ends in the same table."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from evaluate.compared_digits import compare, digits_settings, write_digits
+from killed import curate_command, found, is_killed
 
 from curate.config import plain
 from jobs.settings import Settings
@@ -46,20 +42,9 @@ def _run_until(settings: Settings, config: Path, finished: int, delay: float) ->
     """Start the command and kill it once so many runs are finished; whether it was killed."""
     config.write_text(yaml.safe_dump(plain(settings)))
     trained = Path(settings.run) / "compare" / "trained"
-    command = [sys.executable, "-m", "curate", "compare", str(config)]
-    log = config.with_suffix(".log")
-    with log.open("ab") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ})
-    try:
-        end = time.monotonic() + 120
-        while time.monotonic() < end and process.poll() is None:
-            begun = trained.exists() and any(trained.iterdir())
-            if begun and len(list(trained.glob("*/.done/result.json.json"))) >= finished:
-                time.sleep(delay)
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        process.wait(timeout=30)
-    finally:
-        process.kill()
-    return process.returncode == -signal.SIGKILL
+
+    def moment() -> bool:
+        begun = found(trained, "*") > 0
+        return begun and found(trained, "*/.done/result.json.json") >= finished
+
+    return is_killed(curate_command("compare", config), moment, delay=delay)

@@ -1,11 +1,6 @@
 """The plan's draws for diversity, from settings to tables, against plain loops over examples."""
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from killed import curate_command, found, is_killed, run_to_end
 
 from curate.config import plain, to_yaml
 from curate.data.layout import RunFolder
@@ -326,16 +322,10 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_bytes(
     killed = tmp_path / "killed"
     config = tmp_path / "killed.yaml"
     config.write_text(to_yaml(plain(replace(settings, run=str(killed)))))
-    command = [sys.executable, "-m", "curate", "run", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    while process.poll() is None and not list(killed.glob(f"diverse/{moment}")):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command = curate_command("run", config)
+    assert is_killed(command, lambda: found(killed, f"diverse/{moment}") > 0)
     assert not (killed / "plan" / "summary.json").exists()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    run_to_end(command)
     assert bytes_below(killed) == bytes_below(tmp_path / "whole")
     shards = pl.concat([pl.read_parquet(path) for path in killed.glob("shards/**/*.parquet")])
     assert shards.height == math.floor(0.5 + 0.3 * _training(settings))

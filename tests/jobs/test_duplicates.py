@@ -5,10 +5,8 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from killed import is_killed, run_to_end
 from safetensors.numpy import load_file
 
 import curate
@@ -674,12 +673,7 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_bytes(
     killed = tmp_path / "killed"
     values = plain(replace(settings, run=str(killed)))
     command = command_of(tmp_path, values, name="score")
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    while process.poll() is None and not (killed / "duplicates" / moment).exists():
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert is_killed(command, (killed / "duplicates" / moment).exists)
     assert not list(killed.glob("scores/duplicates/*.parquet"))
-    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+    run_to_end(command)
     assert bytes_below(killed) == bytes_below(tmp_path / "whole")

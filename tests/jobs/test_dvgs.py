@@ -1,12 +1,7 @@
 """`dvgs` from settings to columns: what it measures, what it refuses, what it keeps."""
 
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 from gradient_loop import gradient_loop
+from killed import curate_command, found, is_killed, run_to_end
 from safetensors.torch import load_file
 from scipy.stats import rankdata
 from tiny_models import save_classifier, save_language_model
@@ -458,17 +454,11 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_bytes(tmp_path: P
     scored(settings)
     config = tmp_path / "killed.yaml"
     config.write_text(to_yaml(plain(replace(settings, run=str(tmp_path / "killed")))))
-    command = [sys.executable, "-m", "curate", "score", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = curate_command("score", config)
     steps = tmp_path / "killed" / "dvgs" / "seed-0" / "steps"
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    while process.poll() is None and len(list(steps.glob("step-*"))) < 5:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert is_killed(command, lambda: found(steps, "step-*") >= 5)
     assert not (steps.parent / "done.json").exists()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    run_to_end(command)
     whole, killed = (_files(tmp_path / name) for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     assert [name for name in whole if whole[name] != killed[name]] == []

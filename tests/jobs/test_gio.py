@@ -3,10 +3,8 @@
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from killed import curate_command, is_killed, run_to_end
 from safetensors.numpy import load_file
 from sklearn.decomposition import PCA
 
@@ -411,17 +410,10 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_bytes(
     scored(settings)
     config, killed = tmp_path / "killed.yaml", tmp_path / "killed"
     config.write_text(to_yaml(plain(replace(settings, run=str(killed)))))
-    command = [sys.executable, "-m", "curate", "score", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    awaited = killed / "gio" / moment
-    while process.poll() is None and not awaited.exists():
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command = curate_command("score", config)
+    assert is_killed(command, (killed / "gio" / moment).exists)
     assert not list(killed.glob("scores/gio/*.parquet"))
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    run_to_end(command)
     assert bytes_below(killed) == bytes_below(tmp_path / "whole")
 
 

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import torch
 from gradient_loop import gradient_loop
+from killed import found
 from safetensors.torch import load_file
 from tiny_models import save_language_model
 from torch import Tensor, nn
@@ -504,7 +505,7 @@ def test_a_kill_loses_one_partition_and_changes_no_byte(tmp_path: Path):
     process = subprocess.Popen([sys.executable, "-c", SLOWLY, str(tmp_path / "settings.yaml")])
     deadline = time.monotonic() + 120
     marks = tmp_path / "killed" / "influence"
-    while not list(marks.rglob("*.vectors.json")):
+    while not found(marks, "**/*.vectors.json"):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)

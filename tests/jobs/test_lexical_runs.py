@@ -1,16 +1,12 @@
 """dsir, bm25 and density_ratio together: killed and resumed, inline and on Dask."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from killed import curate_command, found, is_killed, run_to_end
 
 from curate.cli import main
 from tests.jobs.lexical_pool import (
@@ -43,20 +39,13 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_bytes(tmp_path: P
     large_world(tmp_path)
     assert main(["score", str(write_config(tmp_path, values_of(tmp_path, SCORERS)))]) == 0
     config = write_config(tmp_path, values_of(tmp_path, SCORERS, "killed"))
-    command = [sys.executable, "-m", "curate", "score", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = curate_command("score", config)
     folder = tmp_path / "killed"
     # Amid the counts of the first scorer, and what the third says, all of the second done.
     for pattern in ("dsir/counts/part-*", "density_ratio/ratios/part-*"):
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and len(list(folder.glob(pattern))) < 3:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+        assert is_killed(command, lambda pattern=pattern: found(folder, pattern) >= 3)
         assert not list(folder.glob("scores/*/*.parquet"))
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    run_to_end(command)
     whole, killed = score_bytes(tmp_path, "run"), score_bytes(tmp_path, "killed")
     assert len(whole) == 48 * 3 * 2
     assert whole == killed

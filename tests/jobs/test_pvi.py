@@ -1,11 +1,6 @@
 """PVI through a run: folds, models that did not see what they judge, kills, what is refused."""
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from killed import curate_command, found, is_killed
 from tiny_models import byte_tokenizer, save_classifier, save_language_model
 from torch.nn import functional
 
@@ -204,7 +200,11 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(blobs: World, tmp_path: Path)
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(plain(settings)))
     done = Path(settings.run) / "pvi"
-    killed = sum(_killed(config, done, count) for count in (4, 7, 13))
+    command = curate_command("score", config)
+    killed = sum(
+        is_killed(command, lambda count=count: found(done, "**/.done/*.json") >= count)
+        for count in (4, 7, 13)
+    )
     assert killed >= 2
     before = {path: path.stat().st_mtime_ns for path in done.glob("*/seed-*/done.json")}
     assert before
@@ -214,22 +214,6 @@ def test_killed_anywhere_it_ends_in_the_same_bytes(blobs: World, tmp_path: Path)
     for part in runs[0].partitions():
         first, second = (run.scores(part, "pvi").path.read_bytes() for run in runs)
         assert first == second
-
-
-def _killed(config: Path, done: Path, count: int) -> bool:
-    """Start the command and kill it when so many marks are there; whether it was at work."""
-    with config.with_suffix(".log").open("ab") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "curate", "score", str(config)],
-            stdout=out, stderr=out, env={**os.environ},
-        )  # fmt: skip
-    end = time.monotonic() + 100
-    while time.monotonic() < end and process.poll() is None:
-        if len(list(done.glob("**/.done/*.json"))) >= count:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.02)
-    return process.wait() == -signal.SIGKILL
 
 
 def test_a_language_model_is_asked_for_the_response_without_its_prompt(tmp_path: Path):

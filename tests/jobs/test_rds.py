@@ -2,10 +2,8 @@
 
 import logging
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from killed import curate_command, is_killed, run_to_end
 
 import curate
 from curate.config import plain, to_yaml
@@ -261,17 +260,10 @@ def test_a_run_that_is_killed_and_started_again_gives_the_same_bytes(
     config = tmp_path / "killed.yaml"
     killed = tmp_path / "killed"
     config.write_text(to_yaml(plain(replace(settings, run=str(killed)))))
-    command = [sys.executable, "-m", "curate", "score", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    awaited = killed / "rds" / moment
-    while process.poll() is None and not awaited.exists():
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    command = curate_command("score", config)
+    assert is_killed(command, (killed / "rds" / moment).exists)
     assert not list(killed.glob("scores/rds/*.parquet"))
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    run_to_end(command)
     assert bytes_below(killed) == bytes_below(tmp_path / "whole")
 
 

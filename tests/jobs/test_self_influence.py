@@ -1,10 +1,5 @@
 """Self-influence through a run folder: the definition, EK-FAC's phases, what is redone, kills."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +8,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from killed import curate_command, found, is_killed, run_to_end
 from tiny_models import save_language_model
 from torch.nn import functional
 
@@ -300,38 +296,21 @@ def test_two_workers_write_the_same_bytes(world: Path):
     assert files(world / "run") == files(world / "inline")
 
 
-def command(world: Path, run: str) -> subprocess.Popen[str]:
-    """`curate score` as a user types it, in a process group of its own."""
+def command(world: Path, run: str) -> list[str]:
+    """`curate score` as a user types it."""
     values = values_of(world, EKFAC, paths_of(world), run=str(world / run))
     values["index"] = {"partition_rows": 20, "held_out": 0.0}
     config = world / f"{run}.yaml"
     config.write_text(yaml.safe_dump(values))
-    return subprocess.Popen(
-        [sys.executable, "-m", "curate", "score", str(config), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
-        start_new_session=True,
-    )
+    return curate_command("score", config, "--json")
 
 
 @pytest.mark.slow
 def test_killed_from_the_command_line_it_goes_on_and_writes_the_same_bytes(world: Path):
-    whole = command(world, "whole")
-    _, wrong = whole.communicate(timeout=300)
-    assert whole.returncode == 0, wrong
+    run_to_end(command(world, "whole"))
     folder = world / "run"
     for pattern in ("factors-*", "bases-*", "eigenvalues-*", "curvature-*"):
-        process = command(world, "run")
-        deadline = time.monotonic() + 120
-        while not list(folder.glob(f"ekfac/*/{pattern}")) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    process = command(world, "run")
-    _, wrong = process.communicate(timeout=300)
-    assert process.returncode == 0, wrong
+        here = f"ekfac/*/{pattern}"
+        assert is_killed(command(world, "run"), lambda here=here: found(folder, here) > 0)
+    run_to_end(command(world, "run"))
     assert files(folder) == files(world / "whole")

@@ -1,11 +1,6 @@
 """VoG through a run folder: the definition, what is redone, what is refused, kills."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from killed import curate_command, found, is_killed, run_to_end
 from tiny_models import save_classifier, save_language_model
 from torch import Tensor, nn
 
@@ -410,45 +406,30 @@ def test_two_workers_write_the_same_bytes(world: Path):
     assert tables(world / "run") == tables(world / "inline")
 
 
-def command(world: Path, run: str) -> subprocess.Popen[str]:
-    """`curate score` as a user types it, in a process group of its own."""
+def command(world: Path, run: str) -> list[str]:
+    """`curate score` as a user types it."""
     values = values_of(world, index={"partition_rows": 10}, run=str(world / run))
     config = world / f"{run}.yaml"
     config.write_text(yaml.safe_dump(values))
-    return subprocess.Popen(
-        [sys.executable, "-m", "curate", "score", str(config), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
-        start_new_session=True,
-    )
+    return curate_command("score", config, "--json")
 
 
 @pytest.mark.slow
 def test_killed_from_the_command_line_it_goes_on_and_writes_the_same_bytes(world: Path):
     rows(600).write_parquet(world / "rows.parquet")
-    whole = command(world, "whole")
-    whole.communicate(timeout=120)
-    assert whole.returncode == 0
+    run_to_end(command(world, "whole"))
     folder = world / "run" / "quantities"
     survived: list[int] = []
     for pattern in ("vog-raw-seed-0/part-*", "vog-raw-seed-1/part-*", "vog-seed-0/part-*"):
-        process = command(world, "run")
-        before = len(list(folder.glob(pattern)))
-        while len(list(folder.glob(pattern))) < before + 4 and process.poll() is None:
-            time.sleep(0.001)
-        assert process.poll() is None, process.communicate()[1]
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        survived.append(len(list(folder.glob("vog-*/.done/*"))))
+        enough = found(folder, pattern) + 4
+        assert is_killed(
+            command(world, "run"),
+            lambda pattern=pattern, enough=enough: found(folder, pattern) >= enough,
+        )
+        survived.append(found(folder, "vog-*/.done/*"))
     assert survived == sorted(set(survived))
     kept = {p: p.stat().st_mtime_ns for p in folder.glob("vog-*/part-*.parquet")
             if (p.parent / ".done" / f"{p.name}.json").exists()}  # fmt: skip
-    process = command(world, "run")
-    said, wrong = process.communicate(timeout=120)
-    assert process.returncode == 0, wrong
-    assert json.loads(said)
+    assert json.loads(run_to_end(command(world, "run")))
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
     assert tables(world / "run") == tables(world / "whole")
