@@ -91,7 +91,8 @@ def _plan(summary: Mapping[str, Any]) -> str:
     kept, there = summary["kept"], summary["training"]
     line = f"keeps {kept['rows']:,} of {counted(there['rows'], 'example')}"
     if summary["tokenizer"] is not None:
-        line += f", {kept['tokens']:,} of {there['tokens']:,} tokens"
+        unit = "characters" if summary["tokenizer"] == "characters" else "tokens"
+        line += f", {kept['tokens']:,} of {there['tokens']:,} {unit}"
         line += f" ({100 * (kept['token_share'] or 0):.1f} %)"
     copies = kept["copies"] - kept["rows"]
     line += f", {counted(copies, 'copy', 'copies')} more" if copies else ""

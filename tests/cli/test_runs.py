@@ -433,3 +433,11 @@ def test_length_without_a_tokenizer_shows_the_mean_of_characters(curate: Curate,
     result = curate("score", config(score={"scorers": ["length"]}))
     assert "means: length" in result.out
     assert "means: \n" not in result.out
+
+
+def test_a_plan_without_a_tokenizer_is_told_in_characters(curate: Curate, config: Config):
+    (line,) = (
+        each for each in curate("plan", config()).out.splitlines() if each.startswith("plan ")
+    )
+    assert " characters (" in line
+    assert "tokens" not in line
