@@ -5,8 +5,11 @@
 Every block of rows is multiplied with all queries in float32. What can be among the best, by the
 bound |fl(x . y) - x . y| <= k eps |x| |y|, is multiplied again in float64, one row at a time: so
 neither blocks, nor parts, nor threads change a digit of the result, and ties go to the first row.
-`approximate` multiplies in bfloat16 instead, keeps the best 4 K of each query, and multiplies those
-again in the same way; `measure_recall` tells what that loses.
+
+`approximate` multiplies in bfloat16, or int8 rows as such, and keeps the best 4 K of each query.
+The K that seem best are multiplied again in the same way, from rows of a finer type where there are
+such, and of the others those that can be better if they are off by no more than twice what these
+were. `measure_recall` tells what that loses.
 
 The lowest scores are the best of the negated queries. Influence under a curvature is the scan of
 plain rows with preconditioned queries.
@@ -17,7 +20,8 @@ scales of a row, G groups of queries.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,31 +29,17 @@ import torch
 from torch import Tensor
 
 from curate.errors import ConfigError, InputError
-from curate.models.index_rows import Header, as_tensor, decode_rows
+from curate.models.scan_best import Candidates
+from curate.models.scan_products import Queries
+from curate.models.scan_rows import Floats, Places, ScanPart, pieces, rows_at_once
 
-Floats = npt.NDArray[np.float64]
-Places = npt.NDArray[np.int64]
+__all__ = ["Found", "ScanPart", "mean_queries", "measure_recall", "merge", "recall_of", "scan",
+           "score_blocks"]  # fmt: skip
 
 WIDENING = 4
 """Candidates of an approximate scan by results."""
-_BLOCK_BYTES = 64 * 2**20
-_CHUNK = 256
-_LARGEST, _SMALLEST = 1e30, 1e-20
-"""Lengths of rows between which products of float32 neither overflow nor lose digits."""
-
-
-class ScanPart(NamedTuple):
-    """Rows of one file."""
-
-    stored: npt.NDArray[Any]
-    """(n, k) as `index_rows.open_rows` maps them."""
-    header: Header
-    scales: npt.NDArray[Any] | None = None
-    """(n, S) where the header asks for some."""
-    usable: npt.NDArray[np.bool_] | None = None
-    """(n,) False where a row has no value. Rows that are not finite are never used."""
-    factors: Floats | None = None
-    """(n,) for each row's scores, such as 1 / length for a cosine; rows of NaN are not used."""
+_CAUTION = 2
+"""Times the largest error of the results of an approximate scan that others may be off."""
 
 
 class Found(NamedTuple):
@@ -67,6 +57,7 @@ def scan(
     *,
     num_best: int,
     approximate: bool = False,
+    finer: Sequence[ScanPart] | None = None,
     block_rows: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Found:
@@ -76,29 +67,39 @@ def scan(
         parts: of one index.
         queries: (Q, k) of any float type.
         num_best: K.
-        approximate: in bfloat16, with exact scores for the best 4 K.
-        block_rows: at a time; as many as fit 64 MiB unless given.
+        approximate: in bfloat16 or int8, with exact scores for the best of 4 K candidates.
+        finer: the same rows in a finer type, of which only those are read; `parts` themselves
+            unless given.
+        block_rows: at a time; as many as fit 8 MiB (64 on an accelerator) unless given.
         device: where the blocks are multiplied.
 
     Raises:
-        ConfigError: `num_best` or `block_rows` is less than 1.
+        ConfigError: `num_best` or `block_rows` is less than 1, or `finer` makes no sense.
         InputError: a query is not finite.
     """
     if num_best < 1 or (block_rows is not None and block_rows < 1):
         raise ConfigError("nothing was asked for", fix="ask for at least 1 row, in blocks of some")
-    asked = _Queries.of(queries, torch.device(device))
-    kept = [_Best(num_best * (WIDENING if approximate else 1)) for _ in asked.values]
-    for start, piece in _pieces(parts, _rows_at_once(parts, len(asked.values), block_rows)):
-        if approximate:
-            _add_approximate(kept, asked, start, piece)
-        else:
-            _add_exact(kept, asked, start, piece)
+    _check_finer(parts, finer, approximate=approximate)
+    asked = Queries(queries, device)
+    last = parts if finer is None else finer
     if approximate:
-        kept = [
-            _exact_again(parts, query, best, num_best)
-            for query, best in zip(asked.values, kept, strict=True)
-        ]
-    return _padded(kept, num_best)
+        kept = Candidates(len(asked), WIDENING * num_best, None)
+    else:
+        kept = Candidates(len(asked), num_best, _Settling(last, asked, num_best))
+    block = rows_at_once(parts, len(asked), asked.room.device, block_rows)
+    for start, piece in pieces(parts, block):
+        if approximate:
+            kept.add(start, asked.coarse(piece))
+        elif (found := asked.bounded(piece)) is not None:
+            kept.add(start, found.scores, found.slack)
+    best = _Padded(len(asked), num_best)
+    for query, (positions, scores) in enumerate(kept.best()):
+        if approximate:
+            positions, exact = _read_again(last, asked, query, (positions, scores), num_best)
+        else:
+            exact = asked.exact(last, query, positions)
+        best.put(query, positions, exact)
+    return best.found
 
 
 def score_blocks(
@@ -115,18 +116,19 @@ def score_blocks(
     Args:
         parts: of one index.
         queries: (Q, k).
-        block_rows: at a time; as many as fit 64 MiB unless given.
+        block_rows: at a time; as many as fit 8 MiB (64 on an accelerator) unless given.
         device: where the blocks are multiplied.
 
     Raises:
         InputError: a query is not finite.
     """
-    asked = _Queries.of(queries, torch.device(device))
-    for start, piece in _pieces(parts, _rows_at_once(parts, len(asked.values), block_rows)):
-        values = _decoded(piece)
-        usable = _usable(piece, values.isfinite().all(1).numpy())
-        products = asked.products(values, torch.float64)
-        yield start, _scores(products, piece, usable, unused=np.nan)
+    asked = Queries(queries, device)
+    block = rows_at_once(parts, len(asked), asked.room.device, block_rows)
+    for start, piece in pieces(parts, block):
+        values = asked.room.values(piece)
+        usable = piece.can_be_used(values.isfinite().all(1).cpu().numpy())
+        products = asked.products(values, torch.float64).cpu().numpy() * asked.lengths[:, None]
+        yield start, np.where(usable, products * piece.all_factors(), np.nan)
 
 
 def merge(found: Sequence[Found], starts: Sequence[int]) -> Found:
@@ -136,13 +138,17 @@ def merge(found: Sequence[Found], starts: Sequence[int]) -> Found:
         found: with as many results each.
         starts: position of the first row of each.
     """
-    num_best = found[0].positions.shape[1]
-    kept = [_Best(num_best) for _ in found[0].positions]
-    for one, start in zip(found, starts, strict=True):
-        for best, positions, scores in zip(kept, one.positions, one.scores, strict=True):
-            held = positions >= 0
-            best.add(positions[held] + start, scores[held])
-    return _padded(kept, num_best)
+    best = _Padded(*found[0].positions.shape)
+    for query in range(len(best.found.positions)):
+        held = [one.positions[query] >= 0 for one in found]
+        pairs = list(zip(found, held, strict=True))
+        positions = [
+            one.positions[query][has] + start
+            for (one, has), start in zip(pairs, starts, strict=True)
+        ]
+        scores = [one.scores[query][has] for one, has in pairs]
+        best.put(query, np.concatenate(positions), np.concatenate(scores))
+    return best.found
 
 
 def recall_of(found: Found, exact: Found) -> Floats:
@@ -162,6 +168,7 @@ def measure_recall(
     *,
     num_best: int,
     most: int = 100,
+    finer: Sequence[ScanPart] | None = None,
     block_rows: int | None = None,
     device: torch.device | str = "cpu",
 ) -> float:
@@ -172,22 +179,15 @@ def measure_recall(
         queries: (Q, k), of which `most` are taken at even distances.
         num_best: K.
         most: queries that are scanned twice.
+        finer: as in `scan`; the exact results are theirs.
         block_rows: as in `scan`.
         device: as in `scan`.
     """
     taken = np.unique(np.linspace(0, len(queries) - 1, min(most, len(queries))).round())
     some = queries[torch.from_numpy(taken.astype(np.int64)).to(queries.device)]
-    exact, found = (
-        scan(
-            parts,
-            some,
-            num_best=num_best,
-            approximate=approximate,
-            block_rows=block_rows,
-            device=device,
-        )
-        for approximate in (False, True)
-    )
+    shared = partial(scan, queries=some, num_best=num_best, block_rows=block_rows, device=device)
+    exact = shared(parts if finer is None else finer)
+    found = shared(parts, approximate=True, finer=finer)
     return float(recall_of(found, exact).mean())
 
 
@@ -219,210 +219,65 @@ def mean_queries(rows: Tensor, groups: npt.NDArray[np.int64] | None = None) -> T
     return totals / counts[:, None]
 
 
-class _Queries(NamedTuple):
-    """Queries, as they are and of unit length."""
+class _Padded:
+    """Results, put in order query by query."""
 
-    values: Floats
-    """(Q, k)"""
-    lengths: Floats
-    """(Q,)"""
-    unit: Tensor
-    """(Q, k) float64 on the device; zeros stay zeros."""
+    def __init__(self, num_queries: int, num_best: int) -> None:
+        self.found = Found(
+            np.full((num_queries, num_best), -1, np.int64), np.full((num_queries, num_best), np.nan)
+        )
 
-    @classmethod
-    def of(cls, queries: Tensor, device: torch.device) -> "_Queries":
-        values = np.ascontiguousarray(queries.detach().double().cpu().numpy())
-        finite = np.isfinite(values).all(1)
-        if not finite.all():
-            raise InputError(
-                f"query {int(finite.argmin())} is not finite", fix="leave it out of the queries"
-            )
-        # Squares of very small or large numbers leave float64.
-        largest = np.abs(values).max(1, initial=0, keepdims=True)
-        unit = values / np.where(largest > 0, largest, 1)
-        rest = np.linalg.norm(unit, axis=1, keepdims=True)
-        unit /= np.where(rest > 0, rest, 1)
-        return cls(values, (largest * rest)[:, 0], torch.from_numpy(unit).to(device))
-
-    def products(self, rows: Tensor, dtype: torch.dtype) -> Floats:
-        """(Q, B) float64 inner products, multiplied in `dtype`."""
-        rows = rows.to(self.unit.device)
-        found = self.unit.to(dtype) @ rows.to(dtype).T
-        return found.double().cpu().numpy() * self.lengths[:, None]
+    def put(self, query: int, positions: Places, scores: Floats) -> None:
+        """The best of these rows (n,), by score and then by position."""
+        order = np.lexsort((positions, -scores))[: self.found.positions.shape[1]]
+        self.found.positions[query, : len(order)] = positions[order]
+        self.found.scores[query, : len(order)] = scores[order]
 
 
-class _Best:
-    """The best rows that one query has met."""
+def _read_again(
+    parts: Sequence[ScanPart], asked: Queries, query: int, held: tuple[Places, Floats], first: int
+) -> tuple[Places, Floats]:
+    """Exact scores of the candidates that can be among the best `first`, and where they are.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.positions: Places = np.empty(0, np.int64)
-        self.scores: Floats = np.empty(0, np.float64)
-
-    @property
-    def last(self) -> float:
-        """What a row must reach to matter."""
-        return float(self.scores[-1]) if len(self.scores) == self.size else -np.inf
-
-    def add(self, positions: Places, scores: Floats) -> None:
-        positions = np.concatenate([self.positions, positions])
-        scores = np.concatenate([self.scores, scores])
-        order = np.lexsort((positions, -scores))[: self.size]
-        self.positions, self.scores = positions[order], scores[order]
-
-
-def _padded(kept: Sequence[_Best], num_best: int) -> Found:
-    positions = np.full((len(kept), num_best), -1, np.int64)
-    scores = np.full((len(kept), num_best), np.nan)
-    for query, best in enumerate(kept):
-        num_held = min(num_best, len(best.scores))
-        positions[query, :num_held] = best.positions[:num_held]
-        scores[query, :num_held] = best.scores[:num_held]
-    return Found(positions, scores)
+    Those that seem best are read; how far off they were says which others may be better.
+    """
+    positions, coarse = held
+    length = float(asked.lengths[query]) or 1.0
+    seems_best = np.zeros(len(positions), dtype=bool)
+    seems_best[np.lexsort((positions, -coarse))[:first]] = True
+    exact = np.empty(len(positions))
+    exact[seems_best] = asked.exact(parts, query, positions[seems_best])
+    found = exact[seems_best] / length
+    off = _CAUTION * np.abs(found - coarse[seems_best]).max(initial=0)
+    others = ~seems_best & (coarse >= found.min(initial=np.inf) - off)
+    exact[others] = asked.exact(parts, query, positions[others])
+    read = seems_best | others
+    return positions[read], exact[read]
 
 
-def _rows_at_once(parts: Sequence[ScanPart], num_queries: int, block_rows: int | None) -> int:
-    if block_rows is not None:
-        return block_rows
-    width = max((part.header.width for part in parts), default=1)
-    return max(1, _BLOCK_BYTES // (4 * max(width, 2 * num_queries, 1)))
+class _Settling(NamedTuple):
+    """Decides between rows by their exact scores."""
+
+    parts: Sequence[ScanPart]
+    asked: Queries
+    num_best: int
+
+    def __call__(self, query: int, positions: Places) -> tuple[Places, Floats]:
+        scores = self.asked.exact(self.parts, query, positions)
+        order = np.sort(np.lexsort((positions, -scores))[: self.num_best])
+        length = float(self.asked.lengths[query])
+        return positions[order], scores[order] / (length if length > 0 else 1)
 
 
-def _pieces(parts: Sequence[ScanPart], block_rows: int) -> Iterator[tuple[int, ScanPart]]:
-    """Rows that are multiplied together, and the position of the first of them."""
-    start = 0
-    for part in parts:
-        for first in range(0, len(part.stored), block_rows):
-            rows = slice(first, first + block_rows)
-            yield start + first, _taken(part, rows)
-        start += len(part.stored)
-
-
-def _taken(part: ScanPart, rows: slice | Places) -> ScanPart:
-    return ScanPart(
-        part.stored[rows],
-        part.header,
-        None if part.scales is None else part.scales[rows],
-        None if part.usable is None else part.usable[rows],
-        None if part.factors is None else part.factors[rows],
-    )
-
-
-def _decoded(piece: ScanPart) -> Tensor:
-    """(B, k) float32."""
-    return decode_rows(piece.stored, piece.scales, piece.header)
-
-
-def _coarse(piece: ScanPart, device: torch.device) -> Tensor:
-    """(B, k) bfloat16 on the device, without the detour over float32."""
-    values = as_tensor(piece.stored, piece.header.dtype).to(device).bfloat16()
-    if not piece.header.num_scales:
-        return values
-    assert piece.scales is not None
-    scales = torch.from_numpy(np.array(piece.scales, dtype=np.float32)).to(device).bfloat16()
-    if piece.header.dtype == "int8":
-        sizes = torch.tensor([block.size for block in piece.header.blocks], device=device)
-        scales = scales.repeat_interleave(sizes, 1)
-    return values * scales
-
-
-def _usable(piece: ScanPart, finite: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """(B,)"""
-    if piece.usable is not None:
-        finite = finite & np.asarray(piece.usable, dtype=bool)
-    if piece.factors is not None:
-        finite = finite & np.isfinite(piece.factors)
-    return finite
-
-
-def _factors(piece: ScanPart) -> Floats:
-    """(B,)"""
-    if piece.factors is None:
-        return np.ones(len(piece.stored))
-    return np.asarray(piece.factors, dtype=np.float64)
-
-
-def _scores(
-    products: Floats, piece: ScanPart, usable: npt.NDArray[np.bool_], *, unused: float
-) -> Floats:
-    """(Q, B), `unused` where a row has none."""
-    found = np.full(products.shape, unused)
-    found[:, usable] = products[:, usable] * _factors(piece)[usable]
-    return found
-
-
-def _add_exact(kept: Sequence[_Best], asked: _Queries, start: int, piece: ScanPart) -> None:
-    values = _decoded(piece)
-    lengths = torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).numpy()
-    usable = _usable(piece, np.isfinite(lengths))
-    if not usable.any():
+def _check_finer(
+    parts: Sequence[ScanPart], finer: Sequence[ScanPart] | None, *, approximate: bool
+) -> None:
+    if finer is None:
         return
-    factors = _factors(piece)
-    dtype = _multiplied_in(lengths[usable], values.shape[1])
-    scores = _scores(asked.products(values, dtype), piece, usable, unused=-np.inf)
-    reach = float((lengths[usable] * np.abs(factors[usable])).max())
-    slack = (values.shape[1] + 8) * torch.finfo(dtype).eps * reach * asked.lengths  # (Q,)
-    numbers = values.numpy()
-    for query, best in enumerate(kept):
-        near = _near(scores[query], usable, best, float(slack[query]))
-        if len(near):
-            exact = _products(numbers, near, asked.values[query]) * factors[near]
-            best.add(near + start, exact)
-
-
-def _multiplied_in(lengths: Floats, width: int) -> torch.dtype:
-    """float32 where its rounding is bounded."""
-    held = lengths[lengths > 0]
-    tame = not len(held) or (held.max() <= _LARGEST and held.min() >= _SMALLEST)
-    # Else the products may be those of TF32 or bfloat16.
-    strict = torch.get_float32_matmul_precision() == "highest"
-    few = width * torch.finfo(torch.float32).eps < 0.1
-    return torch.float32 if tame and strict and few else torch.float64
-
-
-def _near(scores: Floats, usable: npt.NDArray[np.bool_], best: _Best, slack: float) -> Places:
-    """Rows of a block that can be among the best, where each score is within `slack` of its own."""
-    near = np.flatnonzero((scores >= best.last - slack) & usable)
-    if len(near) > best.size:
-        place = len(near) - best.size
-        last = np.partition(scores[near], place)[place]
-        near = near[scores[near] >= last - 2 * slack]
-    return near
-
-
-def _products(values: npt.NDArray[Any], rows: Places, query: Floats) -> Floats:
-    """(n,) each by its own sum, so that it does not depend on what is beside it."""
-    chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
-    return np.concatenate([(values[chunk] * query).sum(1) for chunk in chunks])
-
-
-def _add_approximate(kept: Sequence[_Best], asked: _Queries, start: int, piece: ScanPart) -> None:
-    products = asked.products(_coarse(piece, asked.unit.device), torch.bfloat16)
-    usable = _usable(piece, np.ones(len(piece.stored), dtype=bool))
-    if not np.isfinite(products[:, usable]).all():  # rows that are not finite, or leave the type
-        values = _decoded(piece)
-        usable = _usable(piece, values.isfinite().all(1).numpy())
-        products = asked.products(values, torch.float64)
-    scores = _scores(products, piece, usable, unused=-np.inf)
-    for query, best in enumerate(kept):
-        near = _near(scores[query], usable, best, 0.0)
-        if len(near):
-            best.add(near + start, scores[query][near])
-
-
-def _exact_again(
-    parts: Sequence[ScanPart], query: Floats, candidates: _Best, num_best: int
-) -> _Best:
-    """The best of the candidates by scores in float64."""
-    best = _Best(num_best)
-    positions = np.sort(candidates.positions)
-    start = 0
-    for part in parts:
-        held = positions[(positions >= start) & (positions < start + len(part.stored))] - start
-        for first in range(0, len(held), _CHUNK):
-            rows = held[first : first + _CHUNK]
-            piece = _taken(part, rows)
-            found = _products(_decoded(piece).numpy(), np.arange(len(rows)), query)
-            best.add(rows + start, found * _factors(piece))
-        start += len(part.stored)
-    return best
+    if not approximate:
+        raise ConfigError("an exact scan has no finer rows", fix="scan the finer rows themselves")
+    sizes = [[(part.num_rows, part.header.blocks) for part in one] for one in (parts, finer)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            "the finer rows are not those that are scanned", fix="give the same parts in each type"
+        )
