@@ -11,7 +11,7 @@ of vectors is marked last: where it is done, so is the table.
 Shapes: N examples of a partition, B of a batch, k numbers of a row, S scales of a row.
 """
 
-import logging
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import read_examples, read_table, write_table
 from curate.errors import InputError
-from curate.models.gradients import Sides
 from curate.models.index_pass import IndexPass, index_rows
 from curate.models.index_rows import Header, RowsWriter, decode_rows, encode_rows, open_rows
 from curate.models.load import LoadedModel
@@ -37,6 +36,8 @@ from curate.models.projection import blocks_of, describe
 from curate.models.tasks import Encoded, Task
 from curate.models.tokens import tokenizer_digest
 from jobs.fields import example_fields
+from jobs.influence_adam import Prepared, adam_facts, moments_stamps, prepared
+from jobs.influence_columns import row_columns, row_counts
 from jobs.influence_sides import (
     FOLDER,
     IndexOptions,
@@ -52,8 +53,6 @@ from jobs.run import Receipt
 from jobs.run import Task as Work
 from jobs.settings import Settings, parse_settings
 from jobs.target import target_folder, target_settings
-
-log = logging.getLogger(__name__)
 
 
 class World(NamedTuple):
@@ -132,8 +131,11 @@ def build_tasks(world: World, chosen: Sequence[Measurer], options: IndexOptions)
     Args:
         world: the examples.
         chosen: checkpoints.
-        options: of the index; `sides_tasks` must have run before those that are returned.
+        options: of the index; `sides_tasks` must have run before those that are returned. Rows of
+            a target are of gradients, whatever `adam` says.
     """
+    options = dataclasses.replace(options, adam="none") if world.label else options
+    moments = moments_stamps(chosen, options)
     common = common_facts(world.settings, chosen, options)
     axes = sides_stamps(world.pool, chosen, options)
     contents = {part.name: content_of(world.folder, part) for part in world.folder.partitions()}
@@ -145,6 +147,7 @@ def build_tasks(world: World, chosen: Sequence[Measurer], options: IndexOptions)
                 **common,
                 model=measurer.digest,
                 axes=axes.get(measurer.name),
+                moments=moments.get(measurer.name),
                 source=content_settings(world.settings.sources[part.source]),
                 examples=contents[part.name],
             )
@@ -152,6 +155,7 @@ def build_tasks(world: World, chosen: Sequence[Measurer], options: IndexOptions)
                 "settings": values,
                 "pool": world.pool.run,
                 "axes": axes.get(measurer.name),
+                "moments": moments.get(measurer.name),
                 "options": plain(options),
                 "partition": asdict(part),
                 "measurer": {**asdict(measurer), "folder": str(measurer.folder)},
@@ -192,8 +196,10 @@ def build_work(payload: dict[str, Any]) -> Receipt:
         tokenizer=None if loaded.tokenizer is None else tokenizer_digest(loaded.tokenizer),
         reduction=options.reduction,
         task=payload["task"],
+        adam=adam_facts(options, payload["moments"]),
     )
-    job = _Job(task, loaded, sides, options, header)
+    way = prepared(loaded, sides, options, folder=measurer.folder, stamp=payload["moments"])
+    job = _Job(task, loaded, way, options, header)
     facts: dict[str, Any] = {}
 
     def write(path: Path) -> None:
@@ -217,7 +223,7 @@ class _Job:
 
     task: Task
     loaded: LoadedModel
-    sides: dict[str, Sides]
+    way: Prepared
     options: IndexOptions
     header: Header
 
@@ -232,9 +238,10 @@ def _build(
     index = IndexPass(
         job.loaded.model,
         job.task,
-        job.sides,
+        job.way.sides,
         reduction=job.options.reduction,
         with_squares=job.options.norms,
+        adam=job.way.adam,
     )
     with RowsWriter(path, header) as writer:
 
@@ -253,8 +260,8 @@ def _build(
             batch_tokens=batch_tokens(settings.score, device.type),
             device=device,
         )
-    table = keys.hstack(_columns(columns, usable))
-    counts = _counts(encoded, table)
+    table = keys.hstack(row_columns(columns, usable))
+    counts = row_counts(encoded, table)
     if header.num_scales:
         given = pl.Series("scales", scales, dtype=pl.Array(pl.Float32, header.num_scales))
         table = table.with_columns(given)
@@ -263,37 +270,3 @@ def _build(
     if passed.halved:
         counts |= {"halved": passed.halved, "batch_tokens": passed.batch_tokens}
     return table, counts
-
-
-def _columns(found: dict[str, Tensor], usable: npt.NDArray[np.bool_]) -> pl.DataFrame:
-    """Columns (N,), null where they are not finite; no norm where there is no vector."""
-    series: list[pl.Series] = []
-    for name, values in found.items():
-        counts = name in ("num_scored", "num_positions")
-        column = pl.Series(name, values.numpy())
-        if name == "squared_norm":
-            column = pl.Series(name, np.where(usable, values.numpy(), np.nan))
-        column = column.to_frame().select(
-            pl.when(pl.all().is_finite()).then(pl.all()).otherwise(None)
-        )[name]
-        series.append(column.cast(pl.Int64) if counts else column)
-    return pl.DataFrame(series)
-
-
-def _counts(encoded: Encoded, table: pl.DataFrame) -> dict[str, int]:
-    """How many examples have no row, or were cut."""
-    unscored = int((encoded.num_scored == 0).sum())
-    broken = table["squared_norm"].null_count() - unscored
-    if encoded.problems:
-        first = min(encoded.problems)
-        log.warning("%d examples have no gradient in the index; the first, %s: %s",
-                    len(encoded.problems), table.select(KEY).row(first),
-                    encoded.problems[first])  # fmt: skip
-    if broken:
-        log.warning("%d examples have a gradient that is not finite, and no row in the index",
-                    broken)  # fmt: skip
-    return {
-        "unscored": unscored + broken,
-        "truncated": int(encoded.truncated.sum()),
-        "not_finite": broken,
-    }

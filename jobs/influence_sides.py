@@ -57,6 +57,8 @@ class IndexOptions:
     """What an example's loss is of those of its counted positions."""
     norms: bool = False
     """Exact squared norms of the gradients before they are projected, `grad_sq_norm`, too."""
+    adam: Literal["none", "exact", "diagonal", "factored"] = "none"
+    """Rows of the updates that Adam would make of the gradients; a target's are of gradients."""
 
 
 def sides_output(run: RunFolder, slug: str) -> Output:

@@ -24,7 +24,8 @@ from curate.errors import InputError
 
 SCHEMA_VERSION = 1
 
-_MOMENTS = "moments.safetensors"
+MOMENTS = "moments.safetensors"
+"""Beside the weights of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ def save_checkpoint(
             if moments is not None:
                 tensors = {f"gradient.{key}": value for key, value in moments.gradient.items()}
                 tensors |= {f"square.{key}": value for key, value in moments.square.items()}
-                save_file(_plain(tensors), folder / _MOMENTS)
+                save_file(_plain(tensors), folder / MOMENTS)
         facts["digest"] = weights_digest(folder)
         _write_json(folder / "checkpoint.json", {"schema_version": SCHEMA_VERSION, **facts})
 
@@ -113,7 +114,7 @@ def load_moments(checkpoint: Checkpoint) -> Moments:
     Raises:
         InputError: none were kept.
     """
-    path = checkpoint.path / _MOMENTS
+    path = checkpoint.path / MOMENTS
     if not path.is_file():
         raise InputError(
             f"checkpoint {checkpoint.name} holds no optimiser moments",
@@ -129,7 +130,7 @@ def load_moments(checkpoint: Checkpoint) -> Moments:
 
 def weights_digest(folder: Path) -> str:
     """Digest of the weight files in a saved model's folder, whatever their number."""
-    files = sorted(path for path in folder.glob("*.safetensors") if path.name != _MOMENTS)
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name != MOMENTS)
     return fingerprint(**{path.name: digest_file(path) for path in files})
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from curate.models.adam_pass import AdamProjector
 from curate.models.batches import Ahead, Passed, for_each_batch
 from curate.models.gradient_similarity import position_losses
 from curate.models.gradients import Engine, Sides, Wanted
@@ -44,7 +45,8 @@ class IndexPass:
         task: that makes the batches.
         sides: parameter -> what its gradient is projected on; its order is that of a row.
         reduction: over the counted positions of an example.
-        with_squares: exact squared norms too; they cost a tenth more or so.
+        with_squares: exact squared norms of the gradients too; they cost a tenth more or so.
+        adam: makes the rows of Adam's updates; None: they are those of the gradients.
     """
 
     def __init__(
@@ -55,29 +57,65 @@ class IndexPass:
         *,
         reduction: Reduction,
         with_squares: bool = False,
+        adam: AdamProjector | None = None,
     ) -> None:
         self._engine = Engine(model, only=sides.__contains__)
         self._task = task
         self._sides = sides
         self._reduction = reduction
-        self._wanted = Wanted(squares=with_squares, projections=sides)
+        self._adam = adam
         self.with_squares = with_squares
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def measure(self, batch: Batch, num_examples: int) -> Indexed:
         """Rows and losses of a batch."""
+        adam = self._adam
+        most = None if adam is None else adam.most_examples()
+        if most is not None and num_examples > most:
+            return self._in_parts(batch, num_examples, most)
+        if adam is not None:
+            adam.begin(self._divisors)
         found = self._engine.measure(
-            self.losses, batch, num_examples=num_examples, wanted=self._wanted
+            self.losses, batch, num_examples=num_examples, wanted=self._wanted()
         )
+        projections = found.projections if adam is None else adam.finish(found.whole)
+        if projections is None:
+            return self.measure(batch, num_examples)
+        rows = flat_rows(projections, self._sides)
+        squares = found.total() if self.with_squares else None
+        if self._reduction == "mean":  # a gradient is linear in its loss
+            rows = rows if adam is not None else rows / self._divisors()[:, None].to(rows.dtype)
+            squares = None if squares is None else squares / self._divisors().square()
         seen, self._seen = self._seen, None
         assert seen is not None  # the engine's last call of the losses is for the whole batch
         losses, counts = seen
-        rows = flat_rows(found.projections, self._sides)
-        squares = found.total() if self.with_squares else None
-        if self._reduction == "mean":  # a gradient is linear in its loss
-            rows = rows / counts[:, None].to(rows.dtype)
-            squares = None if squares is None else squares / counts.square()
         return Indexed(rows, losses / counts, counts, squares)
+
+    def _in_parts(self, batch: Batch, num_examples: int, most: int) -> Indexed:
+        """`measure` of at most so many examples at a time."""
+        parts: list[Indexed] = []
+        for start in range(0, num_examples, most):
+            some = slice(start, min(start + most, num_examples))
+            part = {name: value[some] for name, value in batch.items()}
+            parts.append(self.measure(part, some.stop - some.start))
+        squares = [part.squares for part in parts if part.squares is not None]
+        return Indexed(
+            torch.cat([part.rows for part in parts]),
+            torch.cat([part.losses for part in parts]),
+            torch.cat([part.num_positions for part in parts]),
+            torch.cat(squares) if squares else None,
+        )
+
+    def _wanted(self) -> Wanted:
+        if self._adam is None:
+            return Wanted(squares=self.with_squares, projections=self._sides)
+        return Wanted(squares=self.with_squares, tell=self._adam.see, whole=self._adam.whole)
+
+    def _divisors(self) -> Tensor:
+        """(N,) what makes the gradients of sums those of the losses that are asked for."""
+        assert self._seen is not None
+        counts = self._seen[1]
+        return counts if self._reduction == "mean" else torch.ones_like(counts)
 
     def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """(B,) losses, summed over the counted positions."""

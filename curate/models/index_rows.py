@@ -23,7 +23,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -85,6 +85,8 @@ class Header:
     """What an example's loss is of its counted positions'."""
     task: str = ""
     """Digest of what else makes a loss: the task and its settings."""
+    adam: dict[str, Any] | None = None
+    """`form` and digest of the `moments`, where rows are of Adam's updates; None: of gradients."""
 
     @property
     def width(self) -> int:
@@ -252,22 +254,39 @@ def read_header(path: Path) -> Header:
 def header_bytes(header: Header) -> bytes:
     """The header as it stands in a file."""
     values = {"format": FORMAT, **asdict(header), "blocks": [list(b) for b in header.blocks]}
+    if header.adam is None:
+        del values["adam"]
     text = json.dumps(values, ensure_ascii=True, separators=(",", ":")).encode()
     pages = -(-(len(text) + 1) // PAGE_BYTES)
     return text.ljust(pages * PAGE_BYTES - 1) + b"\n"
 
 
-def check_alike(one: Header, other: Header, *, names: tuple[str, str] = ("one", "other")) -> None:
+def check_alike(
+    one: Header,
+    other: Header,
+    *,
+    names: tuple[str, str] = ("one", "other"),
+    is_query: bool = False,
+) -> None:
     """Refuse to compare rows that mean different things.
 
     Args:
         one: of one index.
         other: of the other one.
         names: what the two are, for the message.
+        is_query: the other one asks: its rows are of gradients, whether or not those of the one
+            are of Adam's updates.
 
     Raises:
         ConfigError: they differ in more than rows and storage; says in what.
     """
+    if is_query and other.adam is not None:
+        raise ConfigError(
+            f"the index of {names[1]} is of Adam's updates ({other.adam.get('form')}), but what"
+            " asks must be of gradients",
+            fix="build it with adam: none",
+        )
+    one = replace(one, adam=None) if is_query else one
     differences = [
         f"{what} ({_short(first)} and {_short(second)})"
         for what, first, second in _facts(one, other)
@@ -296,9 +315,17 @@ def _facts(one: Header, other: Header) -> list[tuple[str, Any, Any]]:
         ("model", one.model, other.model),
         ("tokenizer", one.tokenizer, other.tokenizer),
         ("task", one.task, other.task),
+        *_adam_facts(one.adam or {}, other.adam or {}),
         *projections,
         ("layers", *changed),
     ]
+
+
+def _adam_facts(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The form says more than all that comes with it."""
+    if one.get("form") != other.get("form"):
+        return [("form of Adam", one.get("form"), other.get("form"))]
+    return [(f"Adam's {key}", one[key], other.get(key)) for key in one]
 
 
 def _short(value: Any) -> str:
