@@ -11,7 +11,7 @@ from curate.config import nearest
 from curate.errors import ConfigError
 from curate.models.settings import TASKS
 from jobs.all_stages import load
-from jobs.own_passes import OWN, READS_LABELS, TRAINS_ON_TARGET, WITHOUT_MODEL
+from jobs.own_passes import INDEXES_TARGET, OWN, READS_LABELS, TRAINS_ON_TARGET, WITHOUT_MODEL
 from jobs.representations import READS_TARGET, reads_vectors
 from jobs.settings import parse_settings
 
@@ -99,7 +99,7 @@ def _reads(name: str) -> tuple[str, ...]:
     found = {
         "a model": name not in WITHOUT_MODEL,
         "labels": name in READS_LABELS,
-        "a target": name in READS_TARGET or name in TRAINS_ON_TARGET,
+        "a target": name in READS_TARGET | TRAINS_ON_TARGET | INDEXES_TARGET,
         "vectors": reads_vectors(parse_settings(values)),
     }
     read = tuple(what for what, does in found.items() if does)

@@ -19,6 +19,7 @@ OWN: dict[str, str] = {
     "vog": "jobs.vog:passes",
     "pvi": "jobs.pvi:passes",
     "self_influence": "jobs.self_influence:passes",
+    "influence": "jobs.influence:passes",
     "duplicates": "jobs.duplicates:passes",
     "dsir": "jobs.dsir:passes",
     "bm25": "jobs.bm25:passes",
@@ -38,6 +39,8 @@ READS_LABELS = frozenset({"aum_threshold", "label_issues"})
 """Those of them that judge labels, and are not defined without."""
 TRAINS_ON_TARGET = frozenset({"dvgs"})
 """Those of them whose model is trained on the target."""
+INDEXES_TARGET = frozenset({"influence"})
+"""Those that look at the target with the run's own models."""
 CORE_ONLY = frozenset({"spread"})
 """Those that show a model a few examples only, in a run of their own."""
 

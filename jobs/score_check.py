@@ -15,6 +15,7 @@ CHECKS: dict[str, str] = {
     "vog": "jobs.vog:check",
     "pvi": "jobs.pvi:check",
     "self_influence": "jobs.self_influence:check",
+    "influence": "jobs.influence:check",
     "duplicates": "jobs.duplicates:check",
     "gio": "jobs.gio:check",
     "spread": "jobs.spread:check",

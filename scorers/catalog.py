@@ -25,6 +25,7 @@ SCORERS = {
     "vog": "scorers.vog:VoG",
     "pvi": "scorers.pvi:PVI",
     "self_influence": "scorers.self_influence:SelfInfluence",
+    "influence": "scorers.influence:Influence",
     "duplicates": "scorers.duplicates:Duplicates",
     "spread": "scorers.spread:Spread",
     "dsir": "scorers.dsir:DSIR",
