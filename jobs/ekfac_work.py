@@ -134,13 +134,20 @@ class Shop:
             )
         self.layers = self.groups[number]
         self._partitions = [Partition(**one) for one in payload.get("partitions", [])]
-        budget = batch_tokens(self.settings.score, loaded.device.type)
-        self.engine = KFACPass(
-            loaded.model,
+        self.loaded = loaded
+        self.budget = max(1, batch_tokens(self.settings.score, loaded.device.type) // 4)
+        """Tokens of a batch: a quarter of other passes', as all activations are kept."""
+        self.is_double = next(loaded.model.parameters()).dtype == torch.float64
+        self.engine = self.engine_of(self.layers)
+
+    def engine_of(self, layers: Sequence[Layer]) -> KFACPass:
+        """The passes over some layers."""
+        return KFACPass(
+            self.loaded.model,
             self.task,
-            self.layers,
-            batch_tokens=max(1, budget // 4),
-            device=loaded.device,
+            layers,
+            batch_tokens=self.budget,
+            device=self.loaded.device,
             reduction=self.options.reduction,
         )
 
