@@ -2,9 +2,10 @@
 
     score(i, q) = <phi_i, q> * factor_i
 
-Every block of rows is multiplied with all queries in float32. What can be among the best, by the
-bound |fl(x . y) - x . y| <= k eps |x| |y|, is multiplied again in float64, one row at a time: so
-neither blocks, nor parts, nor threads change a digit of the result, and ties go to the first row.
+Every block of rows is multiplied with all queries in float32, or in float64 where the bound
+|fl(x . y) - x . y| <= k eps / 2 |x| |y| of float32 lets too many rows through. What can be among
+the best is multiplied again in float64, one row at a time: so neither blocks, nor parts, nor
+threads change a digit of the result, and ties go to the first row.
 
 `approximate` multiplies in bfloat16, or int8 rows as such, and keeps the best 4 K of each query.
 The K that seem best are multiplied again in the same way, from rows of a finer type where there are
@@ -90,8 +91,8 @@ def scan(
     for start, piece in pieces(parts, block):
         if approximate:
             kept.add(start, asked.coarse(piece))
-        elif (found := asked.bounded(piece)) is not None:
-            kept.add(start, found.scores, found.slack)
+        else:
+            _add_exact(kept, asked, start, piece)
     best = _Padded(len(asked), num_best)
     for query, (positions, scores) in enumerate(kept.best()):
         if approximate:
@@ -232,6 +233,16 @@ class _Padded:
         order = np.lexsort((positions, -scores))[: self.found.positions.shape[1]]
         self.found.positions[query, : len(order)] = positions[order]
         self.found.scores[query, : len(order)] = scores[order]
+
+
+def _add_exact(kept: Candidates, asked: Queries, start: int, piece: ScanPart) -> None:
+    found = asked.bounded(piece)
+    if found is not None and found.scores.dtype == np.float32 and kept.is_crowded(*found):
+        # Preconditioned queries are long beside their scores.
+        asked.widen()
+        found = asked.bounded(piece)
+    if found is not None:
+        kept.add(start, found.scores, found.slack)
 
 
 def _read_again(

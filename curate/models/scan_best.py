@@ -12,6 +12,8 @@ from curate.models.scan_rows import Floats, Places
 
 Settle = Callable[[int, Places], tuple[Places, Floats]]
 """The best K of some rows by their exact scores: query, (n,) -> ascending positions, scores."""
+_CROWD = 2
+"""Rows of one piece that are too many, by results."""
 _ROUNDING = 1e-14
 """Of scores that have been settled, by their size."""
 
@@ -40,6 +42,21 @@ class Candidates:
         self._slack = [np.empty(0) for _ in range(num_queries)]
         self._waiting: list[tuple[Places, Places, Floats, Floats]] = []
         self._num_waiting = 0
+
+    def is_crowded(self, scores: npt.NDArray[np.floating], slack: Floats) -> bool:
+        """Whether far more rows of a piece than K would be kept, as its errors are large.
+
+        Args:
+            scores: as `add` takes them.
+            slack: as `add` takes them.
+        """
+        most = float(slack.max(initial=0))
+        bar = self._last
+        if scores.shape[1] >= self._size and (bar == -np.inf).any():
+            place = scores.shape[1] - self._size
+            bar = np.maximum(bar, np.partition(scores, place, axis=1)[:, place] - most)
+        near = (scores >= (bar - most).astype(scores.dtype)[:, None]).sum()
+        return bool(near > _CROWD * self._size * len(bar))
 
     def add(
         self, start: int, scores: npt.NDArray[np.floating], slack: Floats | None = None

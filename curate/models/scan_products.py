@@ -1,7 +1,7 @@
 """Inner products of the rows of an index with queries: bounded, coarse, and exact.
 
 `bounded` multiplies in float32 and says by how much a product can be off, by
-|fl(x . y) - x . y| <= k eps |x| |y|; `coarse` multiplies in the fastest type: int8 rows by int8
+|fl(x . y) - x . y| <= k eps / 2 |x| |y|; `coarse` multiplies in the fastest type: int8 rows by int8
 queries, layer block by layer block, where the processor has an instruction for it, else bfloat16;
 `exact` multiplies in float64, one row at a time, so that neither blocks, nor parts, nor threads
 change a digit.
@@ -79,6 +79,7 @@ class Queries:
         self._exact_room = Room()
         self._unit = torch.from_numpy(unit).to(self.room.device)  # zeros stay zeros
         self._typed: dict[torch.dtype, Tensor] = {}
+        self._is_wide = False
         self._small: tuple[Header, list[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
@@ -104,15 +105,19 @@ class Queries:
         reach = np.zeros(len(usable))
         reach[usable] = lengths[usable] * np.abs(factors[usable])
         width = values.shape[1]
-        dtype = _multiplied_in(lengths[usable], width)
+        dtype = torch.float64 if self._is_wide else _multiplied_in(lengths[usable], width)
         scores = self.products(values, dtype).cpu().numpy()
         if piece.factors is not None:
             is_tame = _is_tame(reach) and _is_tame(np.abs(factors[usable]))
             scores = scores * (factors.astype(scores.dtype) if is_tame else factors)
         if not usable.all():
             scores[:, ~usable] = -np.inf
-        # A length is off by less than a tenth.
-        return Products(scores, 1.1 * (width + 8) * torch.finfo(dtype).eps * reach)
+        # Each of k sums is off by half an eps, and a length by less than a tenth.
+        return Products(scores, 1.1 * (width / 2 + 8) * torch.finfo(dtype).eps * reach)
+
+    def widen(self) -> None:
+        """From here on `bounded` multiplies in float64."""
+        self._is_wide = True
 
     def coarse(self, piece: ScanPart) -> npt.NDArray[np.floating]:
         """(Q, B) float32 or float64 scores with unit queries; -inf where a row has none."""
