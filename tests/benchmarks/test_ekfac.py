@@ -6,15 +6,19 @@
 All Linear layers of the body; the head and the embedding are not part of it. The baseline is
 `loss.backward()` for all parameters on the same batch. Every way runs once a round; a ratio is
 the median over the rounds of user CPU seconds, on one thread. The default model is smaller.
+kronfluence scores four such batches in the same rounds where it is installed, of which a quarter is
+counted: it reads its factors and writes its scores in each call.
 """
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gradient_ways import Ways, interleaved, medians, ratios
+from gradient_ways import Ways, interleaved, medians, ratios, tokens
+from influence_peers import kronfluence_self_scores
 
 from curate.models.example_losses import draw_keys
 from curate.models.kfac import basis_of, damped
@@ -31,8 +35,11 @@ ROUNDS = int(os.environ.get("CURATE_BENCH_ROUNDS", "4"))
 ROWS = {128: 4, 512: 2}
 QUERIES, RANK = 2, 32
 
+PEER_BATCHES = 4
+
 BASE = "forward and backward"
 SELF = "**EK-FAC self-influence**"
+PEER = "kronfluence, EK-FAC self-influence"
 GOAL = 2.0
 
 
@@ -61,7 +68,7 @@ def encoded(rows: torch.Tensor) -> Encoded:
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", MODELS)
-def test_what_self_influence_costs_after_fitting(name: str, length: int):
+def test_what_self_influence_costs_after_fitting(name: str, length: int, tmp_path: Path):
     torch.set_num_threads(1)
     ways = Ways(name, ROWS[length], length)
     given, chosen = encoded(ways.batch["input_ids"]), np.arange(ROWS[length])
@@ -97,7 +104,14 @@ def test_what_self_influence_costs_after_fitting(name: str, length: int):
         f"{QUERIES} queries of rank {RANK}": scores,
     }
     found = engine.self_influence(given, chosen, curvatures)
+    many = tokens(PEER_BATCHES * ROWS[length], length)
+    peer = kronfluence_self_scores(name, many, ROWS[length], tmp_path)
+    if peer is not None:
+        peer()
+        table[PEER] = peer
     times, peaks = interleaved(table, ROUNDS, ())
+    if PEER in times:
+        times[PEER] = [spent / PEER_BATCHES for spent in times[PEER]]
     base = sorted(times[BASE])[len(times[BASE]) // 2]
     print(f"\n{name}, T = {length}, B = {ROWS[length]}, {ROUNDS} rounds; baseline {base:.2f} CPU s;"
           f" rank {RANK} keeps {100 * kept:.1f} % of a query's squared length\n")  # fmt: skip

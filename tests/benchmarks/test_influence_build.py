@@ -6,7 +6,8 @@
 The baseline is `loss.backward()` for all parameters on the same batches. The index is what a worker
 does for a partition: losses of the task, projections with p = 16, float16 rows on disk in their
 order, flushed. Both run once in each round, so that a busy machine disturbs both alike; a ratio is
-the median over the rounds of user CPU seconds, on one thread. The last part builds the index of
+the median over the rounds of user CPU seconds, on one thread. Bergson and dattri build
+theirs in the same rounds where they are installed. The last part builds the index of
 `CURATE_BENCH_ROWS` texts of 32 tokens with a tiny model, and of a tenth of them: its memory must
 not grow with them.
 """
@@ -31,6 +32,7 @@ from gradient_ways import (
     seconds,
     tokens,
 )
+from influence_peers import bergson_build, dattri_build
 from tiny_models import save_language_model
 from torch import Tensor
 
@@ -156,6 +158,12 @@ def test_what_an_index_costs(tmp_path: Path, length: int):
         INDEX: world.build,
         NORMS: world.build_with_norms,
     }
+    ids, rows = world.ids, world.rows
+    peers = {
+        "Bergson, p = 16, float32, on disk": bergson_build(MODEL, ids, rows, tmp_path, dim=16),
+        "dattri LoGra, p = 16, float32, in memory": dattri_build(MODEL, ids, rows, dim=16),
+    }
+    table |= {label: work for label, work in peers.items() if work is not None}
     for work in table.values():
         work()
     times, peaks = interleaved(table, ROUNDS)
