@@ -17,7 +17,6 @@ from curate.config import plain
 from curate.data.files import fingerprint, read_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
-from curate.errors import ConfigError
 from curate.models.projection import Projection
 from jobs.influence_build import build_tasks, build_work, pool_world
 from jobs.influence_curvature import CurvatureOptions, curvature_phases, curvature_stamps
@@ -117,11 +116,6 @@ def check(settings: Settings, scorer: Scorer) -> None:
     """
     check_target(settings, NAME)
     task_settings(settings)
-    if cast(Influence, scorer).adam != "none":
-        raise ConfigError(
-            "influence.adam is set, and the rows of this version are of plain gradients",
-            fix="leave adam out",
-        )
 
 
 def index_options(options: Influence, *, is_target: bool = False) -> IndexOptions:

@@ -172,10 +172,7 @@ def matrix_work(payload: dict[str, Any]) -> Receipt:
             total += work.scores(family, chosen) / len(work.families)
         for _, usable in single.values():
             total[~usable] = np.nan
-        columns += [
-            pl.Series(_column(start + place), own.astype(np.float32)).fill_nan(None)
-            for place, own in enumerate(total)
-        ]
+        columns += [_narrowed(_column(start + place), own) for place, own in enumerate(total)]
     table = keys.hstack(columns)
     _write(matrix_output(work.run, work.options, work.part), table, payload)
     return {"rows": table.height}
@@ -254,10 +251,7 @@ class _Work:
             found["self_value"] = self.self_influence(family.checkpoints[0])
         rest = known[0].opened.table
         more = [rest[name] for name in ("num_scored", "scored_share") if name in rest.columns]
-        columns = [
-            pl.Series(name, values.astype(np.float32)).fill_nan(None)
-            for name, values in found.items()
-        ]
+        columns = [_narrowed(name, values) for name, values in found.items()]
         return keys.hstack([*columns, *(one.cast(pl.Float32) for one in more)])
 
     def self_influence(self, slug: str) -> Floats:
@@ -281,6 +275,13 @@ def _check(work: _Work, slug: str, queries: Queries) -> None:
 
 def _write(output: Output, table: pl.DataFrame, payload: Mapping[str, Any]) -> None:
     output.write(lambda path: write_table(table, path), payload["fingerprint"], rows=table.height)
+
+
+def _narrowed(name: str, values: Floats) -> pl.Series:
+    """(N,) float32; null where that is not finite."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    return pl.Series(name, np.where(np.isfinite(narrow), narrow, np.float32(np.nan))).fill_nan(None)
 
 
 def _column(place: int) -> str:
