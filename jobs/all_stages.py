@@ -126,6 +126,13 @@ STAGES = (
         needs=("plan",),
         reads=("compare", "model", "checkpoints.train", "task", "target", "cluster.threads"),
     ),
+    Stage(
+        name="evaluate-attribution",
+        run="jobs.evaluate_attribution:evaluate_attribution_run",
+        state="jobs.evaluate_attribution:plan_evaluate_attribution",
+        needs=("index", "tokenizer", "score"),
+        reads=("attribution", "model", "checkpoints.train", "task", "target", "cluster.threads"),
+    ),
 )
 
 _FAILURES = "failures.json"
@@ -274,15 +281,16 @@ def _is_asked_for(stage: Stage, settings: Settings, command: str) -> bool:
             return settings.checkpoints.train is not None
         case "score":
             read = settings.plan.score or settings.plan.weights
-            return bool(settings.score.scorers) and (command == "run" or bool(read))
+            asked = command in ("run", "evaluate-attribution") or bool(read)
+            return bool(settings.score.scorers) and asked
         case "mix":
             return bool(settings.mix)
         case "domains":
             return command == "domains" or settings.domains is not None
         case "embed":
             return command == "embed" or is_read(settings)
-        case "compare":
-            return command == "compare"
+        case "compare" | "evaluate-attribution":
+            return command == stage.name
         case _:
             return True
 

@@ -55,6 +55,8 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         arm if isinstance(arm, str) or arm.run is None else replace(arm, run=_local(arm.run))
         for arm in compare.arms
     )
+    attribution = settings.attribution
+    matrices = {name: _local(path) for name, path in attribution.matrices.items()}
     return replace(
         settings,
         run=str(Path(settings.run).expanduser().absolute()),
@@ -67,6 +69,7 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         score=replace(settings.score, scorers=scorers),
         plan=plan,
         compare=replace(compare, arms=arms),
+        attribution=replace(attribution, matrices=matrices),
     )
 
 

@@ -13,6 +13,7 @@ from curate.models.settings import TASKS, Checkpoints, Model, Score
 from curate.plan.settings import Plan
 from curate.vectors.domains import Domains
 from curate.vectors.settings import Embed
+from jobs.attribution_settings import Attribution
 from jobs.cluster import Cluster
 from jobs.compare_settings import Compare
 
@@ -53,6 +54,8 @@ class Settings:
     """How it is written."""
     compare: Compare = field(default_factory=Compare)
     """How it is put to the test."""
+    attribution: Attribution = field(default_factory=Attribution)
+    """How attributions are put to the test."""
     cluster: Cluster = field(default_factory=Cluster)
     """Where it runs."""
 

@@ -27,7 +27,7 @@ STAMPED = ("train", "embed", "score")
 
 _FILE = ".stamps.json"
 _PACKAGES = ("curate", "jobs", "scorers", "mixers")
-_OTHERS = ("run", "mix", "shards", "compare", "cluster", "index")
+_OTHERS = ("run", "mix", "shards", "compare", "attribution", "cluster", "index")
 """Settings that neither stage reads; of the index, what it made is looked at instead."""
 
 

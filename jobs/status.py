@@ -58,8 +58,9 @@ def run_status(root: Path) -> Status:
 def _stages(settings: Settings) -> list[Stage]:
     """Those of a whole run, and the comparison where one was begun."""
     found = stages_for(settings, "run")
-    if (Path(settings.run) / "compare").is_dir():
-        found += stages_for(settings, "compare")[-1:]
+    for folder, name in (("compare", "compare"), ("attribution", "evaluate-attribution")):
+        if (Path(settings.run) / folder).is_dir():
+            found += stages_for(settings, name)[-1:]
     return found
 
 

@@ -208,6 +208,12 @@ def compare(
     _run("compare", locals())
 
 
+_stage(
+    "evaluate-attribution",
+    "Train on random subsets: do attributions foretell it, do scores find wrong labels?",
+)
+
+
 @app.command()
 def run(
     config: o.ConfigOrRun,

@@ -38,6 +38,10 @@ def run_command(command: str, common: Common) -> None:
         from jobs.compare_check import check_compare
 
         check_compare(settings)
+    if command == "evaluate-attribution":
+        from jobs.evaluate_attribution import check_evaluate_attribution
+
+        check_evaluate_attribution(settings)
     if common.dry_run:
         _tell(command, common, settings, raw)
         return
@@ -52,6 +56,10 @@ def run_command(command: str, common: Common) -> None:
         from curate.cli.compare import comparison_lines
 
         print("\n".join(comparison_lines(result["stages"]["compare"], result["run"])))
+    elif command == "evaluate-attribution":
+        from curate.cli.attribution import evaluation_lines
+
+        print("\n".join(evaluation_lines(result["stages"][command], result["run"])))
     else:
         from curate.cli.summaries import summary_lines
 

@@ -75,6 +75,7 @@ _MADE_BY = {
     "scores": "score",
     "plan": "plan",
     "compare": "compare",
+    "attribution": "evaluate-attribution",
 }
 """Folder of a run -> command that makes the tables in it."""
 
