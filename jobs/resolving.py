@@ -124,7 +124,7 @@ def _options(scorer: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
             name: _input(table) if isinstance(table, str) else _options(name, table)
             for name, table in given.items()
         }
-    for name in ("path", "probabilities"):
+    for name in ("path", "probabilities", "queries"):
         if isinstance(given.get(name), str):
             given[name] = _input(given[name])
     return given

@@ -10,7 +10,7 @@ import polars as pl
 
 from curate.config import plain
 from curate.data.example import KEY
-from curate.data.files import digest_file, fingerprint
+from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples, read_table, write_table
@@ -53,7 +53,7 @@ def column_tasks(
     found: list[Work] = []
     for entry in chosen:
         used = _tables_of(entry, settings, measurers, own)
-        table = digest_file(Path(entry.table.path)) if entry.table else None
+        table = _table_digest(entry, run)
         for part in run.partitions():
             inputs = _inputs(run, part, entry, used, lengths)
             if inputs is None:  # its own task failed, and said so
@@ -105,7 +105,11 @@ def column_work(payload: dict[str, Any]) -> dict[str, Any]:
     keys = examples.select(KEY)
     used = [(str(slug), int(seed)) for slug, seed in payload["tables"]]
     if entry.table is not None:
-        table = entry.table.join(examples, single_source=len(settings.sources) == 1)
+        table = entry.table.join(
+            examples,
+            single_source=len(settings.sources) == 1,
+            files=file_rows(run) if entry.table.is_by_position else None,
+        )
     elif entry.scorer is not None and entry.kind == "plain":
         found = _table_quantities(run, part, examples, entry.needs, settings, payload["lengths"])
         table = keys.hstack(plain_columns(entry.scorer, found))
@@ -125,6 +129,24 @@ def column_work(payload: dict[str, Any]) -> dict[str, Any]:
         lambda path: write_table(table, path), payload["fingerprint"], rows=table.height
     )
     return {"rows": table.height}
+
+
+def file_rows(run: RunFolder) -> dict[tuple[str, str], int]:
+    """(source, file) -> its rows, of all files of a run in its order."""
+    found: dict[tuple[str, str], int] = {}
+    for part in run.partitions():
+        place = part.source, part.file
+        found[place] = max(found.get(place, 0), part.first_row + part.num_rows)
+    return found
+
+
+def _table_digest(entry: Chosen, run: RunFolder) -> str | list[Any] | None:
+    """Of an external table; where rows meet by position, of the files' sizes too."""
+    if entry.table is None:
+        return None
+    if not entry.table.is_by_position:
+        return entry.table.digest()
+    return [entry.table.digest(), [[*key, rows] for key, rows in file_rows(run).items()]]
 
 
 def scored_columns(frame: pl.DataFrame) -> list[str]:
