@@ -11,10 +11,11 @@ import polars as pl
 from curate.data.columns import resolve_columns
 from curate.data.example import Source
 from curate.data.reading import field_frame
+from curate.data.values import label_values
 from curate.errors import InputError
 from curate.models.load import LoadedModel
 from curate.models.tasks.preference import REFERENCE
-from jobs.starter_look import look_at
+from jobs.starter_look import look_at, with_roles
 
 NUM_EXAMPLES = 3
 
@@ -27,23 +28,29 @@ _SIDE_PIXELS = 32
 _MOST_PIXELS = 224
 
 
-def given_examples(data: str, source: Source | None) -> pl.DataFrame:
+def given_examples(data: str, source: Source | None, *, rows: int = NUM_EXAMPLES) -> pl.DataFrame:
     """The first rows of the user's data, as a task reads them.
 
     Args:
         data: file, folder, glob or address.
         source: whose columns say what is what; None recognises them by their names.
+        rows: how many, at most; a few thousand are read.
 
     Raises:
         InputError: there are no rows, or they cannot be read.
         ConfigError: the columns are not there.
     """
     look = look_at(data, "data")
-    rows = look.rows.slice(0, NUM_EXAMPLES)
-    if not rows.num_rows:
+    first = look.rows.slice(0, rows)
+    if not first.num_rows:
         raise InputError(f"{data} holds no rows", fix="choose other data")
-    names = look.source if source is None else source
-    return field_frame(rows, resolve_columns(names, rows.schema, where=data))
+    names = with_roles(look).source if source is None else source
+    resolved = resolve_columns(names, first.schema, where=data)
+    fields = field_frame(first, resolved)
+    if resolved.label is None:
+        return fields
+    labels = label_values(first.column(resolved.label), resolved, {}, num_classes=None)
+    return fields.with_columns(pl.Series("label", labels, dtype=pl.Int64))
 
 
 def made_up_examples(loaded: LoadedModel, task: Any) -> pl.DataFrame:

@@ -6,7 +6,7 @@ Shapes: M counted positions, V classes or tokens.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import torch
@@ -27,7 +27,7 @@ from jobs.all_stages import load
 from jobs.check_examples import given_examples, made_up_examples
 from jobs.doctor import Check
 from jobs.gradient_check import gradient_checks
-from jobs.settings import parse_settings, task_settings
+from jobs.settings import Settings, parse_settings, task_settings
 from jobs.starter import guess_task
 
 _LARGEST = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -49,13 +49,14 @@ def check_model(
         InputError: the model or the data cannot be loaded.
         ConfigError: the model does not say what task it is for, or there are no examples for it.
     """
-    model, task, source = _chosen(name, config, kind)
-    loaded = load_model(model, task)
+    asked = asked_model(name, config, kind)
+    task = asked.task
+    loaded = load_model(asked.model, task)
     impl = build_task(task, loaded.tokenizer, max_positions=loaded.max_positions)
     if data is None:
         fields = made_up_examples(loaded, task)
     else:
-        fields = given_examples(data, source)
+        fields = given_examples(data, asked.source)
         if getattr(impl, "needs_reference", False):  # any will do: gradients are to be compared
             fields = fields.with_columns(pl.lit(0.0).alias(each) for each in REFERENCE)
     encoded = impl.encode(fields)
@@ -82,14 +83,34 @@ def _verdict(found: Sequence[Check]) -> Check:
     )
 
 
-def _chosen(
-    name: str | None, config: Path | None, kind: str | None
-) -> tuple[Model, Any, Source | None]:
-    """The model, the settings of its task, and whose columns examples have."""
+class Asked(NamedTuple):
+    """What is to be checked."""
+
+    model: Model
+    task: Any
+    """Its settings."""
+    source: Source | None
+    """Whose columns examples have."""
+    settings: Settings | None
+    """Where the model is named by these."""
+
+
+def asked_model(name: str | None, config: Path | None, kind: str | None) -> Asked:
+    """The model, the settings of its task, and whose columns examples have.
+
+    Args:
+        name: folder or hub id; or
+        config: settings whose model is meant.
+        kind: of the task, where the model does not say it.
+
+    Raises:
+        ConfigError: the settings name no model, or the model does not say its task.
+    """
     if config is None:
         assert name is not None
         given = _task_of(name, kind)
-        return Model(name=name), parse(load(TASKS[given["kind"]]), given, where="task"), None
+        task = parse(load(TASKS[given["kind"]]), given, where="task")
+        return Asked(Model(name=name), task, None, None)
     raw = gather([config])
     settings = parse_settings(raw.values, origins=raw.origins)
     if settings.model.name is None and name is None:
@@ -99,7 +120,7 @@ def _chosen(
         )
     model = settings.model if name is None else replace(settings.model, name=name)
     source = next(iter(settings.sources.values())) if len(settings.sources) == 1 else None
-    return model, task_settings(settings), source
+    return Asked(model, task_settings(settings), source, settings)
 
 
 def _task_of(name: str, kind: str | None) -> dict[str, Any]:

@@ -305,12 +305,18 @@ def doctor(
     data: Annotated[
         str | None, typer.Option("--data", help="Check on the first rows of this data.")
     ] = None,
+    influence: Annotated[
+        int | None,
+        typer.Option(
+            "--influence", metavar="ROWS", help="How near its influence scores are: minutes."
+        ),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Is this machine ready: versions, devices, imports, disk; is a model computed right."""
     from curate.cli.tools import print_doctor
 
-    print_doctor(model, config, task=task, data=data, as_json=json)
+    print_doctor(model, config, task=task, data=data, as_json=json, influence=influence)
 
 
 @app.command()

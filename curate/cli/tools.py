@@ -16,6 +16,7 @@ from curate.data.shard_folder import DamageError
 from curate.errors import ConfigError, CurateError, counted
 
 if TYPE_CHECKING:
+    from jobs.influence_doctor import Nearness
     from jobs.methods import Method
 
 _MISSING_DEPENDENCY = 6
@@ -128,25 +129,41 @@ def _few(names: Sequence[str]) -> str:
 
 
 def print_doctor(
-    model: str | None, config: Path | None, *, task: str | None, data: str | None, as_json: bool
+    model: str | None,
+    config: Path | None,
+    *,
+    task: str | None,
+    data: str | None,
+    as_json: bool,
+    influence: int | None = None,
 ) -> None:
     """`curate doctor`; ends with 6 where the machine is not ready, 1 where the model is not."""
-    if (task is not None or data is not None) and model is None and config is None:
+    asks = task is not None or data is not None or influence is not None
+    if asks and model is None and config is None:
         raise ConfigError("there is no model to check", fix="add --model DIR or --config FILE")
     if task is not None and config is not None:
         raise ConfigError("the settings say which task it is", fix="leave --task out")
     start_logging(quiet=True, verbose=False)
     found = list(_doctor(model, config, task, data))
+    near = None
+    if influence is not None:
+        from jobs.influence_doctor import influence_nearness
+
+        near = influence_nearness(model, config, kind=task, data=data, rows=influence)
+        found.append(asdict(near.check()))
     failed = [check["name"] for check in found if check["state"] == "bad"]
     of_model = [name for name in failed if name == "model" or name.startswith("model:")]
     bad = len(failed)
     if as_json:
-        print_json("doctor", {"checks": found, "bad": bad})
+        more = {} if near is None else {"influence": asdict(near)}
+        print_json("doctor", {"checks": found, "bad": bad, **more})
     else:
         for check in found:
             print(f"{check['state']:<5} {check['name']:<18} {check['text']}")
             if check["state"] != "ok" and check["fix"]:
                 print(f"{'':<24} fix: {check['fix']}")
+        if near is not None:
+            print("\n".join(_nearness_lines(near)))
     if bad:
         raise typer.Exit(_MODEL_IS_WRONG if len(of_model) == bad else _MISSING_DEPENDENCY)
 
@@ -181,6 +198,22 @@ def _doctor(
         from jobs.model_check import check_model
 
         yield from map(asdict, check_model(model, config, kind=task, data=data))
+
+
+def _nearness_lines(near: "Nearness") -> Iterator[str]:
+    yield ""
+    yield (
+        f"influence of {counted(near.rows, 'row')} on"
+        f" {counted(near.queries, 'query', 'queries')}, beside the damped exact answer"
+        f" ({near.seconds:.0f} s):"
+    )
+    rows = [["way", "rank correlation", "correlation", "relative error", ""]]
+    rows += [
+        [name, *(f"{way[key]:.3f}" for key in ("spearman", "pearson", "relative_error")),
+         f"metric {near.metric}" if name == near.way else ""]
+        for name, way in near.ways.items()
+    ]  # fmt: skip
+    yield from table(rows, right=frozenset({1, 2, 3}))
 
 
 def _methods_lines(found: "list[Method]") -> Iterator[str]:
