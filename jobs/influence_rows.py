@@ -18,6 +18,7 @@ from curate.data.files import digest_file, misshapen
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import read_table
+from curate.models.curvature import Curvature
 from curate.models.index_rows import Header, decode_rows, open_rows
 from curate.models.influence_scores import odds_factors, unit_factors, unlikeliness
 from curate.models.scan import ScanPart
@@ -138,6 +139,14 @@ def part_blocks(part: ScanPart) -> Iterator[tuple[slice, Tensor]]:
         rows = slice(start, start + size)
         scales = None if part.scales is None else part.scales[rows]
         yield rows, decode_rows(part.stored[rows], scales, part.header)
+
+
+def white_squares(known: Known, curvature: Curvature) -> Floats:
+    """(N,) self-influence phi^T C^-1 phi = |L^-1 phi|^2; NaN where a row has no value."""
+    found = np.full(len(known.usable), np.nan)
+    for rows, values in known.blocks():
+        found[rows] = curvature.whiten(values).square().sum(1).numpy()
+    return np.where(known.usable, found, np.nan)
 
 
 def check_bytes(output: Output) -> None:

@@ -14,7 +14,7 @@ Shapes: N examples of a partition, G sub-tasks, g of them at a time, k numbers o
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from jobs.influence_queries import (
     read_queries,
     results_folder,
 )
-from jobs.influence_rows import Known, known_rows, part_blocks, whitened_part
+from jobs.influence_rows import Known, known_rows, part_blocks, white_squares, whitened_part
 from jobs.influence_sides import FOLDER
 from jobs.influence_target import read_groups, target_parts
 from jobs.influence_top import candidates, merged
@@ -257,15 +257,12 @@ class _Work:
     def self_influence(self, slug: str) -> Floats:
         """(N,) |L^-1 phi|^2; NaN where a row has no value."""
         known = self.known(slug)
-        curvature = None if self.options.whiten else load_curvature(self.run, slug)
+        if not self.options.whiten:
+            return white_squares(known, load_curvature(self.run, slug))
         found = np.full(len(known.usable), np.nan)
-        for rows, values in self._blocks(slug):
-            white = values.double() if curvature is None else curvature.whiten(values)
-            found[rows] = white.square().sum(1).numpy()
+        for rows, values in part_blocks(self.scan_part(slug)):
+            found[rows] = values.double().square().sum(1).numpy()
         return np.where(known.usable, found, np.nan)
-
-    def _blocks(self, slug: str) -> Iterator[tuple[slice, Tensor]]:
-        return part_blocks(self.scan_part(slug))
 
 
 def _check(work: _Work, slug: str, queries: Queries) -> None:

@@ -1,6 +1,7 @@
 """The passes of the scorer `self_influence`: fit where the metric needs one, measure, regress.
 
 run/ekfac/<checkpoint>/                        what EK-FAC is fitted with, see `jobs.ekfac`
+run/influence/<checkpoint>/                    with whitened the index, see `jobs.influence_build`
 run/quantities/self-influence-raw-<checkpoint> value, loss and length of every example
 run/self-influence/seed-0.json                 the line of log value on log length
 run/quantities/self-influence-seed-0           a table for each partition
@@ -38,6 +39,7 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
         ConfigError: no model is set.
     """
     from jobs.references import reference_tasks, reference_work
+    from jobs.self_influence_whitened import whitened_phases, whitened_work
     from jobs.self_influence_work import line_work, raw_work, table_work
 
     options = cast(SelfInfluence, scorer)
@@ -48,6 +50,10 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
     phases = [
         Phase("self_influence: the reference", references, reference_work)
     ] if references else []  # fmt: skip
+    white: dict[str, list[Task]] = {}
+    if options.metric == "whitened":
+        found, white = whitened_phases(settings, options, [own[-1] for own in by_seed.values()])
+        phases += found
     raw: list[Task] = []
     lines: list[Task] = []
     tables: list[Task] = []
@@ -59,8 +65,11 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
                 found = fit_phases(settings, fit_options(options), measurer, identity=identity)
                 phases += found.phases
                 fit = fingerprint(fit=[task.fingerprint for task in found.curvature])
-            for part in run.partitions():
-                task = _raw_task(settings, options, measurer, part, identity=identity, fit=fit)
+            for place, part in enumerate(run.partitions()):
+                if options.metric == "whitened":
+                    task = white[measurer.name][place]
+                else:
+                    task = _raw_task(settings, options, measurer, part, identity=identity, fit=fit)
                 raw.append(task)
                 marks.setdefault(part.name, []).append(task.fingerprint)
         common = {
@@ -72,19 +81,23 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
         }
         lines.append(_line_task(run, common, marks))
         tables += [_table_task(run, common, lines[-1], part, marks) for part in run.partitions()]
-    phases.append(Phase("self_influence: measuring", raw, raw_work))
+    work = whitened_work if options.metric == "whitened" else raw_work
+    phases.append(Phase("self_influence: measuring", raw, work))
     phases.append(Phase("self_influence: lengths", lines, line_work))
     phases.append(Phase("self_influence: tables", tables, table_work))
     return OwnPasses(tuple(phases), tuple((slug_of(seed), seed) for seed in by_seed))
 
 
-def check(settings: Settings, _: Scorer) -> None:
+def check(settings: Settings, scorer: Scorer) -> None:
     """Refuse what cannot be measured, before anything is indexed or trained.
 
     Raises:
-        ConfigError: there is no task.
+        ConfigError: there is no task, or the scorer `influence` keeps another index in its place.
     """
+    from jobs.self_influence_whitened import check_index
+
     task_settings(settings)
+    check_index(settings, cast(SelfInfluence, scorer))
 
 
 def slug_of(seed: int) -> str:
@@ -106,17 +119,17 @@ def line_output(run: RunFolder, seed: int) -> Output:
 
 
 def _by_seed(settings: Settings, options: SelfInfluence) -> dict[int, list[Measurer]]:
-    """The checkpoints of each seed, in order of step; the last one alone for EK-FAC."""
+    """The checkpoints of each seed, in order of step; the last one alone but for identity."""
     found: dict[int, list[Measurer]] = {}
     for measurer in measurers(settings):
         found.setdefault(measurer.seed, []).append(measurer)
-    if options.metric == "ekfac":
+    if options.metric != "identity":
         return {seed: own[-1:] for seed, own in found.items()}
     return found
 
 
 def _rates(chosen: list[Measurer], options: SelfInfluence) -> list[float]:
-    if options.metric == "ekfac":
+    if options.metric != "identity":
         return [1.0]
     facts: list[Mapping[str, Any]] = [read_json(m.folder / "checkpoint.json") or {} for m in chosen]
     return interval_rates([None if "lr" not in one else float(one["lr"]) for one in facts])

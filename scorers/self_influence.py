@@ -2,20 +2,23 @@
 
     SI(i) = sum over checkpoints c of eta_c |g_i(theta_c)|^2     metric identity (TracIn, q = i)
     SI(i) = g_i^T H^-1 g_i at the last checkpoint                metric ekfac
+    SI(i) = phi_i^T C^-1 phi_i = |L^-1 phi_i|^2, at the last one   metric whitened
     residual = log SI - (a + b log n),  a and b by least squares over the training rows
 
 g_i the gradient of the example's loss, the mean or the sum over its n counted positions; eta_c the
 learning rate then in force, 1 where the checkpoints do not say it; H the damped Fisher matrix, see
-`curate.models.kfac`. High values: wrong labels, corrupted, rare or, with sums, long examples.
+`curate.models.kfac`; phi_i the projected gradient and C = L L^T its damped second moments, see
+`curate.models.curvature`: the mean over the training rows is C's effective dimension. High values:
+wrong labels, corrupted, rare or, with sums, long examples.
 
 Source: Pruthi, Liu, Kale and Sundararajan, "Estimating Training Data Influence by Tracing Gradient
 Descent", NeurIPS 2020, arXiv:2002.08484, section 4; Feldman and Zhang, arXiv:2008.03703, for what
-it measures; for EK-FAC Grosse et al., arXiv:2308.03296.
+it measures; for EK-FAC Grosse et al., arXiv:2308.03296; whitened Choe et al., arXiv:2405.13954.
 Departures: the mean over the counted positions is the default, as a sum ranks mostly by length; the
 residual is ours. The learning rate of a checkpoint is the mean of its own and the one before.
 Cost: identity: one forward and one backward pass for each checkpoint, in which no weight gradient
 is formed. EK-FAC: two such passes over a sample, eigenvectors of each layer, and one pass at up to
-twice a plain forward and backward.
+twice a plain forward and backward. Whitened: one pass, and k numbers of disk for each example.
 Shapes: N examples of a partition, E checkpoints.
 """
 
@@ -55,18 +58,22 @@ class SelfInfluence:
         "self_influence_loss": "mean cross-entropy in the same pass, nats, to compare with",
     }
 
-    metric: Literal["identity", "ekfac"] = "identity"
+    metric: Literal["identity", "ekfac", "whitened"] = "identity"
     """identity: squared gradient lengths over all checkpoints; ekfac: in the metric of the Fisher
-    matrix at the last checkpoint of each seed, which takes a fit."""
+    matrix at the last checkpoint of each seed, which takes a fit; whitened: in that of projected
+    gradients, from the index that the scorer `influence` reads."""
     reduction: Reduction = "mean"
     """Of an example's loss over its counted positions; sum grows with the length."""
     parameters: str = "all"
     """all, or a regular expression that is found in a parameter's name. EK-FAC takes layers whose
-    weight is a matrix, and a language model's head only where the expression names it."""
+    weight is a matrix, and a language model's head only where the expression names it; whitened
+    takes matrices without head and embeddings for all."""
     labels: Literal["sampled", "dataset"] = "sampled"
     """ekfac: sampled from the model, the true Fisher matrix; dataset: the empirical one."""
     damping: float = 0.1
-    """ekfac: what is added to the eigenvalues, as a share of a layer's mean."""
+    """ekfac, whitened: what is added to the eigenvalues, as a share of a layer's mean."""
+    dim: int = 16
+    """whitened: p, at most p x p numbers of each matrix."""
     fit_examples: int = 2048
     """ekfac: training examples that the curvature is measured on, about."""
     fit_tasks: int = 4
@@ -76,7 +83,7 @@ class SelfInfluence:
     for the factors of all layers."""
 
     def __post_init__(self) -> None:
-        for name, least in (("fit_examples", 1), ("fit_tasks", 1), ("groups", 1)):
+        for name, least in (("fit_examples", 1), ("fit_tasks", 1), ("groups", 1), ("dim", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(
                     f"self_influence.{name} is {getattr(self, name)}", fix=f"use {least} or more"

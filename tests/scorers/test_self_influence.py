@@ -71,7 +71,7 @@ def test_a_checkpoint_counts_with_the_mean_rate_of_its_interval(rates: Any, want
         ({"fit_examples": 0}, "fit_examples is 0"),
         ({"groups": 0}, "groups is 0"),
         ({"parameters": "("}, "no regular"),
-        ({"metric": "whitened"}, "metric"),
+        ({"metric": "hessian"}, "metric"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options: dict[str, Any], says: str):
