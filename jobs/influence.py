@@ -65,7 +65,7 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
         from jobs.ekfac_queries import passes as ekfac_passes
 
         return ekfac_passes(settings, scorer)
-    families, chosen, notes = _families(settings, options)
+    families, chosen, notes = families_of(settings, options)
     index = index_options(options)
     target_index = index_options(options, is_target=True)
     references = reference_tasks(settings)
@@ -151,10 +151,14 @@ def slug_of(seed: int) -> str:
     return f"influence-seed-{seed}" if seed >= 0 else f"influence-path-{-seed}"
 
 
-def _families(
+def families_of(
     settings: Settings, options: Influence
 ) -> tuple[list[Family], list[Measurer], dict[str, list[str]]]:
-    """Whose scores are added up, all checkpoints that are used, and what is to be said of them."""
+    """Whose scores are added up, all checkpoints that are used, and what is to be said of them.
+
+    Raises:
+        InputError: there is no checkpoint yet.
+    """
     by_seed: dict[int, list[Measurer]] = {}
     for measurer in measurers(settings):
         by_seed.setdefault(measurer.seed, []).append(measurer)

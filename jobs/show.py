@@ -300,13 +300,17 @@ def _with_texts(
         reason = None
         if planned.exists():
             reason = read_table(planned, ["reason"])["reason"][at]
-        text = _content(fields.row(at, named=True))[:_TEXT_CHARS]
+        text = content_text(fields.row(at, named=True))[:_TEXT_CHARS]
         complete.append(replace(example, reason=reason, text=text))
     return complete
 
 
-def _content(fields: Mapping[str, Any]) -> str:
-    """The content of an example as one text."""
+def content_text(fields: Mapping[str, Any]) -> str:
+    """The content of an example as one text.
+
+    Args:
+        fields: as `curate.data.reading.read_fields` has them.
+    """
     if "messages" in fields:
         return "\n".join(f"{turn['role']}: {turn['content']}" for turn in fields["messages"] or [])
     if "image" in fields:
@@ -334,7 +338,7 @@ def _pictured(image: Any) -> str:
 
 def _said(value: Any) -> str:
     """A text, or messages one after the other."""
-    return value if isinstance(value, str) else _content({"messages": value})
+    return value if isinstance(value, str) else content_text({"messages": value})
 
 
 def _load_lines(run: RunFolder, domain: str | None) -> list[str]:
