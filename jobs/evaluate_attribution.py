@@ -24,7 +24,7 @@ from curate.data.tables import read_examples, write_table
 from curate.errors import ConfigError, InputError, counted
 from jobs.cluster import Pool
 from jobs.lengths import content_settings
-from jobs.run import Listener, Outcome, StageState, Task, ignore, raise_failures, run_tasks
+from jobs.run import Listener, Outcome, StageState, Task, ignore, raise_failures, require, run_tasks
 from jobs.settings import Settings, task_settings
 from jobs.target import index_target, target_folder, target_settings, target_stamp
 
@@ -50,18 +50,22 @@ def evaluate_attribution_run(
         InputError: the index or a matrix is missing or does not fit.
         CurateError: a training failed; the others have finished.
     """
+    from jobs.evaluate_attribution_inputs import Tested
     from jobs.evaluate_attribution_results import judge, write_evaluation
 
     check_evaluate_attribution(settings)
     started = time.monotonic()
     run = RunFolder(Path(settings.run))
+    require(run.partitions(), stage="the index", command=f"curate index {run.root}")
     outcome = Outcome()
     tasks: list[Task] = []
     if _trains(settings):
         _prepare(settings, run, pool)
         tasks = training_tasks(settings, run)
+    tested = Tested.of(settings, run, trains=bool(tasks))
+    if tasks:
         outcome = _train(tasks, pool, listener)
-    value, table = judge(settings, tasks)
+    value, table = judge(settings, tested, tasks)
     write_evaluation(run, value, table)
     record_stage(
         run,

@@ -24,6 +24,7 @@ from curate.data.tables import meet, read_examples, read_table
 from curate.errors import ConfigError, InputError
 from jobs.plan_tables import complete_scorers, score_columns
 from jobs.settings import Settings
+from jobs.target import target_folder
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,6 +86,40 @@ class Scores:
         return table[self.column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """All that is tested; looked up before anything is trained, so that it fails early."""
+
+    matrices: list[Matrix]
+    scores: list[Scores]
+    labels: tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None
+    """(N,) of all rows: wrong, and whether that is known."""
+
+    @classmethod
+    def of(cls, settings: Settings, run: RunFolder, *, trains: bool) -> "Tested":
+        """What there is.
+
+        Args:
+            settings: of the run.
+            run: its folder.
+            trains: whether there are subsets, and so an indexed target.
+
+        Raises:
+            ConfigError: a score column or a matrix is named wrongly.
+            InputError: a matrix does not fit, or a column is missing.
+        """
+        scores = find_scores(settings, run)
+        labels = None if settings.attribution.labels is None else wrong_labels(settings, run)
+        matrices = find_matrices(settings, run, num_target(run)) if trains else []
+        return cls(matrices, scores, labels)
+
+
+def num_target(run: RunFolder) -> int:
+    """Target examples."""
+    target = target_folder(run)
+    return sum(read_examples(target, part, ["row"]).height for part in target.partitions())
+
+
 def find_matrices(settings: Settings, run: RunFolder, num_queries: int) -> list[Matrix]:
     """Those of the run, then those that the settings name.
 
@@ -101,7 +136,9 @@ def find_matrices(settings: Settings, run: RunFolder, num_queries: int) -> list[
     for folder in sorted((run.root / "influence").glob("*/matrix")):
         paths = [folder / f"{part.name}.parquet" for part in run.partitions()]
         if paths and all(path.exists() for path in paths):
-            found.append(Matrix(folder.parent.name, run, num_queries, folder=folder))
+            own = Matrix(folder.parent.name, run, num_queries, folder=folder)
+            _check_width(own.name, pl.read_parquet(paths[0], n_rows=0), num_queries)
+            found.append(own)
     for name, place in settings.attribution.matrices.items():
         if any(matrix.name == name for matrix in found):
             raise ConfigError(

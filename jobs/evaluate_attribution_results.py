@@ -37,9 +37,7 @@ from curate.evaluate.attribution import (
 from jobs.evaluate_attribution_inputs import (
     Matrix,
     Scores,
-    find_matrices,
-    find_scores,
-    wrong_labels,
+    Tested,
 )
 from jobs.evaluate_attribution_training import (
     FOLDER,
@@ -78,7 +76,6 @@ class Measured(NamedTuple):
     """S times, of each partition, (N,) the rows of the subset."""
     places: npt.NDArray[np.int64]
     """(Q,) places of the queries among all target examples."""
-    num_target: int
     diverged: list[str]
 
     @property
@@ -87,21 +84,22 @@ class Measured(NamedTuple):
         return np.mean(self.outputs, axis=0)
 
 
-def judge(settings: Settings, tasks: Sequence[Task]) -> tuple[dict[str, Any], pl.DataFrame]:
+def judge(
+    settings: Settings, tested: Tested, tasks: Sequence[Task]
+) -> tuple[dict[str, Any], pl.DataFrame]:
     """The value of `evaluation.json` and the table.
 
     Args:
         settings: of the run.
+        tested: what is compared.
         tasks: the trainings, all done; none where only labels are looked at.
 
     Raises:
-        ConfigError: a score column that is named does not exist, or there is nothing to compare.
-        InputError: a matrix does not fit, or a column is missing.
+        InputError: a table is damaged.
     """
     run, own = RunFolder(Path(settings.run)), settings.attribution
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    scores = find_scores(settings, run)
     value: dict[str, Any] = {
         "schema_version": 1,
         "subsets": own.subsets if tasks else 0,
@@ -113,19 +111,18 @@ def judge(settings: Settings, tasks: Sequence[Task]) -> tuple[dict[str, Any], pl
     if tasks:
         measured = read_measured(settings, run)
         notes += _trouble(measured)
-        matrices = find_matrices(settings, run, measured.num_target)
         top, top_of_mean = _ceilings(settings, measured)
         value["ceiling"] = _shown(top)
         value["reachable"] = None if top is None else _finite(math.sqrt(max(0.0, top.value)))
-        rows += [_of_matrix(settings, measured, matrix, top) for matrix in matrices]
-        rows += [_of_scores(settings, measured, each, top_of_mean) for each in scores]
+        rows += [_of_matrix(settings, measured, matrix, top) for matrix in tested.matrices]
+        rows += [_of_scores(settings, measured, each, top_of_mean) for each in tested.scores]
         if not rows:
             notes.append(
                 "there is no matrix and no score to be tested: score with influence and"
                 " matrix: true, or name one in attribution.matrices"
             )
-    if own.labels is not None:
-        found, said = _of_labels(settings, run, scores)
+    if tested.labels is not None:
+        found, said = _of_labels(settings, tested, *tested.labels)
         rows += found
         notes += said
     value |= {"rows": rows, "notes": notes}
@@ -168,7 +165,7 @@ def read_measured(settings: Settings, run: RunFolder) -> Measured:
                 diverged.append(f"subset {subset}, model {model}")
         outputs.append(-np.stack(losses).astype(np.float64))
     members = [subset_members(settings, lengths, subset) for subset in range(own.subsets)]
-    return Measured(outputs, members, np.array(places, dtype=np.int64), total, diverged)
+    return Measured(outputs, members, np.array(places, dtype=np.int64), diverged)
 
 
 def _ceilings(settings: Settings, measured: Measured) -> tuple[Mean | None, Mean | None]:
@@ -212,19 +209,21 @@ def _of_scores(
 
 
 def _of_labels(
-    settings: Settings, run: RunFolder, scores: Sequence[Scores]
+    settings: Settings,
+    tested: Tested,
+    wrong: npt.NDArray[np.bool_],
+    known: npt.NDArray[np.bool_],
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Areas under the curve, over the training examples."""
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    wrong, known = wrong_labels(settings, run)
     count = int(wrong[known].sum())
     if not 0 < count < int(known.sum()):
         notes.append(f"{count} of {int(known.sum())} labels are wrong: there is no area to measure")
         return rows, notes
-    if not scores:
+    if not tested.scores:
         notes.append("there are no scores to look for wrong labels with")
-    for each in scores:
+    for each in tested.scores:
         values = np.concatenate([each.read(part) for part in each.partitions])[known]
         try:
             found, missing = auc_interval(values, wrong[known], seed=settings.attribution.seed,

@@ -286,6 +286,18 @@ def test_a_matrix_that_does_not_fit_is_refused(
     assert "odd" in error.value.what
 
 
+def test_what_does_not_fit_is_refused_before_anything_is_trained(
+    data: tuple[Path, Path], tmp_path: Path
+):
+    matrix_of(*data).drop("target-0").write_parquet(tmp_path / "odd.parquet")
+    matrices = {"odd": str(tmp_path / "odd.parquet")}
+    with pytest.raises(InputError, match="columns of scores"):
+        evaluate(settings_of(tmp_path / "run", data, attribution={"matrices": matrices}))
+    with pytest.raises(InputError, match="no column 'wrogn'"):
+        evaluate(settings_of(tmp_path / "run", data, attribution={"labels": "wrogn"}))
+    assert not (tmp_path / "run" / "attribution" / "trained").exists()
+
+
 def test_rows_that_a_matrix_lacks_are_counted(
     evaluated: tuple[Settings, dict[str, Any]], data: tuple[Path, Path], tmp_path: Path
 ):
