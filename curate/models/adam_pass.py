@@ -31,11 +31,14 @@ class AdamProjector:
     """
 
     def __init__(
-        self, updates: Mapping[str, Update], sides: Mapping[str, Sides], piece: int = _PIECE_NUMBERS
+        self,
+        updates: Mapping[str, Update],
+        sides: Mapping[str, Sides],
+        piece: int | None = None,
     ) -> None:
         self._updates = updates
         self._sides = sides
-        self._piece = piece
+        self._piece = piece or _PIECE_NUMBERS
         self._waiting: dict[str, list[Form]] = {}
         self._found: dict[str, Tensor] = {}
         self._divisors: Callable[[], Tensor] | None = None

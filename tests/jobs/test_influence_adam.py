@@ -72,9 +72,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return found
 
 
-def options(adam: Any = "none", reduction: Any = "mean", dim: int = 3) -> IndexOptions:
+def options(adam: Any = "none", reduction: Any = "mean", **projection: Any) -> IndexOptions:
+    given: dict[str, Any] = {"dim": 3, **projection}
     return IndexOptions(
-        projection=Projection(dim=dim), dtype="float32", adam=adam, reduction=reduction
+        projection=Projection(**given), dtype="float32", adam=adam, reduction=reduction
     )
 
 
@@ -91,13 +92,12 @@ def read(world: World) -> tuple[Tensor, Header]:
     return torch.cat([part.values() for part in parts]), parts[-1].header
 
 
-def by_hand(settings: Settings, form: str, reduction: str) -> np.ndarray:
+def by_hand(settings: Settings, form: str, reduction: str, names: list[str]) -> np.ndarray:
     """Rows from single texts in float64, with the moments as they lie in the checkpoint."""
     (measurer,) = measurers(settings)
     loaded = load_model(settings.model, task_settings(settings), checkpoint=measurer.folder)
     model: Any = loaded.model.double()
     kept = load_file(measurer.folder / "moments.safetensors")
-    names = [n for n, p in model.named_parameters() if p.dim() == 2 and "layers" in n]
     rows: list[np.ndarray] = []
     frame = pl.read_parquet(RunFolder(Path(settings.run)).partitions()[0].address)
     for text in frame["text"]:
@@ -143,12 +143,34 @@ def test_rows_are_the_updates_of_a_plain_loop_in_float64(
     world = pool_world(settings)
     build(world, options(form, reduction))
     rows, header = read(world)
-    wanted = by_hand(settings, form, reduction)
+    names = [block.name for block in header.blocks]
+    assert len(names) == 7
+    wanted = by_hand(settings, form, reduction, names)
     tolerance = 2e-3 * np.abs(wanted).max()  # where V is tiny, float32's rounding of g shows
     np.testing.assert_allclose(rows, wanted, rtol=1e-3, atol=tolerance)
     assert np.corrcoef(rows.numpy().ravel(), wanted.ravel())[0, 1] > 0.999999
     assert header.adam is not None
     assert header.adam["form"] == form
+
+
+@pytest.mark.parametrize("form", ["exact", "diagonal"])
+def test_head_and_embedding_are_written_out_where_a_pass_does_not_show_them(
+    settings: Settings, form: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The logits are not kept, so that the head's gradient is asked for, one text at a time."""
+    monkeypatch.setattr("curate.models.adam_pass._PIECE_NUMBERS", 9000)
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr("jobs.influence_adam._last", kept)
+    world = pool_world(settings)
+    build(world, options(form, head=True, embedding=True))
+    rows, header = read(world)
+    names = [block.name for block in header.blocks]
+    (prepared,) = kept.values()
+    assert prepared.adam.whole == ("lm_head.weight",)
+    assert prepared.adam.most_examples() == 1
+    assert "model.embed_tokens.weight" in names
+    wanted = by_hand(settings, form, "mean", names)
+    np.testing.assert_allclose(rows, wanted, rtol=1e-3, atol=2e-3 * np.abs(wanted).max())
 
 
 def test_another_form_is_another_index_and_the_targets_is_always_plain(settings: Settings):

@@ -1,5 +1,6 @@
 """What Adam makes of single gradients, against torch's own optimiser and written-out gradients."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from gradient_loop import gradient_loop
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from curate.models.adam import (
     AdamForm,
@@ -19,7 +21,10 @@ from curate.models.adam import (
 )
 from curate.models.adam_pass import AdamProjector, scaled_sides
 from curate.models.gradients import Engine, Sides, Wanted
+from curate.models.index_pass import IndexPass
 from curate.models.projection import draw_sides
+from curate.models.settings import CausalLM
+from curate.models.tasks.causal_lm import CausalLMTask
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -260,3 +265,46 @@ def test_less_is_the_cosine_of_the_update_and_the_plain_gradient_of_the_query():
             g = np.concatenate([target[name][q].numpy().ravel() for name in names])
             wanted = gamma @ g / np.linalg.norm(gamma) / np.linalg.norm(g)
             np.testing.assert_allclose(float(cosine[i, q]), wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("piece", [None, 1000])
+def test_a_head_tied_to_the_embedding_is_one_parameter_even_where_its_logits_are_not_kept(
+    piece: int | None,
+):
+    """A language model whose losses are made in two sweeps; squares are of the gradients."""
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 60}  # fmt: skip
+    config = AutoConfig.for_model("llama", tie_word_embeddings=True, **shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_config(config).double().eval()
+    names = [name for name, p in model.named_parameters() if p.dim() == 2]
+    sides = draw_sides(model, dim=3, layers=names)
+    moments = {
+        name: moment_of((len(left), len(right)), seed=number)
+        for number, (name, (left, right)) in enumerate(sides.items())
+    }
+    updates = {name: exact_update(moment) for name, moment in moments.items()}
+    projector = AdamProjector(updates, sides, piece)
+    tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=0, bos_token_id=None)
+    task = CausalLMTask(CausalLM(max_tokens=20), tokenizer)
+    ids = torch.randint(0, 60, (5, 9), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "targets": ids[:, 1:], "attention_mask": torch.ones_like(ids)}
+    found = IndexPass(
+        model, task, sides, reduction="mean", with_squares=True, adam=projector
+    ).measure(batch, 5)
+    assert projector.whole == ("model.embed_tokens.weight",)
+
+    def mean_losses(model: nn.Module, batch: Any) -> Tensor:
+        logits = model(input_ids=batch["ids"]).logits[:, :-1].mT
+        return functional.cross_entropy(logits, batch["ids"][:, 1:], reduction="none").mean(1)
+
+    whole = gradient_loop(model, mean_losses, {"ids": ids})
+    rows: list[Tensor] = []
+    for name, (left, right) in sides.items():
+        update = torch.from_numpy(by_hand("exact", whole[name].numpy(), moments[name]))
+        rows.append((left.T @ update @ right).flatten(1))
+    torch.testing.assert_close(found.rows, torch.cat(rows, 1), rtol=1e-8, atol=1e-8)
+    assert found.squares is not None
+    squares = sum(whole[name].flatten(1).square().sum(1) for name in names)
+    torch.testing.assert_close(found.squares, squares, rtol=1e-9, atol=0)
