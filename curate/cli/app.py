@@ -253,9 +253,25 @@ def show(
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="Rows that were set aside, and why.")
     ] = False,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            "--query",
+            metavar="TEXT",
+            help="What helps and hurts a text, @FILE or SOURCE:FILE:ROW, by its influence index.",
+        ),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """What RUN kept, its best and worst examples, and how to load the shards."""
+    if query is not None:
+        from curate.cli.asking import print_answer
+
+        print_answer(
+            folder, query, examples=examples, domain=domain, as_json=json,
+            others={"--score": score, "--quarantine": quarantine},
+        )  # fmt: skip
+        return
     from curate.cli.tools import print_run
 
     options: dict[str, Any] = {"examples": examples, "score": score, "domain": domain}
