@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from curate.errors import InputError
 from curate.models.adam_moments import moments_file, read_moments
 from curate.models.checkpoints import Moments, save_checkpoint
+from curate.models.load import load_model
+from curate.models.settings import CausalLM, Model
 
 
 class Net(nn.Module):
@@ -74,6 +76,34 @@ def test_the_state_of_a_real_trainer_is_read_by_name(tmp_path: Path):
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     assert_state(found, model, inner)
     assert {(m.step, m.betas, m.eps) for m in found.values()} == {(2, (0.9, 0.98), 1e-8)}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
+def test_the_state_of_a_trainer_of_an_adapter_fits_the_adapter_as_it_is_loaded_here(
+    tmp_path: Path,
+):
+    """peft's names begin with what the model's own do not."""
+    peft = pytest.importorskip("peft")
+    base = save_language_model(tmp_path / "lm")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model: Any = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora)
+    rows = [{"input_ids": [5, 6, 7, 8 + n], "labels": [5, 6, 7, 8 + n]} for n in range(4)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=3, save_steps=3, use_cpu=True, report_to=[],
+        disable_tqdm=True,
+    )  # fmt: skip
+    trainer: Any = Trainer(model=model, args=arguments, train_dataset=rows)  # pyright: ignore
+    trainer.train()
+    folder = tmp_path / "out" / "checkpoint-3"
+    settings = Model(name=str(base), device="cpu")
+    loaded = load_model(settings, CausalLM(max_tokens=16), checkpoint=folder).model
+    names = [name for name, p in loaded.named_parameters() if p.requires_grad]
+    assert len(names) == 8
+    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    known = dict(model.named_parameters())
+    for name, moment in read_moments(moments_file(folder), loaded, names).items():
+        state = inner.state[known[f"base_model.model.{name}"]]
+        assert torch.equal(moment.square, state["exp_avg_sq"])
 
 
 def test_the_moments_of_a_run_are_read_by_name(tmp_path: Path):
