@@ -9,8 +9,8 @@ threads change a digit of the result, and ties go to the first row.
 
 `approximate` multiplies in bfloat16, or int8 rows as such, and keeps the best 4 K of each query.
 The K that seem best are multiplied again in the same way, from rows of a finer type where there are
-such, and of the others those that can be better if they are off by no more than twice what these
-were. `measure_recall` tells what that loses.
+such, and of the others those that can be better if they are hardly further off than these were.
+`measure_recall` tells what that loses.
 
 The lowest scores are the best of the negated queries. Influence under a curvature is the scan of
 plain rows with preconditioned queries.
@@ -20,7 +20,7 @@ Shapes: N rows of all parts, k numbers of a row, Q queries, K results of each, B
 scales of a row, G groups of queries.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from curate.errors import ConfigError, InputError
-from curate.models.scan_best import Candidates
-from curate.models.scan_products import Queries
+from curate.models.scan_best import Candidates, Found, Ranked
+from curate.models.scan_products import Queries, takes_int8
 from curate.models.scan_rows import Floats, Places, ScanPart, pieces, rows_at_once
 
 __all__ = ["Found", "ScanPart", "mean_queries", "measure_recall", "merge", "recall_of", "scan",
@@ -39,17 +39,10 @@ __all__ = ["Found", "ScanPart", "mean_queries", "measure_recall", "merge", "reca
 
 WIDENING = 4
 """Candidates of an approximate scan by results."""
-_CAUTION = 2
-"""Times the largest error of the results of an approximate scan that others may be off."""
-
-
-class Found(NamedTuple):
-    """The best rows of each query, best first."""
-
-    positions: Places
-    """(Q, K) counted over all parts; -1 where there are fewer rows."""
-    scores: Floats
-    """(Q, K) NaN where there are fewer rows."""
+_CAUTION = 1.25
+"""How far off the others may be, by the largest error of those that are read first."""
+_LEAST_READ = 64
+"""Candidates whose errors tell of the others'."""
 
 
 def scan(
@@ -87,19 +80,25 @@ def scan(
         kept = Candidates(len(asked), WIDENING * num_best, None)
     else:
         kept = Candidates(len(asked), num_best, _Settling(last, asked, num_best))
-    block = rows_at_once(parts, len(asked), asked.room.device, block_rows)
+    place = asked.room.device
+    is_small = approximate and all(takes_int8(part.header, place) for part in parts)
+    block = rows_at_once(
+        parts, len(asked), place, given=block_rows, number_bytes=1 if is_small else 4
+    )
     for start, piece in pieces(parts, block):
         if approximate:
             kept.add(start, asked.coarse(piece))
         else:
             _add_exact(kept, asked, start, piece)
-    best = _Padded(len(asked), num_best)
-    for query, (positions, scores) in enumerate(kept.best()):
-        if approximate:
-            positions, exact = _read_again(last, asked, query, (positions, scores), num_best)
-        else:
-            exact = asked.exact(last, query, positions)
-        best.put(query, positions, exact)
+    held = dict(enumerate(kept.best()))
+    positions = {query: places for query, (places, _) in held.items()}
+    if approximate:
+        positions, exact = _read_again(last, asked, held, num_best)
+    else:
+        exact = asked.exact(last, positions)
+    best = Ranked(len(asked), num_best)
+    for query, places in positions.items():
+        best.put(query, places, exact[query])
     return best.found
 
 
@@ -124,7 +123,7 @@ def score_blocks(
         InputError: a query is not finite.
     """
     asked = Queries(queries, device)
-    block = rows_at_once(parts, len(asked), asked.room.device, block_rows)
+    block = rows_at_once(parts, len(asked), asked.room.device, given=block_rows)
     for start, piece in pieces(parts, block):
         values = asked.room.values(piece)
         usable = piece.can_be_used(values.isfinite().all(1).cpu().numpy())
@@ -139,7 +138,7 @@ def merge(found: Sequence[Found], starts: Sequence[int]) -> Found:
         found: with as many results each.
         starts: position of the first row of each.
     """
-    best = _Padded(*found[0].positions.shape)
+    best = Ranked(*found[0].positions.shape)
     for query in range(len(best.found.positions)):
         held = [one.positions[query] >= 0 for one in found]
         pairs = list(zip(found, held, strict=True))
@@ -220,52 +219,6 @@ def mean_queries(rows: Tensor, groups: npt.NDArray[np.int64] | None = None) -> T
     return totals / counts[:, None]
 
 
-class _Padded:
-    """Results, put in order query by query."""
-
-    def __init__(self, num_queries: int, num_best: int) -> None:
-        self.found = Found(
-            np.full((num_queries, num_best), -1, np.int64), np.full((num_queries, num_best), np.nan)
-        )
-
-    def put(self, query: int, positions: Places, scores: Floats) -> None:
-        """The best of these rows (n,), by score and then by position."""
-        order = np.lexsort((positions, -scores))[: self.found.positions.shape[1]]
-        self.found.positions[query, : len(order)] = positions[order]
-        self.found.scores[query, : len(order)] = scores[order]
-
-
-def _add_exact(kept: Candidates, asked: Queries, start: int, piece: ScanPart) -> None:
-    found = asked.bounded(piece)
-    if found is not None and found.scores.dtype == np.float32 and kept.is_crowded(*found):
-        # Preconditioned queries are long beside their scores.
-        asked.widen()
-        found = asked.bounded(piece)
-    if found is not None:
-        kept.add(start, found.scores, found.slack)
-
-
-def _read_again(
-    parts: Sequence[ScanPart], asked: Queries, query: int, held: tuple[Places, Floats], first: int
-) -> tuple[Places, Floats]:
-    """Exact scores of the candidates that can be among the best `first`, and where they are.
-
-    Those that seem best are read; how far off they were says which others may be better.
-    """
-    positions, coarse = held
-    length = float(asked.lengths[query]) or 1.0
-    seems_best = np.zeros(len(positions), dtype=bool)
-    seems_best[np.lexsort((positions, -coarse))[:first]] = True
-    exact = np.empty(len(positions))
-    exact[seems_best] = asked.exact(parts, query, positions[seems_best])
-    found = exact[seems_best] / length
-    off = _CAUTION * np.abs(found - coarse[seems_best]).max(initial=0)
-    others = ~seems_best & (coarse >= found.min(initial=np.inf) - off)
-    exact[others] = asked.exact(parts, query, positions[others])
-    read = seems_best | others
-    return positions[read], exact[read]
-
-
 class _Settling(NamedTuple):
     """Decides between rows by their exact scores."""
 
@@ -274,7 +227,7 @@ class _Settling(NamedTuple):
     num_best: int
 
     def __call__(self, query: int, positions: Places) -> tuple[Places, Floats]:
-        scores = self.asked.exact(self.parts, query, positions)
+        scores = self.asked.exact(self.parts, {query: positions})[query]
         order = np.sort(np.lexsort((positions, -scores))[: self.num_best])
         length = float(self.asked.lengths[query])
         return positions[order], scores[order] / (length if length > 0 else 1)

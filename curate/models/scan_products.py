@@ -10,7 +10,7 @@ Shapes: N rows of all parts, k numbers of a row, Q queries, B rows of a piece, L
 scales of a row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ _LARGEST, _SMALLEST = 1e30, 1e-20
 _PLAIN = 1e-15, 1e15
 """Lengths of rows whose squares float32 can sum."""
 _CHUNK_BYTES = 2**19
+_GATHERED_BYTES = 32 * 2**20
 _LARGEST_BLOCK = 2**16
 """Numbers of a block that int32 can sum, one of the factors being moved by 128."""
 _SMALLEST_BLOCK = 64
@@ -137,19 +138,29 @@ class Queries:
             scores[:, ~usable] = -np.inf
         return scores
 
-    def exact(self, parts: Sequence[ScanPart], query: int, positions: Places) -> Floats:
-        """(n,) float64 scores of some rows, each by its own sum.
+    def exact(self, parts: Sequence[ScanPart], wanted: Mapping[int, Places]) -> dict[int, Floats]:
+        """float64 scores of some rows, each by its own sum.
 
         Args:
             parts: all of them.
-            query: in [0, Q).
-            positions: (n,) ascending, counted over all parts.
+            wanted: query -> (n,) ascending positions, counted over all parts.
+
+        Returns:
+            Query -> (n,) scores.
         """
-        found = [np.empty(0)]
-        for piece in gathered(parts, positions):
-            sums = _sums(self._exact_room.values(piece), self.values[query], self._exact_room)
-            found.append(sums * piece.all_factors())
-        return np.concatenate(found)
+        found = {query: np.empty(len(positions)) for query, positions in wanted.items()}
+        width = self.values.shape[1]
+        step = max(1, _GATHERED_BYTES // (4 * max(1, width)))
+        for positions, piece in gathered(parts, list(wanted.values()), step):
+            values = self._exact_room.values(piece).numpy()
+            factors = piece.all_factors()
+            for query, own in wanted.items():
+                low, high = np.searchsorted(own, [positions[0], positions[-1] + 1])
+                if low < high:
+                    rows = np.searchsorted(positions, own[low:high])
+                    sums = _sums(values, rows, self.values[query], self._exact_room)
+                    found[query][low:high] = sums * factors[rows]
+        return found
 
     def _of_int8(self, piece: ScanPart) -> npt.NDArray[np.float32]:
         """Sum over the layer blocks of the products of int8 times both scales."""
@@ -219,14 +230,18 @@ def _is_tame(sizes: Floats) -> bool:
     return not len(held) or bool(held.max() <= _LARGEST and held.min() >= _SMALLEST)
 
 
-def _sums(values: Tensor, query: Floats, room: Room) -> Floats:
+def _sums(values: npt.NDArray[np.float32], rows: Places, query: Floats, room: Room) -> Floats:
     """(n,) each by its own sum, so that it does not depend on what is beside it."""
     width = values.shape[1]
     step = max(1, _CHUNK_BYTES // (8 * max(1, width)))
-    found = [np.empty(0)]
-    for first in range(0, len(values), step):
-        few = values[first : first + step]
-        chunk = room.take("wide", (len(few), width), torch.float64).copy_(few).numpy()
-        chunk *= query
-        found.append(chunk.sum(1))
-    return np.concatenate(found)
+    taken = room.take("taken", (step, width), torch.float32).numpy()
+    wide = room.take("wide", (step, width), torch.float64).numpy()
+    found = np.empty(len(rows))
+    for first in range(0, len(rows), step):
+        few = rows[first : first + step]
+        num = len(few)
+        np.take(values, few, axis=0, out=taken[:num], mode="clip")  # else it is copied once more
+        np.copyto(wide[:num], taken[:num])
+        np.multiply(wide[:num], query, out=wide[:num])
+        np.add.reduce(wide[:num], 1, out=found[first : first + num])
+    return found

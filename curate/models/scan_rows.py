@@ -6,6 +6,7 @@ the same.
 Shapes: N rows of all parts, n of one, k numbers of a row, B rows of a piece, S scales of a row.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -73,15 +74,21 @@ class Room:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._views: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor that may hold anything; the last one of this name and type is lost."""
-        size = int(np.prod(shape))
-        held = self._held.get((name, dtype))
+        key = name, dtype
+        last = self._views.get(key)
+        if last is not None and last.shape == shape:
+            return last
+        size = math.prod(shape)
+        held = self._held.get(key)
         if held is None or len(held) < size:
             held = torch.empty(size, dtype=dtype, device=self.device)
-            self._held[name, dtype] = held
-        return held[:size].view(shape)
+            self._held[key] = held
+        self._views[key] = held[:size].view(shape)
+        return self._views[key]
 
     def values(self, piece: ScanPart) -> Tensor:
         """(B, k) float32; good until the next piece."""
@@ -109,14 +116,27 @@ class Room:
 
 
 def rows_at_once(
-    parts: Sequence[ScanPart], num_queries: int, device: torch.device, given: int | None
+    parts: Sequence[ScanPart],
+    num_queries: int,
+    device: torch.device,
+    *,
+    given: int | None,
+    number_bytes: int = 4,
 ) -> int:
-    """B unless it is given."""
+    """B unless it is given.
+
+    Args:
+        parts: of the scan.
+        num_queries: Q.
+        device: where blocks are multiplied.
+        given: B.
+        number_bytes: of a row's number as it is multiplied.
+    """
     if given is not None:
         return given
     width = max((part.header.width for part in parts), default=1)
     room = _BLOCK_BYTES if device.type == "cpu" else _BLOCK_BYTES_ELSEWHERE
-    return max(1, room // (4 * max(width, 2 * num_queries, 1)))
+    return max(1, room // max(number_bytes * width, 8 * num_queries, 1))
 
 
 def pieces(parts: Sequence[ScanPart], block_rows: int) -> Iterator[tuple[int, ScanPart]]:
@@ -128,10 +148,21 @@ def pieces(parts: Sequence[ScanPart], block_rows: int) -> Iterator[tuple[int, Sc
         start += part.num_rows
 
 
-def gathered(parts: Sequence[ScanPart], positions: Places) -> Iterator[ScanPart]:
-    """Rows of ascending positions, counted over all parts; those of one part together."""
-    ends = np.cumsum([part.num_rows for part in parts])
-    owners = np.searchsorted(ends, positions, side="right")
-    for owner in np.unique(owners).tolist():
-        part = parts[owner]
-        yield part.taken(positions[owners == owner] - (int(ends[owner]) - part.num_rows))
+def gathered(
+    parts: Sequence[ScanPart], wanted: Sequence[Places], block_rows: int
+) -> Iterator[tuple[Places, ScanPart]]:
+    """Rows that any of the lists names, `block_rows` of one part at a time: where and what.
+
+    Args:
+        parts: all of them.
+        wanted: positions counted over all parts.
+        block_rows: at most.
+    """
+    positions = np.unique(np.concatenate([np.empty(0, np.int64), *wanted]))
+    start = 0
+    for part in parts:
+        low, high = np.searchsorted(positions, [start, start + part.num_rows])
+        for first in range(low, high, block_rows):
+            some = positions[first : min(first + block_rows, high)]
+            yield some, part.taken(some - start)
+        start += part.num_rows

@@ -50,7 +50,7 @@ pytestmark = [
 
 NUM_ROWS = int(os.environ.get("CURATE_BENCH_ROWS", "40000"))
 ROUNDS = int(os.environ.get("CURATE_BENCH_ROUNDS", "5"))
-LENGTH = 160
+LENGTH = 96
 """Characters of a passage."""
 NUM_QUERIES, NUM_BEST = 100, 100
 TYPES: list[Storage] = ["float32", "float16", "bfloat16", "int8"]
