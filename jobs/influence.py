@@ -19,7 +19,7 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.models.projection import Projection
 from jobs.influence_build import build_tasks, build_work, pool_world
-from jobs.influence_curvature import CurvatureOptions, curvature_phases, curvature_stamps
+from jobs.influence_curvature import CurvatureOptions, Planned, curvature_plan
 from jobs.influence_queries import features_name, query_tasks, query_work
 from jobs.influence_sides import IndexOptions, sides_tasks, sides_work
 from jobs.influence_target import gradients_tasks, gradients_work, index_task, index_work
@@ -66,40 +66,36 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
 
         return ekfac_passes(settings, scorer)
     families, chosen, notes = families_of(settings, options)
-    index = index_options(options)
-    target_index = index_options(options, is_target=True)
-    references = reference_tasks(settings)
-    gradients = gradients_tasks(settings, chosen, target_index, options.tasks)
+    training = training_digests(RunFolder(Path(settings.run)))
+    index, plain_index = index_options(options), index_options(options, is_target=True)
+    gradients = gradients_tasks(settings, chosen, plain_index, options.tasks)
     rows = build_tasks(pool_world(settings), chosen, index)
     by_name = rows_by_name(chosen, rows)
-    before = [
-        *([Phase(f"{NAME}: the reference", references, reference_work)] if references else []),
-        Phase(f"{NAME}: the target", [index_task(settings, options.tasks)], index_work),
-        Phase(f"{NAME}: principal axes", sides_tasks(settings, chosen, index), sides_work),
-        Phase(f"{NAME}: gradients of the target", gradients, gradients_work),
-        Phase(f"{NAME}: gradients of the pool", rows, build_work),
-    ]
-    curvatures: dict[str, str] = {}
+    curvature = Planned([], {})
     if options.has_curvature:
-        curvature = CurvatureOptions(
-            structure=options.curvature,
-            share=options.damping,
-            features=features_name(options),
-            whiten=options.whiten,
-        )
-        curvatures = curvature_stamps(settings, chosen, curvature, by_name)
-        before += curvature_phases(settings, chosen, curvature, by_name, scorer=NAME)
+        how = curvature_options(options)
+        curvature = curvature_plan(settings, chosen, how, by_name, training=training, scorer=NAME)
     queries = query_tasks(
         settings,
         chosen,
         options,
-        target_index,
+        plain_index,
         target=gradients,
-        curvatures=curvatures,
+        curvatures=curvature.stamps,
         notes=notes,
     )
-    before.append(Phase(f"{NAME}: queries", queries, query_work))
-    last = _last_phases(settings, options, families, queries=queries, rows=by_name)
+    before = [
+        Phase(f"{NAME}: the reference", reference_tasks(settings), reference_work),
+        Phase(f"{NAME}: the target", [index_task(settings, options.tasks)], index_work),
+        Phase(f"{NAME}: principal axes", sides_tasks(settings, chosen, index), sides_work),
+        Phase(f"{NAME}: gradients of the target", gradients, gradients_work),
+        Phase(f"{NAME}: gradients of the pool", rows, build_work),
+        *curvature.phases,
+        Phase(f"{NAME}: queries", queries, query_work),
+    ]
+    last = _last_phases(
+        settings, options, families, queries=queries, rows=by_name, training=training
+    )
     if all(task.is_done() for phase in last for task in phase.tasks):
         # Nothing reads the index any more, which may have been removed.
         before = before[-1:] if all(task.is_done() for task in queries) else []
@@ -134,6 +130,16 @@ def index_options(options: Influence, *, is_target: bool = False) -> IndexOption
         dtype=options.dtype,
         reduction=options.reduction,
         adam=options.adam,
+    )
+
+
+def curvature_options(options: Influence) -> CurvatureOptions:
+    """What the curvature is made of."""
+    return CurvatureOptions(
+        structure=options.curvature,
+        share=options.damping,
+        features=features_name(options),
+        whiten=options.whiten,
     )
 
 
@@ -205,6 +211,7 @@ def _last_phases(
     *,
     queries: Sequence[Task],
     rows: Mapping[str, Sequence[Task]],
+    training: Sequence[str],
 ) -> list[Phase]:
     """Scores, lists and matrix."""
     run = RunFolder(Path(settings.run))
@@ -222,7 +229,6 @@ def _last_phases(
         options=[options.metric, options.aggregate, options.top],
         threads=settings.cluster.threads,
     )
-    training = training_digests(run)
     scores: list[Task] = []
     matrix: list[Task] = []
     for place, part in enumerate(run.partitions()):

@@ -11,7 +11,7 @@ factors do not depend on who has made them. What lies in `sums` may be removed o
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -37,7 +37,6 @@ from jobs.measuring import measurer_of
 from jobs.own_passes import Phase
 from jobs.run import Receipt, Task
 from jobs.settings import Settings, parse_settings
-from jobs.tokenizer import training_digests
 
 VERSION = 1
 """Raised when the same rows would give other factors."""
@@ -81,51 +80,39 @@ def load_curvature(run: RunFolder, slug: str, features: Features = "loss") -> Cu
     return Curvature.of_arrays(_arrays(curvature_output(run, slug, features)))
 
 
-def curvature_stamps(
-    settings: Settings,
-    chosen: Sequence[Measurer],
-    options: CurvatureOptions,
-    rows: dict[str, list[Task]],
-) -> dict[str, str]:
+class Planned(NamedTuple):
+    """What makes a curvature."""
+
+    phases: list[Phase]
+    """From rows to factors, and to whitened rows where they are asked for."""
+    stamps: dict[str, str]
     """Checkpoint -> fingerprint of its factors."""
-    training = training_digests(RunFolder(Path(settings.run)))
-    return {
-        measurer.name: fingerprint(
-            stage="influence curvature",
-            version=VERSION,
-            options={**plain(options), "whiten": None},
-            training=training,
-            rows=[task.fingerprint for task in rows[measurer.name]],
-            threads=settings.cluster.threads,
-        )
-        for measurer in chosen
-    }
 
 
-def curvature_phases(
+def curvature_plan(
     settings: Settings,
     chosen: Sequence[Measurer],
     options: CurvatureOptions,
     rows: dict[str, list[Task]],
     *,
+    training: Sequence[str],
     scorer: str,
-) -> list[Phase]:
-    """From rows to factors, and to whitened rows where they are asked for.
+) -> Planned:
+    """What is to be done; writes nothing.
 
     Args:
         settings: of the run.
         chosen: checkpoints.
         options: of the curvature.
         rows: checkpoint -> tasks that make its rows, in the order of the pool's partitions.
+        training: of `training_digests`.
         scorer: for the names of the phases.
     """
     run = RunFolder(Path(settings.run))
-    parts = run.partitions()
-    stamps = curvature_stamps(settings, chosen, options, rows)
-    training = training_digests(run)
     summing: list[Task] = []
     factoring: list[Task] = []
     whitening: list[Task] = []
+    stamps: dict[str, str] = {}
     for measurer in chosen:
         own = rows[measurer.name]
         common = {
@@ -133,29 +120,19 @@ def curvature_phases(
             "curvature": plain(options),
             "measurer": {**asdict(measurer), "folder": str(measurer.folder)},
         }
-        pieces = _pieces(len(parts))
-        for piece in pieces:
-            stamp = fingerprint(
-                stage="influence sums",
-                version=VERSION,
-                structure=options.structure,
-                features=options.features,
-                rows=[own[place].fingerprint for place in piece],
-                training=[training[place] for place in piece],
-                threads=settings.cluster.threads,
-            )
-            first = parts[piece[0]]
-            payload = common | {
-                "partitions": [asdict(parts[place]) for place in piece],
-                "fingerprint": stamp,
-            }
-            output = sums_output(run, first, measurer.slug)
-            summing.append(Task(f"{measurer.name}, {first.name}", payload, output, stamp))
-        stamp = stamps[measurer.name]
-        firsts = [asdict(parts[piece[0]]) for piece in pieces]
+        sums = _summing(settings, measurer, common, own, training)
+        stamp = fingerprint(
+            stage="influence curvature",
+            version=VERSION,
+            sums=[task.fingerprint for task in sums],
+            share=options.share,
+        )
+        firsts = [task.payload["partitions"][0] for task in sums]
         payload = common | {"partitions": firsts, "fingerprint": stamp}
         output = curvature_output(run, measurer.slug, options.features)
         factoring.append(Task(measurer.name, payload, output, stamp))
+        stamps[measurer.name] = stamp
+        summing += sums
         if options.whiten:
             whitening += _whitening(run, measurer, common, own, stamp)
     phases = [
@@ -166,7 +143,36 @@ def curvature_phases(
         phases = phases[1:]  # the sums may have been removed
     if whitening:
         phases.append(Phase(f"{scorer}: whitening", whitening, whiten_work))
-    return phases
+    return Planned(phases, stamps)
+
+
+def _summing(
+    settings: Settings,
+    measurer: Measurer,
+    common: dict[str, Any],
+    rows: Sequence[Task],
+    training: Sequence[str],
+) -> list[Task]:
+    run = RunFolder(Path(settings.run))
+    parts = run.partitions()
+    options = common["curvature"]
+    found: list[Task] = []
+    for piece in _pieces(len(parts)):
+        stamp = fingerprint(
+            stage="influence sums",
+            version=VERSION,
+            structure=options["structure"],
+            features=options["features"],
+            rows=[rows[place].fingerprint for place in piece],
+            training=[training[place] for place in piece],
+            threads=settings.cluster.threads,
+        )
+        members = [parts[place] for place in piece]
+        places = [asdict(part) for part in members]
+        payload = common | {"partitions": places, "fingerprint": stamp}
+        output = sums_output(run, members[0], measurer.slug)
+        found.append(Task(f"{measurer.name}, {members[0].name}", payload, output, stamp))
+    return found
 
 
 def _pieces(count: int) -> list[list[int]]:
@@ -225,13 +231,9 @@ def factor_work(payload: dict[str, Any]) -> Receipt:
         total = own if total is None else total.plus(own)
     assert total is not None
     found = curvature_of(total, share=options.share)
-    facts: dict[str, Any] = {
-        "rows": found.num_rows,
-        "effective_dimension": found.effective_dimension,
-        "structure": options.structure,
-        "share": options.share,
-        "damping": dict(found.damping),
-    }
+    facts: dict[str, Any] = {"rows": found.num_rows, "damping": dict(found.damping)}
+    facts |= {"structure": options.structure, "share": options.share}
+    facts["effective_dimension"] = found.effective_dimension
     output = curvature_output(run, slug, options.features)
     _save(output, found.arrays(), payload["fingerprint"], facts)
     return facts

@@ -22,12 +22,7 @@ from curate.errors import ConfigError
 from curate.models.projection import MATRICES, Projection
 from jobs.influence import index_options, rows_by_name
 from jobs.influence_build import build_tasks, build_work, pool_world
-from jobs.influence_curvature import (
-    CurvatureOptions,
-    curvature_phases,
-    curvature_stamps,
-    load_curvature,
-)
+from jobs.influence_curvature import CurvatureOptions, curvature_plan, load_curvature
 from jobs.influence_rows import known_rows, white_squares
 from jobs.influence_sides import IndexOptions
 from jobs.measurers import Measurer
@@ -36,6 +31,7 @@ from jobs.own_passes import Phase
 from jobs.run import Receipt, Task
 from jobs.self_influence import NAME, raw_slug
 from jobs.settings import Settings, parse_settings
+from jobs.tokenizer import training_digests
 from scorers.catalog import build_scorer
 from scorers.influence import Influence
 from scorers.self_influence import SelfInfluence
@@ -58,11 +54,9 @@ def whitened_phases(
     rows = build_tasks(pool_world(settings), chosen, index_of(options))
     by_name = rows_by_name(chosen, rows)
     curvature = CurvatureOptions(share=options.damping)
-    stamps = curvature_stamps(settings, chosen, curvature, by_name)
-    phases = [
-        Phase(f"{NAME}: gradients", rows, build_work),
-        *curvature_phases(settings, chosen, curvature, by_name, scorer=NAME),
-    ]
+    training = training_digests(run)
+    planned = curvature_plan(settings, chosen, curvature, by_name, training=training, scorer=NAME)
+    phases = [Phase(f"{NAME}: gradients", rows, build_work), *planned.phases]
     found: dict[str, list[Task]] = {}
     for measurer in chosen:
         for part, row in zip(run.partitions(), by_name[measurer.name], strict=True):
@@ -70,7 +64,7 @@ def whitened_phases(
                 stage="self-influence whitened",
                 version=VERSION,
                 rows=row.fingerprint,
-                curvature=stamps[measurer.name],
+                curvature=planned.stamps[measurer.name],
             )
             payload = {
                 "settings": plain(settings),
