@@ -46,46 +46,6 @@ class Ranked:
         self.found.scores[query, : len(order)] = scores[order]
 
 
-def _add_exact(kept: Candidates, asked: Queries, start: int, piece: ScanPart) -> None:
-    found = asked.bounded(piece)
-    if found is not None and found.scores.dtype == np.float32 and kept.is_crowded(*found):
-        # Preconditioned queries are long beside their scores.
-        asked.widen()
-        found = asked.bounded(piece)
-    if found is not None:
-        kept.add(start, found.scores, found.slack)
-
-
-def _read_again(
-    parts: Sequence[ScanPart],
-    asked: Queries,
-    held: Mapping[int, tuple[Places, Floats]],
-    num_best: int,
-) -> tuple[dict[int, Places], dict[int, Floats]]:
-    """Candidates that can be among the best, of each query, and their exact scores.
-
-    Those that seem best are read; how far off they were says which others may be better.
-    """
-    first: dict[int, npt.NDArray[np.bool_]] = {}
-    num_first = max(num_best, _LEAST_READ)
-    for query, (positions, coarse) in held.items():
-        first[query] = np.zeros(len(positions), dtype=bool)
-        first[query][np.lexsort((positions, -coarse))[:num_first]] = True
-    exact = asked.exact(parts, {query: held[query][0][mine] for query, mine in first.items()})
-    others: dict[int, npt.NDArray[np.bool_]] = {}
-    for query, (_, coarse) in held.items():
-        found = exact[query] / (float(asked.lengths[query]) or 1.0)
-        off = _CAUTION * np.abs(found - coarse[first[query]]).max(initial=0)
-        last = np.sort(found)[-num_best:].min(initial=np.inf)
-        others[query] = ~first[query] & (coarse >= last - off)
-    more = asked.exact(parts, {query: held[query][0][mine] for query, mine in others.items()})
-    places = {
-        query: np.concatenate([positions[first[query]], positions[others[query]]])
-        for query, (positions, _) in held.items()
-    }
-    return places, {query: np.concatenate([exact[query], more[query]]) for query in held}
-
-
 class Candidates:
     """Rows that can be among the best K of each query, by scores that may be off.
 
