@@ -28,10 +28,14 @@ from jobs.lengths import content_of, content_settings
 from jobs.measurers import Measurer, measurers
 from jobs.own_passes import OwnPasses, Phase
 from jobs.run import Task
+from jobs.self_influence import NAME as SELF
+from jobs.self_influence import fit_options as self_fit
 from jobs.settings import Settings
 from jobs.tokenizer import training_digests
+from scorers.catalog import build_scorer
 from scorers.influence import Influence
 from scorers.protocol import Scorer
+from scorers.self_influence import SelfInfluence
 
 VERSION = 1
 """Of what is measured: raised when the same settings and data would give other numbers."""
@@ -53,6 +57,7 @@ def passes(settings: Settings, scorer: Scorer) -> OwnPasses:
     from jobs.references import reference_tasks, reference_work
 
     options = cast(Influence, scorer)
+    check(settings, options)
     fit = fit_options(options)
     chosen = list({measurer.seed: measurer for measurer in measurers(settings)}.values())
     identity = identity_of(settings, chosen[0])
@@ -98,6 +103,29 @@ def fit_options(options: Influence) -> FitOptions:
     elif options.layers == "all":
         parameters = _HEAD
     return FitOptions.of(NAME, options, parameters=parameters)
+
+
+def check(settings: Settings, options: Influence) -> None:
+    """Refuse what EK-FAC cannot do, and two fits of one checkpoint: each run would make both again.
+
+    Raises:
+        ConfigError: embeddings are asked for, or `self_influence` asks for another fit.
+    """
+    fit = fit_options(options)
+    named = settings.score.named
+    if SELF not in named:
+        return
+    other = cast(SelfInfluence, build_scorer(SELF, named[SELF]))
+    if other.metric != "ekfac":
+        return
+    theirs, own = plain(self_fit(other)), plain(fit)
+    for name, value in own.items():
+        if name != "scorer" and value != theirs[name]:
+            raise ConfigError(
+                f"influence and {SELF} share the fit of EK-FAC, but {name} is {value} in the one"
+                f" and {theirs[name]} in the other",
+                fix="give both the same, or score one of them in a run of its own",
+            )
 
 
 def queries_output(run: RunFolder, options: Influence, kind: str, slug: str, group: int) -> Output:

@@ -112,6 +112,10 @@ def check(settings: Settings, scorer: Scorer) -> None:
     """
     check_target(settings, NAME)
     task_settings(settings)
+    if cast(Influence, scorer).metric == "ekfac":
+        from jobs.ekfac_queries import check as check_ekfac
+
+        check_ekfac(settings, cast(Influence, scorer))
 
 
 def index_options(options: Influence, *, is_target: bool = False) -> IndexOptions:

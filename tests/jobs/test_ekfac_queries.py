@@ -19,6 +19,7 @@ from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.index import index_run
 from jobs.own_passes import own_passes
 from jobs.score import plan_score, score_run
+from jobs.score_check import check_scores
 from jobs.settings import Settings, parse_settings
 from scorers.catalog import build_scorer
 
@@ -208,6 +209,13 @@ def test_a_fit_of_self_influence_is_taken_and_not_made_again(world: Path):
     assert plan_score(settings).done == plan_score(settings).total
 
 
+def test_two_fits_of_one_checkpoint_are_refused(world: Path):
+    other = {"metric": "ekfac", "fit_examples": 30, "fit_tasks": 2, "groups": 2}
+    both = {"scorers": [{"self_influence": other}, {"influence": OPTIONS}]}
+    with pytest.raises(ConfigError, match="fit_examples is 1000 in the one and 30 in the other"):
+        check_scores(settings_of(world, {}, score=both))
+
+
 def test_once_scored_the_fit_and_the_queries_may_be_removed(world: Path):
     settings = settings_of(world, {})
     score_run(settings, pool=INLINE)
@@ -265,7 +273,7 @@ def test_a_list_that_was_removed_is_made_again(world: Path):
 def test_embeddings_are_refused(world: Path):
     settings = settings_of(world, {"embedding": True})
     with pytest.raises(ConfigError, match="no curvature of an embedding"):
-        score_run(settings, pool=INLINE)
+        check_scores(settings)
 
 
 def test_texts_partitions_and_batches_do_not_matter(tmp_path: Path):
