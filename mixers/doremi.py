@@ -1,0 +1,165 @@
+"""DoReMi: the domains where a proxy is furthest behind a reference weigh more, averaged over time.
+
+    lambda_i = sum over tokens of domain i of max(l - l_ref, 0) / number of those tokens
+    alpha'   = alpha exp(eta lambda) / sum;      alpha = (1 - c) alpha' + c / K
+    the proxy's next step minimises  sum_i alpha_i * mean over tokens of domain i of l
+    mixture  = mean of alpha over the steps, for sampling, never as weights of a loss
+
+Source: Xie, Pham, Dong, Du, Liu, Lu, Liang, Le, Ma and Yu, "DoReMi: Optimizing Data Mixtures Speeds
+Up Language Model Pretraining", NeurIPS 2023, arXiv:2305.10429, Algorithm 1. eta 1, c 1e-3.
+
+Departures: alpha stays uniform for the first 2 % of the steps, where losses of an untrained model
+differ between domains by nats. A domain without a token in a step keeps its last lambda; before its
+first it has the mean of the others', where the authors' code gives it ln V and nearly all weight.
+The proxy's loss is the paper's, a mean over each domain's own tokens; that of the authors' code is
+one mean over all tokens, which weighs domains by their tokens once more.
+Cost: a few numbers for each domain and step, beside a forward pass of the reference for each
+example, once.
+Shapes: K domains, n tokens of a step on this rank.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from curate.config import STRICT
+from curate.errors import ConfigError, DivergedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainWeights:
+    """Where the weights stand; all of it goes into a checkpoint."""
+
+    log_weights: Tensor
+    """(K,) float64, of alpha."""
+    sums: Tensor
+    """(K,) float64, of alpha over the steps."""
+    excess: Tensor
+    """(K,) float64, the last lambda of each domain; NaN for those not seen yet."""
+    num_steps: int = 0
+
+    @classmethod
+    def uniform(cls, num_domains: int) -> "DomainWeights":
+        """Before the first step."""
+        zeros = torch.zeros(num_domains, dtype=torch.float64)
+        return cls(
+            log_weights=zeros - math.log(num_domains),
+            sums=zeros,
+            excess=torch.full_like(zeros, torch.nan),
+        )
+
+    @property
+    def weights(self) -> Tensor:
+        """(K,) alpha."""
+        return self.log_weights.exp()
+
+    @property
+    def mean(self) -> Tensor:
+        """(K,) mean of alpha over the steps so far, without the uniform start: the mixture."""
+        return self.sums / self.num_steps if self.num_steps else self.weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoReMi:
+    """How excess losses move the weights."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    eta: float = 1.0
+    """Step of the weights; 0.1 where they go to a single domain."""
+    smoothing: float = 1e-3
+    """The paper's c: share of uniform in every step. Without any excess the weights return to
+    uniform with a half-life of ln 2 / c steps, so that long runs need a smaller one."""
+    warm_share: float = 0.02
+    """Share of the run at its start in which the weights stay uniform."""
+
+    def __post_init__(self) -> None:
+        if not self.eta > 0:
+            raise ConfigError(f"eta is {self.eta}, not above 0", fix="remove it to use 1")
+        for name in ("smoothing", "warm_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, outside [0, 1)",
+                    fix=f"remove {name} to use its default",
+                )
+
+    def update(
+        self, state: DomainWeights, sums: Tensor, counts: Tensor, *, total_steps: int
+    ) -> DomainWeights:
+        """The state after one more step.
+
+        Args:
+            state: before it; left as it is.
+            sums: (K,) clipped excess over all tokens of a domain, over all ranks and micro-batches
+                of the step.
+            counts: (K,) tokens of each.
+            total_steps: of the run, which says how long the weights stay uniform.
+
+        Raises:
+            DivergedError: a sum is not finite.
+        """
+        sums, counts = sums.double().cpu(), counts.double().cpu()
+        if not bool(sums.isfinite().all()):
+            raise DivergedError(
+                f"the excess loss of domain {int(sums.isfinite().int().argmin())} is"
+                f" {float(sums[~sums.isfinite()][0])} in step {state.num_steps + 1}",
+                fix="lower the learning rate of the proxy, or look at that domain's examples",
+            )
+        excess = torch.where(counts > 0, sums / counts.clamp(min=1), state.excess)
+        seen = ~excess.isnan()
+        rest = excess[seen].mean() if bool(seen.any()) else torch.zeros((), dtype=torch.float64)
+        log_weights = state.log_weights
+        if state.num_steps >= self.warm_share * total_steps:
+            moved = log_weights + self.eta * torch.where(seen, excess, rest)
+            moved = moved.log_softmax(0)
+            if self.smoothing:
+                floor = torch.full_like(moved, math.log(self.smoothing / len(moved)))
+                moved = torch.logaddexp(moved + math.log1p(-self.smoothing), floor)
+            log_weights = moved
+        return DomainWeights(
+            log_weights=log_weights,
+            sums=state.sums + log_weights.exp(),
+            excess=excess,
+            num_steps=state.num_steps + 1,
+        )
+
+
+def excess_sums(
+    losses: Tensor, reference: Tensor, domains: Tensor, *, num_domains: int
+) -> tuple[Tensor, Tensor]:
+    """What `DoReMi.update` takes, of some tokens; those of others, or other ranks, add up.
+
+    Args:
+        losses: (n,) of the proxy, nats, before its step.
+        reference: (n,) of the reference, of the same tokens.
+        domains: (n,) of each token, in [0, K).
+        num_domains: K.
+
+    Returns:
+        (K,) float64 sums of the excess, each token's clipped at 0 before it is added, and (K,)
+        float64 numbers of tokens.
+    """
+    excess = (losses.detach() - reference).clamp(min=0).double()
+    sums = torch.zeros(num_domains, dtype=torch.float64, device=losses.device)
+    counts = torch.zeros_like(sums)
+    sums.index_add_(0, domains, excess)
+    counts.index_add_(0, domains, torch.ones_like(excess))
+    return sums, counts
+
+
+def weighted_loss(losses: Tensor, domains: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """The proxy's loss: sum over domains of alpha_i times the mean over that domain's tokens.
+
+    Args:
+        losses: (n,) of the proxy, nats; not clipped, and without the reference.
+        domains: (n,) of each token.
+        weights: (K,) alpha of this step, after its update.
+        counts: (K,) tokens of each domain in the whole step: over all ranks and micro-batches, so
+            that their losses add up. Where gradients are averaged over ranks, multiply by the
+            number of ranks.
+    """
+    shares = (weights / counts.clamp(min=1)).to(losses)
+    return (shares[domains] * losses).sum()
