@@ -31,7 +31,7 @@ from torch import Tensor
 
 from curate.errors import ConfigError, InputError
 from curate.models.scan_best import Candidates, Found, Ranked
-from curate.models.scan_products import Queries, takes_int8
+from curate.models.scan_products import Queries, lengths_of, takes_int8
 from curate.models.scan_rows import Floats, Places, ScanPart, pieces, rows_at_once
 
 __all__ = ["Found", "ScanPart", "mean_queries", "measure_recall", "merge", "recall_of", "scan",
@@ -126,7 +126,7 @@ def score_blocks(
     block = rows_at_once(parts, len(asked), asked.room.device, given=block_rows)
     for start, piece in pieces(parts, block):
         values = asked.room.values(piece)
-        usable = piece.can_be_used(values.isfinite().all(1).cpu().numpy())
+        usable = piece.can_be_used(np.isfinite(lengths_of(values)))
         products = asked.products(values, torch.float64).cpu().numpy() * asked.lengths[:, None]
         yield start, np.where(usable, products * piece.all_factors(), np.nan)
 

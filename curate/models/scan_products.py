@@ -98,7 +98,7 @@ class Queries:
     def bounded(self, piece: ScanPart) -> Products | None:
         """Scores and their errors; None where no row has a score."""
         values = self.room.values(piece)
-        lengths = _lengths(values)
+        lengths = lengths_of(values)
         usable = piece.can_be_used(np.isfinite(lengths))
         if not usable.any():
             return None
@@ -207,8 +207,8 @@ def _small_queries(unit: Tensor, header: Header) -> tuple[list[Tensor], Tensor]:
     return found, torch.cat(scales, 1)
 
 
-def _lengths(values: Tensor) -> Floats:
-    """(B,) within a tenth; inf or NaN where a row is not finite."""
+def lengths_of(values: Tensor) -> Floats:
+    """(B,) float64 lengths of float32 rows, within a tenth; inf or NaN where one is not finite."""
     found = torch.linalg.vector_norm(values, dim=1)
     odd = ~((found > _PLAIN[0]) & (found < _PLAIN[1]))
     wide = found.double()
