@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import datasets
 
     from curate.vectors.store import Vectors
+    from jobs.influence_ask import Answer
 
 __all__ = ["Run", "open", "score"]
 
@@ -168,6 +169,22 @@ class Run:
         from jobs.representations import open_vectors
 
         return open_vectors(self._folder, representation)
+
+    def ask(self, query: str, *, examples: int = 3, domain: str | None = None) -> Answer:
+        """The training examples that help and hurt a query most: `curate show --query`.
+
+        Args:
+            query: a text, `@FILE`, an example as JSON, or `SOURCE:FILE:ROW`.
+            examples: how many of each.
+            domain: of this one only.
+
+        Raises:
+            InputError: the run keeps no influence index, or the query cannot be scored.
+            ConfigError: model, tokenizer or settings are not those of the index.
+        """
+        from jobs.influence_ask import ask
+
+        return ask(self.root, query, examples=examples, domain=domain)
 
     @property
     def _folder(self) -> RunFolder:

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from tiny_models import byte_tokenizer, save_language_model
 
+import curate
 from curate.cli.asking import print_answer
 from curate.errors import ConfigError, CurateError, InputError
 from curate.models.mlp import MLP
@@ -104,7 +105,7 @@ def test_a_file_fields_and_a_row_of_the_target_are_the_same_query(world: Path):
     (world / "query.txt").write_text(QUERY)
     typed = ask(run, QUERY)
     for given in (f"@{world}/query.txt", json.dumps({"text": QUERY}), "target:target.parquet:0"):
-        found = ask(run, given)
+        found = curate.open(run).ask(given)
         assert (found.helps, found.hurts) == (typed.helps, typed.hurts)
     odd = ask(run, QUERY, domain="odd")
     assert {one.domain for one in odd.helps + odd.hurts} == {"odd"}
