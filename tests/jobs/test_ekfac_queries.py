@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from killed import curate_command, found, is_killed, run_to_end
 from tiny_models import save_language_model
 from torch.nn import functional
 
+from curate.config import to_yaml
 from curate.errors import ConfigError, CurateError
 from curate.models.mlp import MLP
 from jobs import ekfac_queries_work, ekfac_scores_work, ekfac_work, influence_work
@@ -43,9 +45,9 @@ def frame_of(count: int, draw: int) -> pl.DataFrame:
     return pl.DataFrame({"x": numbers, "label": labels, "kind": ["ab"[i % 2] for i in labels]})
 
 
-def settings_of(world: Path, options: dict[str, Any], **more: Any) -> Settings:
+def values_of(world: Path, options: dict[str, Any], **more: Any) -> dict[str, Any]:
     own = {"features": "x", "label": "label"}
-    values: dict[str, Any] = {
+    return {
         "run": str(world / "run"),
         "sources": {"rows": {"path": str(world / "rows.parquet"), **own}},
         "target": {"path": str(world / "target.parquet"), **own},
@@ -56,7 +58,10 @@ def settings_of(world: Path, options: dict[str, Any], **more: Any) -> Settings:
         "score": {"scorers": [{"influence": {**OPTIONS, **options}}], "batch_tokens": 64},
         **more,
     }
-    settings = parse_settings(values)
+
+
+def settings_of(world: Path, options: dict[str, Any], **more: Any) -> Settings:
+    settings = parse_settings(values_of(world, options, **more))
     index_run(settings, pool=INLINE)
     return settings
 
@@ -309,3 +314,20 @@ def test_two_workers_write_the_same_bytes(world: Path):
     with open_pool(Cluster(kind="local", workers=2)) as pool:
         score_run(settings, pool=pool)
     assert files(world / "run") == files(world / "inline")
+
+
+@pytest.mark.slow
+def test_killed_from_the_command_line_it_goes_on_and_writes_the_same_bytes(world: Path):
+    def command(run: str) -> list[str]:
+        config = world / f"{run}.yaml"
+        values = values_of(world, {"matrix": True}, run=str(world / run))
+        config.write_text(to_yaml(values))
+        return curate_command("score", config)
+
+    run_to_end(command("whole"))
+    folder = world / "run"
+    for here in ("queries/*", "scores/*/*", "top/*", "matrix/*"):
+        pattern = f"{RUN}/{here}"
+        assert is_killed(command("run"), lambda pattern=pattern: found(folder, pattern) > 0)
+    run_to_end(command("run"))
+    assert files(folder) == files(world / "whole")
