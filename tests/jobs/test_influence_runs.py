@@ -23,11 +23,12 @@ from influence_world import (
     target,
     values_of,
 )
+from safetensors import SafetensorError
 from tiny_models import byte_tokenizer, save_language_model
 
 from curate.data.files import is_temporary
 from curate.data.layout import RunFolder
-from curate.errors import ConfigError, CurateError, InputError
+from curate.errors import ConfigError, CurateError, InputError, OutputError
 from curate.models.index_rows import RowsWriter, header_bytes, open_rows
 from curate.models.mlp import MLP
 from jobs.cluster import Cluster, open_pool
@@ -293,6 +294,26 @@ def test_a_pool_of_several_checkpoints_is_asked_only_what_the_metric_needs(world
     assert not (world / "run" / "influence" / "step-1").exists()
     curvature = load_curvature(RunFolder(world / "run"), "step-2")
     assert curvature.num_rows == 30
+
+
+@pytest.mark.parametrize("module", ["influence_curvature", "influence_queries"])
+def test_a_full_disk_is_said_and_the_rest_goes_on_later(
+    world: Path, monkeypatch: pytest.MonkeyPatch, module: str
+):
+    settings = settings_of(world, ALL)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(f"jobs.{module}.save_file", full)
+    with pytest.raises(OutputError, match=r"safetensors could not be written: No space left"):
+        scored(settings)
+    monkeypatch.undo()
+    assert "gradients of the pool" not in due(settings)
+    scored(settings)
+    other = settings_of(world, ALL, run=str(world / "other"))
+    scored(other)
+    assert files(world / "run") == files(world / "other")
 
 
 @pytest.mark.slow
