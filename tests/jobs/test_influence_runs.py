@@ -261,6 +261,16 @@ def test_examples_without_a_gradient_have_no_score_and_no_part(world: Path):
     np.testing.assert_allclose(again["influence"], found["influence"], rtol=1e-6)
 
 
+def test_values_beyond_float32_are_null(world: Path):
+    """Gradients of 1e37 on both sides: their products leave float32, and float64 holds them."""
+    spoiled(pool(), [3, 4]).write_parquet(world / "rows.parquet")
+    spoiled(target(), [0]).write_parquet(world / "target.parquet")
+    found = scored(settings_of(world, {"metric": "dot"}))
+    for name in ("influence", "influence_loss"):
+        assert not found[name].is_infinite().any()
+    assert {3, 4} & set(found["influence"].is_null().arg_true().to_list())
+
+
 def test_a_sub_task_without_any_gradient_is_refused_by_its_name(world: Path):
     steep(world)
     spoiled(target(), [0, 3]).write_parquet(world / "target.parquet")
