@@ -109,6 +109,8 @@ class Summary(NamedTuple):
     """1 / sum w^2: as many examples of weight 1 would give as noisy a gradient; at most M."""
     largest: float
     """M times the largest weight; the paper's theory assumes at most 2."""
+    num_examples: int
+    """M, over all ranks."""
     domain_weights: Tensor
     """(K,) mean of M w over each domain's examples: above 1, the domain gains. NaN if absent."""
 
@@ -282,6 +284,7 @@ def summary(
         mean_loss=float(sums[-2] / total),
         effective_size=float(1 / sums[-1]),
         largest=float(total * largest[0]),
+        num_examples=int(total),
         domain_weights=(total * shares / counts).cpu(),
     )
 

@@ -124,6 +124,11 @@ class MixtureStream(IterableDataset[Any]):
             place = taken.place
             turn += self.num_ranks * workers
 
+    @property
+    def start(self) -> int:
+        """The position at which iterating begins."""
+        return self._start.position
+
     def set_probabilities(
         self, probabilities: Mapping[str, float], *, from_position: int | None = None
     ) -> None:
