@@ -92,7 +92,7 @@ def query_tasks(
     """
     run = RunFolder(Path(settings.run))
     found: list[Task] = []
-    for measurer, task in zip(chosen, target, strict=True):
+    for place, (measurer, task) in enumerate(zip(chosen, target, strict=True)):
         stamp = fingerprint(
             stage="influence queries",
             version=VERSION,
@@ -107,6 +107,7 @@ def query_tasks(
             "index": plain(index),
             "measurer": {**asdict(measurer), "folder": str(measurer.folder)},
             "notes": notes.get(measurer.name, []),
+            "is_first": place == 0,
             "fingerprint": stamp,
         }
         output = query_output(run, options, measurer.slug)
@@ -136,7 +137,8 @@ def query_work(payload: dict[str, Any]) -> Receipt:
     assert header is not None
     values = prepared(run, sums.means(), options, measurer.slug)
     facts: dict[str, Any] = {**counts, "tasks": len(groups.names)}
-    said = [*payload["notes"], *sayings_of(counts)]
+    # What is cut is the same with every checkpoint, as a rule.
+    said = [*payload["notes"], *(sayings_of(counts) if payload["is_first"] else [])]
     if said:
         facts["says"] = f"influence, {measurer.name}: {'; '.join(said)}"
     noted = {"header": header_bytes(header).decode(), "names": groups.names}
