@@ -137,8 +137,8 @@ def query_work(payload: dict[str, Any]) -> Receipt:
     assert header is not None
     values = prepared(run, sums.means(), options, measurer.slug)
     facts: dict[str, Any] = {**counts, "tasks": len(groups.names)}
-    # What is cut is the same with every checkpoint, as a rule.
-    said = [*payload["notes"], *(sayings_of(counts) if payload["is_first"] else [])]
+    told = counts if payload["is_first"] else {**counts, "truncated": 0}  # the same with each
+    said = [*payload["notes"], *sayings_of(told)]
     if said:
         facts["says"] = f"influence, {measurer.name}: {'; '.join(said)}"
     noted = {"header": header_bytes(header).decode(), "names": groups.names}
