@@ -30,7 +30,7 @@ from jobs.own_passes import Phase
 from jobs.run import Task
 from jobs.settings import Settings, task_settings
 
-VERSION = 1
+VERSION = 2
 """Of what is fitted: raised when the same settings and data would give other numbers."""
 
 

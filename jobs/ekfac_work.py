@@ -72,14 +72,18 @@ def bases_work(payload: dict[str, Any]) -> Receipt:
 
 
 def eigenvalues_work(payload: dict[str, Any]) -> Receipt:
-    """Sums of squares in the eigenvectors' axes over a part of the sample."""
+    """Sums of squares in the eigenvectors' axes over a part of the sample.
+
+    Their labels are drawn anew: of labels that the axes were fitted to the largest squares would
+    be too large, and those of all other axes too small.
+    """
     shop = Shop(payload)
     tensors = _load(Path(payload["folder"]), "bases", payload["group"])
     bases = {name: Basis(*(tensors[f"{name}.{key}"] for key in Basis._fields))
              for name in _names(tensors)}  # fmt: skip
     total: dict[str, Tensor] = {}
     count = 0
-    for encoded, chosen, draws in shop.sample():
+    for encoded, chosen, draws in shop.sample(again=True):
         found = shop.engine.eigenvalues(encoded, chosen, bases, draws, labels=shop.options.labels)
         total = {name: total[name] + own if name in total else own for name, own in found.items()}
         count += len(chosen)
@@ -165,8 +169,12 @@ class Shop:
                 " layers",
             )
 
-    def sample(self) -> Iterator[tuple[Encoded, np.ndarray, np.ndarray]]:
-        """Partition by partition: encoded, the chosen examples, keys of their labels."""
+    def sample(self, *, again: bool = False) -> Iterator[tuple[Encoded, np.ndarray, np.ndarray]]:
+        """Partition by partition: encoded, the chosen examples, keys of their labels.
+
+        Args:
+            again: other labels of the same examples.
+        """
         share = sample_share(self.run, self.options)
         for part in self._partitions:
             examples = read_examples(self.run, part, [*KEY, "split"])
@@ -178,7 +186,8 @@ class Shop:
             encoded = self.task.encode(example_fields(self.settings, self.run, part))
             chosen = np.flatnonzero(taken & (encoded.num_scored > 0))
             if len(chosen):
-                yield encoded, chosen, draw_keys(names, seed=self.settings.seed)
+                words = [f"again\0{name}" for name in names] if again else names
+                yield encoded, chosen, draw_keys(words, seed=self.settings.seed)
 
 
 def groups_of(model: nn.Module, options: FitOptions) -> list[list[Layer]]:

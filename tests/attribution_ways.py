@@ -56,7 +56,7 @@ class Ways:
         self.engine = KFACPass(
             model, self.task, self.layers, batch_tokens=BUDGET, device=CPU, reduction="mean"
         )
-        self._fitted: dict[tuple[int, int], tuple[dict[str, Basis], dict[str, Tensor]]] = {}
+        self._fitted: dict[tuple[int, int, bool], tuple[dict[str, Basis], dict[str, Tensor]]] = {}
 
     def dot(self) -> Floats:
         """<g_i, g_q>."""
@@ -81,6 +81,7 @@ class Ways:
         rank: int | None = None,
         seed: int = 0,
         rounds: int = 1,
+        redraws: bool = True,
     ) -> Floats:
         """g_q^T (H + d)^-1 g_i, d a tenth of each layer's mean eigenvalue.
 
@@ -89,10 +90,11 @@ class Ways:
             rank: of each layer's query; None: whole.
             seed: of the labels that are drawn.
             rounds: labels drawn for each example.
+            redraws: the eigenvalues by other labels than the eigenvectors.
         """
         directions, _ = query_directions(
             self.engine.gradients(self.encoded, self.asked),
-            self._curvatures(corrected, seed, rounds),
+            self._curvatures(corrected, seed, rounds, redraws),
             self.layers,
             rank=rank,
         )
@@ -184,24 +186,29 @@ class Ways:
         solved = torch.cholesky_solve(right.T, factor).T.reshape(-1, classes, width).float()
         return torch.einsum("nc,qcf,nf->nq", left, solved, inputs).double().numpy()
 
-    def _curvatures(self, corrected: bool, seed: int, rounds: int) -> dict[str, Curvature]:
-        bases, values = self._fit(seed, rounds)
+    def _curvatures(
+        self, corrected: bool, seed: int, rounds: int, redraws: bool
+    ) -> dict[str, Curvature]:
+        bases, values = self._fit(seed, rounds, redraws)
         if not corrected:
             tokens = float(self.encoded.lengths[0])
             values = {name: kfac_eigenvalues(base, tokens) for name, base in bases.items()}
         return {name: damped(bases[name], own) for name, own in values.items()}
 
     def _mean_eigenvalue(self, layer: str) -> float:
-        return float(self._fit(0, 1)[1][layer].mean())
+        return float(self._fit(0, 1, True)[1][layer].mean())
 
-    def _fit(self, seed: int, rounds: int) -> tuple[dict[str, Basis], dict[str, Tensor]]:
-        """Eigenvectors and eigenvalues, made once for a seed."""
-        if (seed, rounds) not in self._fitted:
-            names = [str(number) for number in range(len(self.encoded))]
-            keys = [draw_keys(names, seed=1000 * seed + number) for number in range(rounds)]
+    def _fit(
+        self, seed: int, rounds: int, redraws: bool
+    ) -> tuple[dict[str, Basis], dict[str, Tensor]]:
+        """Eigenvectors and eigenvalues, made once."""
+        known = seed, rounds, redraws
+        if known not in self._fitted:
+            keys = self._draws(seed, rounds, "")
             found = [self.engine.factors(self.encoded, self.chosen, draws) for draws in keys]
             sums = {name: reduce(LayerSums.plus, [own[name] for own in found]) for name in found[0]}
             bases = {name: basis_of(own) for name, own in sums.items()}
+            keys = self._draws(seed, rounds, "again") if redraws else keys
             each = [
                 self.engine.eigenvalues(self.encoded, self.chosen, bases, draws) for draws in keys
             ]
@@ -209,8 +216,12 @@ class Ways:
             values = {
                 name: torch.stack([own[name] for own in each]).sum(0) / count for name in bases
             }
-            self._fitted[seed, rounds] = bases, values
-        return self._fitted[seed, rounds]
+            self._fitted[known] = bases, values
+        return self._fitted[known]
+
+    def _draws(self, seed: int, rounds: int, word: str) -> list[Any]:
+        names = [f"{word}{number}" for number in range(len(self.encoded))]
+        return [draw_keys(names, seed=1000 * seed + number) for number in range(rounds)]
 
 
 def mean_trak(parts: Sequence[tuple[Floats, Floats]]) -> Floats:

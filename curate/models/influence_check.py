@@ -118,7 +118,10 @@ def _fit(
         sums = {name: own.plus(more[name]) for name, own in sums.items()}
     bases = {name: basis_of(own) for name, own in sums.items()}
     values: dict[str, Tensor] = {}
-    for draws in rounds:
+    # Labels that the axes were not fitted to: see `jobs.ekfac_work.eigenvalues_work`.
+    others = [draw_keys([f"again\0{name}" for name in names], seed=seed + number)
+              for number in range(how.draws)]  # fmt: skip
+    for draws in others:
         for name, own in engine.eigenvalues(encoded, chosen, bases, draws).items():
             part = own / (len(chosen) * len(rounds))
             values[name] = values[name] + part if name in values else part

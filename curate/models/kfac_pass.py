@@ -145,7 +145,7 @@ class KFACPass:
             encoded: a partition.
             chosen: (n,) positions of examples; the mean is over them all.
             bases: from `basis_of`, for every layer.
-            draws: as in `factors`.
+            draws: as in `factors`, and better not the same: axes fit the noise of their own labels.
             labels: as in `factors`.
         """
         sides = self._sides(bases)

@@ -136,6 +136,7 @@ class Bench:
         ours = self.say("EK-FAC", ways.ekfac)
         self.say("EK-FAC, queries of rank 32", lambda: ways.ekfac(rank=32))
         again = self.say("EK-FAC, other labels drawn", lambda: ways.ekfac(seed=1))
+        self.say("EK-FAC, eigenvalues by the factors' labels", lambda: ways.ekfac(redraws=False))
         self.say("EK-FAC, 8 labels for each example", lambda: ways.ekfac(seed=2, rounds=8))
         if not has_kronfluence():
             print("kronfluence is not installed: its EK-FAC is left out")
