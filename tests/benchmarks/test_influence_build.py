@@ -149,7 +149,8 @@ def header_of(sides: dict[str, Sides], rows: int) -> Header:
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_what_an_index_costs(tmp_path: Path, length: int):
+def test_what_an_index_costs(tmp_path: Path, length: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # dattri writes where it stands
     torch.set_num_threads(1)
     world = World(ROWS[length], length, tmp_path)
     table = {
