@@ -15,6 +15,7 @@ Shapes: see `mixers.weighted_loss`.
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -295,5 +296,6 @@ class _Log(TrainerCallback):
             "weights/largest": told.largest,
         }
         for name, mean in zip(self._domains, told.domain_weights.tolist(), strict=False):
-            values[f"weights/domain/{name}"] = mean
+            if not math.isnan(mean):  # no number where it had no example in this step
+                values[f"weights/domain/{name}"] = mean
         self._trainer.log(values)
