@@ -50,6 +50,8 @@ LEAST_ROWS = 2 * QUERIES
 """Fewer leave nothing to rank."""
 _TOLERANCE = 1e-3
 """Of the exact solution: what is compared is ranks."""
+COARSE = 0.1
+"""Residual of the exact answer above which nothing can be judged by it."""
 LOW = 0.5
 """Rank correlation below which the chosen way is noted."""
 
@@ -68,6 +70,8 @@ class Nearness:
     damping: float
     """Share of a layer's mean eigenvalue."""
     seconds: float
+    residual: float
+    """Of the worst exact answer, as a share of the query's length; 0.1 is too much to judge by."""
     ways: dict[str, dict[str, float]]
     """Way -> relative_error, scale, pearson, spearman, num_queries: means over the queries."""
 
@@ -80,6 +84,12 @@ class Nearness:
             f" exact answer with a correlation of {own:.2f}, mean of"
             f" {counted(self.queries, 'query', 'queries')}"
         )
+        if self.residual > COARSE:
+            text = (
+                f"the exact answer was not found: conjugate gradients left {self.residual:.2f} of"
+                " a query, and what follows says little"
+            )
+            return Check("influence", "note", text, "raise influence.damping, or give fewer rows")
         if not own < LOW:
             return Check("influence", "ok" if math.isfinite(own) else "note", text)
         fix = "raise dim, or the rows of this check"
@@ -112,6 +122,7 @@ def influence_nearness(
     asked = asked_model(name, config, kind)
     options = _options(asked)
     loaded = load_model(replace(asked.model, dtype="float32"), asked.task)
+    loaded.model.double()  # conjugate gradients lose their way in float32
     task = build_task(asked.task, loaded.tokenizer, max_positions=loaded.max_positions)
     encoded = _encoded(task, data, asked, rows)
     projection = Projection(
@@ -143,8 +154,15 @@ def influence_nearness(
         batch_tokens=max(1, budget // 4),
         tolerance=_TOLERANCE,
     )
+    residuals: list[float] = []
     found = influence_distances(
-        loaded.model, task, encoded, device=loaded.device, how=how, sides=sides
+        loaded.model,
+        task,
+        encoded,
+        device=loaded.device,
+        how=how,
+        sides=sides,
+        residuals=residuals,
     )
     return Nearness(
         metric=options.metric,
@@ -153,6 +171,7 @@ def influence_nearness(
         queries=QUERIES,
         damping=options.damping,
         seconds=round(time.monotonic() - started, 1),
+        residual=max(residuals),
         ways=_plain(found),
     )
 

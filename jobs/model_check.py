@@ -118,7 +118,9 @@ def asked_model(name: str | None, config: Path | None, kind: str | None) -> Aske
             f"{config} makes its model from scratch: there is nothing to check yet",
             fix="train it, then check RUN/checkpoints/... with --model",
         )
-    model = settings.model if name is None else replace(settings.model, name=name)
+    model = settings.model
+    if name is not None:  # of the settings' own training, perhaps
+        model = replace(model, name=name, config=None, revision=None)
     source = next(iter(settings.sources.values())) if len(settings.sources) == 1 else None
     return Asked(model, task_settings(settings), source, settings)
 

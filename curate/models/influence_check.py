@@ -59,6 +59,7 @@ def influence_distances(
     how: Check | None = None,
     sides: Mapping[str, Sides] | None = None,
     seed: int = 0,
+    residuals: list[float] | None = None,
 ) -> dict[str, Distance]:
     """Way -> how far its scores are from the damped exact ones; see the head of this file.
 
@@ -71,6 +72,7 @@ def influence_distances(
         sides: parameter -> what its gradient is projected on, as in the index; None: the projected
             ways are left out.
         seed: of the labels that are drawn.
+        residuals: told how far each query's exact answer is from being one.
     """
     how = how or Check()
     scored = np.flatnonzero(encoded.num_scored > 0)
@@ -92,6 +94,7 @@ def influence_distances(
         reduction=how.reduction,
         batch_tokens=how.batch_tokens,
         tolerance=how.tolerance,
+        residuals=residuals,
     )
     asked = engine.gradients(encoded, queries)
     directions, _ = query_directions(asked, curvatures, layers, rank=how.rank)

@@ -71,6 +71,7 @@ def exact_scores(
     reduction: Reduction = "sum",
     batch_tokens: int = 4096,
     tolerance: float = 1e-5,
+    residuals: list[float] | None = None,
 ) -> Tensor:
     """(n, Q) float64 g_i^T (H + d)^-1 g_q, H the Gauss-Newton matrix of the chosen examples.
 
@@ -86,6 +87,7 @@ def exact_scores(
         reduction: of an example's loss over its counted positions.
         batch_tokens: budget of a batch.
         tolerance: of the solution.
+        residuals: told what each query's solution leaves, as a share of the query's length.
     """
     engine = KFACPass(
         model, task, layers, batch_tokens=batch_tokens, device=device, reduction=reduction
@@ -102,6 +104,8 @@ def exact_scores(
     for right in engine.parameter_gradients(encoded, queries):
         solved = conjugate_gradients(curvature.product, right, share, tolerance=tolerance)
         directions.append(solved.solution)
+        if residuals is not None:
+            residuals.append(solved.residual)
     return engine.scores(encoded, chosen, directions)
 
 

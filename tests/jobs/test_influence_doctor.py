@@ -52,6 +52,7 @@ def test_the_chosen_metric_of_settings_is_compared_on_their_own_rows(world: Path
     assert ranks == sorted(ranks, reverse=True)
     assert found.ways["ekfac"]["spearman"] > 0.7 > found.ways["gradients"]["spearman"] - 0.3
     assert found.check().state == "ok"
+    assert found.residual < 1e-3
 
 
 def test_the_command_prints_a_table_or_json(world: Path, capsys: pytest.CaptureFixture[str]):
@@ -72,9 +73,23 @@ def test_the_command_prints_a_table_or_json(world: Path, capsys: pytest.CaptureF
 def test_a_way_that_ranks_otherwise_is_noted_with_a_better_one():
     ways = {"ekfac": {"spearman": 0.9}, "gradients": {"spearman": 0.1}}
     more: dict[str, Any] = {"rows": 50, "queries": 10, "damping": 0.1, "seconds": 1.0}
+    more["residual"] = 1e-4
     found = Nearness(metric="dot", way="gradients", ways=ways, **more).check()
     assert found.state == "note"
     assert "ekfac reaches 0.90" in found.fix
+    more["residual"] = 0.4
+    coarse = Nearness(metric="ekfac", way="ekfac", ways=ways, **more).check()
+    assert coarse.state == "note"
+    assert "left 0.40 of a query" in coarse.text
+
+
+def test_a_checkpoint_is_compared_under_settings_that_made_it(world: Path):
+    config = config_of(world, {"metric": "dot"})
+    values = config.read_text().replace(f"name: {world / 'model'}", "config: {model_type: mlp}")
+    config.write_text(values)
+    checkpoint = str(world / "model")
+    found = influence_nearness(checkpoint, config, kind=None, data=None, rows=40)
+    assert (found.way, found.rows) == ("gradients", 30)
 
 
 def test_too_few_rows_are_refused(world: Path):
