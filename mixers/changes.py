@@ -94,9 +94,7 @@ class Changes:
         found: list[Change] = []
         for number in range(count - 1, max(count - _REMEMBERED, 0) - 1, -1):
             change = self._read(number)
-            # Of two from the same position the later holds.
-            if not found or change.position < found[0].position:
-                found.insert(0, change)
+            found.insert(0, change)
             if change.position <= position:
                 self._latest = (count, found[-1])
                 return found

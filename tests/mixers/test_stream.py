@@ -171,6 +171,17 @@ def test_a_change_holds_from_its_position_on_for_ranks_and_workers():
     assert first(resumed, 35) == found[25:]
 
 
+def test_of_two_changes_from_one_position_the_later_holds():
+    source = stream()
+    source.set_probabilities({"code": 1}, from_position=4)
+    source.set_probabilities({"one": 1}, from_position=4)
+    resumed = stream()
+    resumed.load_state_dict(source.state_dict(2))
+    assert first(source, 9)[4:] == ["one 0"] * 5
+    assert first(resumed, 7)[2:] == ["one 0"] * 5
+    assert source.probabilities(4)["one"] == 1
+
+
 def test_a_domain_keeps_its_place_over_a_change():
     """As a cooldown must: the second phase goes on with the epoch of the first."""
     source = stream()

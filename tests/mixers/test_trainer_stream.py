@@ -1,6 +1,9 @@
 """A stream whose mixture changes, in a real Trainer that is stopped and resumed."""
 
 import logging
+import os
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +111,39 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights_to_the_last_bit(
     assert resumed.state.global_step == 6
     assert torch.equal(parameters(resumed.model), parameters(whole.model))
     assert not torch.equal(parameters(whole.model), parameters(language_model()))
+
+
+class Kill(TrainerCallback):
+    """Ends the process as `kill -9` does."""
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: Any, **kwargs: Any
+    ) -> None:
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_and_die(folder: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    made = run(Path(folder), MixtureCallback(stream(), {3: {"small": 1}}))
+    made.add_callback(Kill())
+    made.train()
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_taken_up_by_another_to_the_last_bit(tmp_path: Path):
+    process = get_context("spawn").Process(
+        target=_run_and_die, args=(str(tmp_path / "killed"), torch.get_num_threads())
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    whole = run(tmp_path / "whole", MixtureCallback(stream(), {3: {"small": 1}}))
+    whole.train()
+    callback = MixtureCallback(stream(), {3: {"small": 1}})
+    resumed = run(tmp_path / "killed", callback, ignore_data_skip=True)
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(parameters(resumed.model), parameters(whole.model))
 
 
 def test_without_ignore_data_skip_a_known_schedule_is_read_again(tmp_path: Path):
