@@ -8,7 +8,8 @@ tokens and 1/n_b for means. This is the Fisher matrix with labels drawn from the
 
 Source: Martens, "Deep learning via Hessian-free optimization", ICML 2010; Pearlmutter, "Fast Exact
 Multiplication by the Hessian", 1994, for the products.
-Departures: none. d may differ from layer to layer, as EK-FAC's does.
+Departures: d may differ from layer to layer, as EK-FAC's does. An approximate inverse, such as
+EK-FAC's own, can precondition: it changes how soon the answer is found, not the answer.
 Cost: about two training steps over the sample for each iteration and query.
 
 Shapes: M counted positions, V classes or tokens, n examples.
@@ -108,6 +109,7 @@ def conjugate_gradients(
     right: Mapping[str, Tensor],
     damping: Mapping[str, float],
     *,
+    inverse: Callable[[Vector], Vector] | None = None,
     tolerance: float = 1e-6,
     max_iterations: int = 200,
 ) -> Solved:
@@ -117,22 +119,26 @@ def conjugate_gradients(
         product: A v.
         right: the right side.
         damping: parameter -> what is added to A's diagonal, above 0.
+        inverse: about (A + damping)^-1 v, symmetric and positive definite; None: v itself.
         tolerance: of the residual, as a share of the right side's length.
         max_iterations: after which the last one is given, and the log says so.
     """
     x = {name: torch.zeros_like(value) for name, value in right.items()}
     rest = {name: value.clone() for name, value in right.items()}
-    along = dict(rest)
-    square = start = _dot(rest, rest)
+    turned = rest if inverse is None else inverse(rest)
+    along = dict(turned)
+    start = _dot(rest, rest)
+    square, slope = start, _dot(rest, turned)
     iterations = 0
     while iterations < max_iterations and square > tolerance**2 * start:
         moved = product(along)
         moved = {name: value + damping[name] * along[name] for name, value in moved.items()}
-        step = square / _dot(along, moved)
+        step = slope / _dot(along, moved)
         x = {name: value + step * along[name] for name, value in x.items()}
         rest = {name: value - step * moved[name] for name, value in rest.items()}
-        square, before = _dot(rest, rest), square
-        along = {name: value + square / before * along[name] for name, value in rest.items()}
+        turned = rest if inverse is None else inverse(rest)
+        square, before, slope = _dot(rest, rest), slope, _dot(rest, turned)
+        along = {name: value + slope / before * along[name] for name, value in turned.items()}
         iterations += 1
     residual = (square / start) ** 0.5 if start > 0 else 0.0
     if residual > tolerance:

@@ -93,6 +93,7 @@ def influence_distances(
         device=device,
         reduction=how.reduction,
         batch_tokens=how.batch_tokens,
+        curvatures=curvatures,
         tolerance=how.tolerance,
         residuals=residuals,
     )

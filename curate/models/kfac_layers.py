@@ -53,6 +53,20 @@ class Layer(NamedTuple):
             return weight
         return torch.cat([weight, gradients[self.bias][..., None]], 2)
 
+    def separated(self, matrices: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `joined` was given: (N, O, I) as gradients of weight and bias.
+
+        Args:
+            matrices: one for each example.
+            like: parameter -> a tensor of its shape.
+        """
+        weight = matrices if self.bias is None else matrices[..., :-1]
+        weight = weight.mT if self.is_transposed else weight
+        found = {self.weight: weight.reshape(-1, *like[self.weight].shape)}
+        if self.bias is not None:
+            found[self.bias] = matrices[..., -1]
+        return found
+
     def direction(self, low_rank: LowRank) -> dict[str, Tensor | LowRank]:
         """A matrix (O, I) as the gradient of weight and bias."""
         left, right = low_rank

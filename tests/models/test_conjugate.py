@@ -18,7 +18,12 @@ from curate.models.conjugate import GaussNewton, conjugate_gradients
 from curate.models.example_losses import draw_keys
 from curate.models.gradients import Sides
 from curate.models.influence_check import Check, influence_distances
-from curate.models.influence_distance import distance, ekfac_distance, exact_scores
+from curate.models.influence_distance import (
+    distance,
+    ekfac_distance,
+    ekfac_inverse,
+    exact_scores,
+)
 from curate.models.kfac import basis_of, damped
 from curate.models.kfac_layers import layers_of
 from curate.models.kfac_pass import KFACPass
@@ -123,6 +128,42 @@ def test_products_and_solutions_are_those_of_the_dense_matrix(
     wanted = torch.linalg.solve(matrix + torch.diag(added), vector)
     torch.testing.assert_close(flat, wanted, rtol=1e-4, atol=1e-5)
     assert solved.residual <= 1e-10
+
+
+@pytest.mark.parametrize("kind", ["mlp", "llama"])
+def test_preconditioned_by_ekfac_the_solution_is_the_same(kind: str, tmp_path: Path):
+    model, task, encoded = tabular() if kind == "mlp" else language(tmp_path)
+    layers, chosen = layers_of(model), np.arange(len(encoded))
+    engine = KFACPass(model, task, layers, batch_tokens=64, device=CPU)
+    names = [str(number) for number in range(len(encoded))]
+    sums = engine.factors(encoded, chosen, draw_keys(names, seed=0))
+    bases = {name: basis_of(own) for name, own in sums.items()}
+    squares = engine.eigenvalues(encoded, chosen, bases, draw_keys(names, seed=1))
+    share = 0.1 if kind == "mlp" else 1.0
+    curvatures = {n: damped(bases[n], own / len(chosen), share=share) for n, own in squares.items()}
+    damping = {
+        name: share * float(squares[layer.name].mean()) / len(chosen)
+        for layer in layers
+        for name in layer.parameters
+    }
+    batches = [task.collate(encoded, chosen)]
+    product = GaussNewton(model, task, batches, list(damping)).product
+    (right,) = engine.parameter_gradients(encoded, chosen[:1])
+    plain = conjugate_gradients(product, right, damping, tolerance=1e-7, max_iterations=1000)
+    inverse = ekfac_inverse(curvatures, layers)
+    turned = conjugate_gradients(
+        product, right, damping, inverse=inverse, tolerance=1e-7, max_iterations=1000
+    )
+    assert max(plain.residual, turned.residual) <= 1e-7
+    for name, value in plain.solution.items():
+        scale = float(value.abs().max())
+        torch.testing.assert_close(turned.solution[name], value, atol=1e-4 * scale, rtol=1e-4)
+    # The inverse itself, layer by layer.
+    for layer in layers:
+        own = {name: right[name][None] for name in layer.parameters}
+        wanted = curvatures[layer.name].inverse(layer.joined(own))
+        found = {name: inverse(right)[name][None] for name in layer.parameters}
+        torch.testing.assert_close(layer.joined(found), wanted)
 
 
 @pytest.mark.parametrize("is_mean", [False, True])
