@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from curate.vectors.store import Vectors
     from jobs.influence_ask import Answer
+    from jobs.influence_index import GradientIndex
 
 __all__ = ["Run", "open", "score"]
 
@@ -169,6 +170,27 @@ class Run:
         from jobs.representations import open_vectors
 
         return open_vectors(self._folder, representation)
+
+    @property
+    def gradient_checkpoints(self) -> tuple[str, ...]:
+        """Checkpoints whose gradients of the examples are kept."""
+        from jobs.influence_index import indexed_checkpoints
+
+        return indexed_checkpoints(self._folder)
+
+    def gradients(self, checkpoint: str, *, whitened: bool = False) -> GradientIndex:
+        """Projected gradients of all examples, in the order of `examples`, mapped and not read.
+
+        Args:
+            checkpoint: one of `gradient_checkpoints`.
+            whitened: as kept by `influence: {whiten: true}`, so that products are influences.
+
+        Raises:
+            InputError: they are missing or damaged.
+        """
+        from jobs.influence_index import gradient_index
+
+        return gradient_index(self._folder, checkpoint, whitened=whitened)
 
     def ask(self, query: str, *, examples: int = 3, domain: str | None = None) -> Answer:
         """The training examples that help and hurt a query most: `curate show --query`.
