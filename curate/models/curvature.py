@@ -16,6 +16,7 @@ Shapes: n rows, k numbers of a row, g of them in a group (a layer block, or all)
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +35,8 @@ Arrays = dict[str, npt.NDArray[np.float64]]
 
 ALL = "all"
 """Name of the only group of `full`."""
+FEW_ROWS = 10
+"""Fewer than these say little about a curvature."""
 _SMALLEST_PIVOT = 8 * torch.finfo(torch.float64).eps
 
 
@@ -227,6 +230,12 @@ def curvature_of(sums: Sums, *, share: float = 0.1, damping: float | None = None
     if not 0 <= given < float("inf"):
         raise ConfigError(f"the damping is {given}", fix="give a number of at least 0")
     _check_rows(sums)
+    if sums.num_rows < FEW_ROWS:
+        log.warning(
+            "the curvature stands on %s only: scores that divide by it mean little; hundreds of"
+            " rows are usual",
+            counted(sums.num_rows, "row"),
+        )
     factors: dict[str, Tensor] = {}
     lambdas = dict.fromkeys(sums.spans, 0.0)
     dimensions = dict.fromkeys(sums.spans, 0.0)
@@ -260,8 +269,9 @@ def curvature_of(sums: Sums, *, share: float = 0.1, damping: float | None = None
 def _check_rows(sums: Sums) -> None:
     if not sums.num_rows:
         raise InputError(
-            f"no row of the index has a gradient ({sums.num_left_out:,} are without one)",
-            fix="look at the reasons for which examples were set aside",
+            f"no row of the index has a finite gradient ({sums.num_left_out:,} are without one)",
+            fix="look for weights of the model that are NaN or infinite, or set model.dtype:"
+            " float32; the log says which examples have no gradient for another reason",
         )
     if not any(bool(total.any()) for total in sums.sums.values()):
         raise InputError(
@@ -272,6 +282,11 @@ def _check_rows(sums: Sums) -> None:
 
 def _factor(name: str, plain: Tensor, damping: float) -> Tensor:
     """(g, g) lower triangle of the damped matrix."""
+    if not math.isfinite(damping):
+        raise ConfigError(
+            f"the damping of {name!r} is {damping:g}, more than a number can be",
+            fix="lower the damping; 0.1 of the mean eigenvalue is usual",
+        )
     damped = plain + damping * torch.eye(len(plain), dtype=plain.dtype, device=plain.device)
     factor, failed = torch.linalg.cholesky_ex(damped)
     pivots = factor.diagonal().square()

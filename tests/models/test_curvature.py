@@ -145,8 +145,10 @@ def test_gradients_that_are_all_zero_are_refused():
 
 
 def test_no_rows_are_refused():
-    with pytest.raises(InputError, match="2 are without one"):
+    with pytest.raises(InputError, match=r"finite gradient \(2 are without one\)") as caught:
         fitted(torch.full((2, 7), float("nan")))
+    assert "NaN or infinite" in caught.value.fix
+    assert "model.dtype: float32" in caught.value.fix
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -155,6 +157,20 @@ def test_more_numbers_than_rows_need_damping(seed: int):
     with pytest.raises(ConfigError, match=r"'z\.weight' cannot be inverted"):
         fitted(rows, share=0)
     assert fitted(rows, share=1e-6).whiten(rows).isfinite().all()
+
+
+def test_a_damping_beyond_all_numbers_is_to_be_lowered():
+    with pytest.raises(ConfigError, match="more than a number can be") as caught:
+        fitted(1e3 * drawn(), share=1e308)
+    assert "lower the damping" in caught.value.fix
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(1, "1 row only"), (9, "9 rows only"), (10, None)])
+def test_a_curvature_of_a_few_rows_is_noted(
+    caplog: pytest.LogCaptureFixture, rows: int, warned: str | None
+):
+    fitted(drawn(rows))
+    assert (f"the curvature stands on {warned}" in caplog.text) == (warned is not None)
 
 
 @pytest.mark.parametrize("share", [-0.1, float("nan"), float("inf")])
