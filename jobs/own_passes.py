@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from curate.config import resolve
+from curate.data.layout import RunFolder
 from curate.errors import OutputError, TryAgainError
 from jobs.cluster import Pool
 from jobs.run import Listener, Outcome, Progress, Receipt, Task, run_tasks
@@ -112,6 +114,26 @@ def run_phases(
             if outcome.failures:
                 break
     return found
+
+
+def tables_left(
+    run: RunFolder, passes: Mapping[str, OwnPasses], outcomes: Mapping[str, Outcome]
+) -> set[Path]:
+    """Tables of the scorers of which a phase failed: what stands there may be of older settings.
+
+    Args:
+        run: whose partitions.
+        passes: scorer -> its passes.
+        outcomes: from `run_phases`.
+    """
+    failed = {name for name, outcome in outcomes.items() if outcome.failures}
+    slugs = [
+        slug
+        for own in passes.values()
+        if any(phase.name in failed for phase in own.phases)
+        for slug, _ in own.tables
+    ]
+    return {run.quantities(part, slug).path for part in run.partitions() for slug in slugs}
 
 
 def _driven(phase: DrivenPhase, *, pool: Pool, listener: Listener) -> Outcome:

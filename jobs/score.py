@@ -28,7 +28,7 @@ from jobs.lengths import (
 )
 from jobs.measurers import measurers
 from jobs.measuring import measure_work, measuring_tasks
-from jobs.own_passes import CORE_ONLY, OwnPasses, own_passes, run_phases
+from jobs.own_passes import CORE_ONLY, OwnPasses, own_passes, run_phases, tables_left
 from jobs.references import reference_tasks, references_run
 from jobs.run import (
     Listener,
@@ -105,13 +105,15 @@ def score_run(
         lengths = tokenizer_for(settings)[1]
         counting = length_tasks(settings, lengths)
         counted = run_tasks("lengths", counting, lengths_work, pool=pool, listener=listener)
-    columns = column_tasks(settings, early, used, own=own, lengths=lengths)
+    stale = _left(passes, measured) | tables_left(run, own, phases)
+    columns = column_tasks(settings, early, used, own=own, lengths=lengths, stale=stale)
     scored = run_tasks("columns", columns, column_work, pool=pool, listener=listener)
     if late and not any(o.failures for o in (measured, counted, scored, *phases.values())):
         own |= _own(settings, late)
         last = {entry.folder: own[entry.folder] for entry in late}
         phases |= run_phases(last, pool=pool, listener=listener)
-        more = column_tasks(settings, late, used, own=own, lengths=lengths)
+        stale |= tables_left(run, own, phases)
+        more = column_tasks(settings, late, used, own=own, lengths=lengths, stale=stale)
         rest = run_tasks("columns", more, column_work, pool=pool, listener=listener)
         columns += more
         scored.done += rest.done
@@ -220,6 +222,11 @@ def _slugs(own: Mapping[str, OwnPasses]) -> list[str]:
 
 def _tasks(own: Mapping[str, OwnPasses]) -> list[Task]:
     return [task for passes in own.values() for task in passes.tasks]
+
+
+def _left(passes: Sequence[Task], outcome: Outcome) -> set[Path]:
+    """Tables of passes that failed; an older one may still stand there."""
+    return {task.output.path for task in passes if outcome.failures and not task.is_done()}
 
 
 def _waits(task: Task, waiting: set[str], chosen: Iterable[Chosen]) -> bool:

@@ -1,6 +1,6 @@
 """`scores/`: quantities become columns, one light task for each scorer and partition."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def column_tasks(
     *,
     own: Mapping[str, OwnPasses],
     lengths: str,
+    stale: Collection[Path] = (),
 ) -> list[Work]:
     """Tasks of all scorers for the partitions whose quantities are there.
 
@@ -47,6 +48,7 @@ def column_tasks(
         measurers: whose quantities are averaged.
         own: scorer -> its own passes.
         lengths: digest of the tokenizer whose tokens `length` reads.
+        stale: tables of quantities that were not made from these settings, and give no columns.
     """
     run = RunFolder(Path(settings.run))
     values = plain(settings)
@@ -55,7 +57,7 @@ def column_tasks(
         used = _tables_of(entry, settings, measurers, own)
         table = _table_digest(entry, run)
         for part in run.partitions():
-            inputs = _inputs(run, part, entry, used, lengths)
+            inputs = _inputs(run, part, entry, used, lengths, stale)
             if inputs is None:  # its own task failed, and said so
                 continue
             stamp = fingerprint(
@@ -228,10 +230,17 @@ def _meeting(output: Output, keys: pl.DataFrame) -> pl.DataFrame:
 
 
 def _inputs(
-    run: RunFolder, part: Partition, entry: Chosen, used: Sequence[tuple[str, int]], lengths: str
+    run: RunFolder,
+    part: Partition,
+    entry: Chosen,
+    used: Sequence[tuple[str, int]],
+    lengths: str,
+    stale: Collection[Path],
 ) -> list[str] | None:
     """Digests of what a partition's columns are made from; None where something is missing."""
     outputs = [run.quantities(part, slug) for slug, _ in used if slug]
+    if any(output.path in stale for output in outputs):
+        return None
     if "num_tokens" in entry.needs:
         outputs.append(run.lengths(part, lengths))
     marks = [output.mark() for output in outputs]
