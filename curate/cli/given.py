@@ -1,9 +1,9 @@
 """From what the command line was given to settings: files, run folders, or bare data."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from curate.cli.options import Common
 from curate.config import Raw, gather, put
@@ -48,13 +48,14 @@ def read_settings(command: str, common: Common) -> tuple[Settings, Raw]:
     raw = gather(paths, environment=os.environ, overrides=common.overrides or (), guesses=guesses)
     if home is not None:  # the folder may have moved since its settings were written
         put(raw, "run", str(home), str(home))
-    for key, value in _options(common, raw.values).items():
+    for key, value in _options(common, raw).items():
         put(raw, key, value, "option")
     return parse_settings(raw.values, origins=raw.origins), raw
 
 
-def _options(common: Common, values: Mapping[str, Any]) -> dict[str, Any]:
+def _options(common: Common, raw: Raw) -> dict[str, Any]:
     """Dotted key -> value, for each flag that was given."""
+    values = raw.values
     found: dict[str, Any] = {}
     if common.out is not None:
         found["run"] = str(common.out)
@@ -64,7 +65,7 @@ def _options(common: Common, values: Mapping[str, Any]) -> dict[str, Any]:
         found["model.device"] = common.device
     more = common.more
     if "scorer" in more:
-        found["score.scorers"] = more["scorer"]
+        found |= _scorers(more["scorer"], raw)
     if "model" in more:
         found |= {"model.name": more["model"], "model.revision": None, "model.config": None}
     if "mixer" in more and _at(values, "mix").get("mixer") != more["mixer"]:
@@ -86,6 +87,27 @@ def _options(common: Common, values: Mapping[str, Any]) -> dict[str, Any]:
         same = {key: first[key] for key in _TARGET_FIELDS if key in first}
         found["target"] = {**same, "path": more["target"]}
     return found
+
+
+def _scorers(names: Sequence[str], raw: Raw) -> dict[str, Any]:
+    """What `--scorer` sets: each name with the options that it has already.
+
+    Raises:
+        ConfigError: `--set score.scorers` has other scorers.
+    """
+    given = _at(raw.values, "score").get("scorers")
+    known: dict[str, Any] = {}
+    for entry in cast(list[Any], given) if isinstance(given, list) else []:
+        known |= cast(dict[str, Any], entry) if isinstance(entry, dict) else {str(entry): None}
+    if raw.origins.get("score.scorers") == "--set":
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"--scorer {name} is none of those that --set score.scorers names",
+                    fix=f"leave one of the two out, or write {name} into --set score.scorers",
+                )
+        return {}
+    return {"score.scorers": [{name: known[name]} if known.get(name) else name for name in names]}
 
 
 def _at(values: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""Options of the command line beside settings that say something of the same thing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Curate = Callable[..., Any]
+"""Runs a command: code, out, err."""
+Config = Callable[..., Path]
+"""Writes settings."""
+
+HASHED = "score.scorers=[{dsir: {buckets: 128}}, random]"
+
+
+def scorers(run: Path) -> list[Any]:
+    """As the run has them."""
+    return yaml.safe_load((run / "config.yaml").read_text())["score"]["scorers"]
+
+
+def test_a_scorer_that_is_set_with_options_keeps_them(curate: Curate, data: Path, tmp_path: Path):
+    given = ("score", data, "--target", data, "--text", "text", "--out", tmp_path / "new")
+    result = curate(*given, "--scorer", "dsir", "--set", HASHED)
+    assert result.code == 0, result.err
+    assert scorers(tmp_path / "new") == [{"dsir": {"buckets": 128}}, "random"]
+
+
+def test_a_scorer_beside_others_that_are_set_is_refused(curate: Curate, data: Path, tmp_path: Path):
+    given = ("score", data, "--target", data, "--text", "text", "--out", tmp_path / "new")
+    result = curate(*given, "--scorer", "bm25", "--set", HASHED)
+    assert result.code == 2
+    assert "--scorer bm25 is none of those that --set score.scorers names" in result.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_scorer_of_the_settings_keeps_its_options(curate: Curate, config: Config, data: Path):
+    path = config(
+        score={"scorers": [{"dsir": {"buckets": 128}}, "random"]},
+        target={"path": str(data), "text": "text"},
+        plan={},
+    )
+    result = curate("score", path, "--scorer", "dsir", "--scorer", "length", "--json")
+    assert result.code == 0, result.err
+    assert scorers(Path(json.loads(result.out)["run"])) == [{"dsir": {"buckets": 128}}, "length"]
