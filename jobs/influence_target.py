@@ -32,7 +32,7 @@ from jobs.influence_build import (
     target_world,
     vectors_output,
 )
-from jobs.influence_rows import Known, known_rows
+from jobs.influence_rows import Known, column, known_rows
 from jobs.influence_sides import FOLDER, IndexOptions, common_facts, sides_stamps
 from jobs.measurers import Measurer
 from jobs.measuring import measurer_of
@@ -99,6 +99,7 @@ def index_work(payload: dict[str, Any]) -> Receipt:
     settings = parse_settings(payload["settings"])
     own = target_settings(settings)
     index_target(own)
+    _check_widths(settings)
     references_run(own, pool=INLINE)
     groups = read_groups(settings, payload["tasks"])
     facts = {"rows": len(groups.of_rows), "tasks": len(groups.names)}
@@ -106,6 +107,27 @@ def index_work(payload: dict[str, Any]) -> Receipt:
         lambda path: write_facts(path, facts), payload["fingerprint"], **facts
     )
     return facts
+
+
+def _check_widths(settings: Settings) -> None:
+    """Refuse rows of numbers that are of another length than the pool's.
+
+    Raises:
+        InputError: they are.
+    """
+    run = RunFolder(Path(settings.run))
+    own, other = _width(target_folder(run)), _width(run)
+    if own != other and None not in (own, other):
+        raise InputError(
+            f"target: its rows have {own} features, those of the pool have {other}",
+            fix="make target.features the same numbers as those of the sources",
+        )
+
+
+def _width(folder: RunFolder) -> int | None:
+    """Features of a row, as the index has counted them; None where there are none."""
+    marks = (folder.examples(part).mark() or {} for part in folder.partitions())
+    return next((mark["num_features"] for mark in marks if mark.get("num_features")), None)
 
 
 def read_groups(settings: Settings, tasks: str | None) -> Groups:
@@ -139,9 +161,9 @@ def _named(folder: RunFolder, part: Partition, examples: pl.DataFrame, column: s
     rows = examples["row"].to_numpy()
     values = read_rows(folder, part, [column], rows)[column].to_pylist()
     if None in values:
-        key = examples.select(KEY).row(values.index(None))
+        source, file, row = examples.select(KEY).row(values.index(None))
         raise InputError(
-            f"target: {key} has nothing in the column {column!r}, which names its sub-task",
+            f"{source}/{file}:{row} has nothing in the column {column!r}, which names its sub-task",
             fix="fill the column, or leave influence.tasks out",
         )
     return [str(value) for value in values]
@@ -173,6 +195,7 @@ def gradients_tasks(
         payload = {
             "settings": plain(settings),
             "index": plain(options),
+            "tasks": tasks,
             "measurer": {**asdict(measurer), "folder": str(measurer.folder)},
             "fingerprint": stamp,
         }
@@ -197,9 +220,37 @@ def gradients_work(payload: dict[str, Any]) -> Receipt:
     settings = parse_settings(payload["settings"])
     measurer = measurer_of(payload["measurer"])
     facts = ensure_gradients(settings, measurer, parse(IndexOptions, payload["index"]))
+    _check_gradients(read_groups(settings, payload["tasks"]), settings, measurer)
     output = gradients_output(RunFolder(Path(settings.run)), measurer.slug)
     output.write(lambda path: write_facts(path, facts), payload["fingerprint"], **facts)
     return facts
+
+
+def _check_gradients(groups: Groups, settings: Settings, measurer: Measurer) -> None:
+    """Refuse a sub-task none of whose examples has a gradient, before the pool is passed over.
+
+    Raises:
+        InputError: there is one.
+    """
+    known = [found for _, found in target_parts(settings, measurer.slug)]
+    usable = np.concatenate([found.usable for found in known])
+    held = np.bincount(groups.of_rows[usable], minlength=len(groups.names))
+    if held.all():
+        return
+    place = int(held.argmin())
+    positions = np.concatenate([column(one.opened.table, "num_scored") for one in known])
+    own = groups.of_rows == place
+    what = f"no target example of {groups.names[place]!r} has a gradient"
+    if not (positions[own] > 0).any():
+        raise InputError(
+            f"{what}: nothing in them counts for the loss",
+            fix="look at the reasons for which the target's examples were set aside",
+        )
+    raise InputError(
+        f"{what} that is finite, with {measurer.name}",
+        fix="look for weights of the model that are NaN or infinite, or for such numbers in the"
+        " target, or set model.dtype: float32",
+    )
 
 
 def ensure_gradients(

@@ -292,7 +292,7 @@ def test_a_column_of_sub_tasks_must_be_there_and_full(world: Path):
     values["target"].pop("domain")
     settings = parse_settings(values)
     index_run(settings, pool=INLINE)
-    with pytest.raises(CurateError, match=r"4\) has nothing in the column 'topic'"):
+    with pytest.raises(CurateError, match=r": target/target\.parquet:4 has nothing in the column"):
         scored(settings)
 
 
