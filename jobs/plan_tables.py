@@ -38,12 +38,12 @@ def read_summary(run: RunFolder) -> dict[str, Any] | None:
     return found
 
 
-def open_tables(run: RunFolder, lengths: str) -> Tables:
+def open_tables(run: RunFolder, lengths: str | None) -> Tables:
     """The tables of a run.
 
     Args:
         run: the run folder.
-        lengths: digest of the tokenizer whose tokens are counted.
+        lengths: digest of the tokenizer whose tokens are counted; None: `num_tokens` is null.
     """
     return Tables(score_columns(run), _Frames(run, lengths).read)
 
@@ -100,7 +100,7 @@ def complete_scorers(run: RunFolder) -> list[str]:
 
 
 def read_frame(
-    run: RunFolder, part: Partition, lengths: str, columns: Sequence[str]
+    run: RunFolder, part: Partition, lengths: str | None, columns: Sequence[str]
 ) -> pl.DataFrame:
     """One partition: the columns of `INDEX`, and score columns named `scorer.column`.
 
@@ -109,7 +109,10 @@ def read_frame(
         CurateError: two tables are not of the same examples.
     """
     frame = read_examples(run, part, _INDEX)
-    frame = _beside(frame, read_table(run.lengths(part, lengths).path), {"num_tokens": ""})
+    if lengths is None:
+        frame = frame.with_columns(num_tokens=pl.lit(None, pl.Int64))
+    else:
+        frame = _beside(frame, read_table(run.lengths(part, lengths).path), {"num_tokens": ""})
     if PLACE in columns:
         frame = frame.with_columns(_places(run, part))
     wanted: dict[str, dict[str, str]] = {}
@@ -157,7 +160,7 @@ class _Frames:
     """Reads the partitions again and again; keeps them where they are few."""
 
     run: RunFolder
-    lengths: str
+    lengths: str | None
     _columns: tuple[str, ...] | None = None
     _kept: list[pl.DataFrame] = field(default_factory=list[pl.DataFrame])
 

@@ -17,13 +17,13 @@ from curate.data.partitions import Partition
 from curate.data.reading import read_fields
 from curate.data.tables import damage_named, read_examples, read_table, scan_examples, table_paths
 from curate.errors import ConfigError, InputError
-from curate.plan.expression import INDEX_COLUMNS, parse_expression
+from curate.plan.expression import INDEX_COLUMNS, TOKENS, parse_expression
 from curate.plan.groups import Batch, Cells, Grouping, batch_of
 from curate.plan.plan import run_together
 from curate.plan.scoring import Scoring, scoring_passes
 from jobs.lengths import CHARACTERS, lengths_digest
 from jobs.opening import load_settings
-from jobs.plan_tables import open_tables, read_summary
+from jobs.plan_tables import open_tables, read_summary, score_columns
 from jobs.settings import Settings
 from jobs.status import set_aside
 
@@ -232,12 +232,13 @@ def _ends(
     """The score that is shown, and the examples at its two ends."""
     if not any((run.root / "lengths").glob("*")) and score is None:
         return None, [], []
-    tables = open_tables(run, lengths_digest(settings))
-    first = next((f"{name}.{names[0]}" for name, names in tables.scorers.items()), None)
+    scorers = score_columns(run)
+    first = next((f"{name}.{names[0]}" for name, names in scorers.items()), None)
     text = score or settings.plan.score or first
     if text is None or not count:
         return text, [], []
-    expression = parse_expression(text, tables.scorers, where="--score")
+    expression = parse_expression(text, scorers, where="--score")
+    tables = open_tables(run, _lengths(settings, run, is_needed=TOKENS in expression.columns))
     columns = [name for name in expression.columns if name not in INDEX_COLUMNS]
     grouping = Grouping(settings.plan.within, bool(settings.mix))
     cells = Cells(grouping.within == "label")
@@ -251,6 +252,28 @@ def _ends(
         ends.add(part, batch, scoring, domain)
     highest = _with_texts(run, settings, ends.highest())
     return text, highest, _with_texts(run, settings, ends.lowest())
+
+
+def _lengths(settings: Settings, run: RunFolder, *, is_needed: bool) -> str | None:
+    """Whose tokens are counted; None where they are not, as before there is a plan.
+
+    Raises:
+        InputError: they are not, and are needed.
+    """
+    try:
+        digest = lengths_digest(settings)
+    except InputError:
+        if is_needed:
+            raise
+        return None
+    if all(run.lengths(part, digest).path.exists() for part in run.partitions()):
+        return digest
+    if is_needed:
+        raise InputError(
+            f"the tokens of {run.root} have not been counted yet",
+            fix=f"run `curate plan {run.root}` first, or show a score without {TOKENS}",
+        )
+    return None
 
 
 class _Ends:

@@ -34,7 +34,8 @@ from curate.errors import ConfigError, InputError
 Values = NDArray[np.float64]
 """(N,) NaN where a row has no value."""
 
-INDEX_COLUMNS = ("num_chars", "num_tokens")
+TOKENS = "num_tokens"
+INDEX_COLUMNS = ("num_chars", TOKENS)
 """Columns that every run has, without a scorer."""
 
 _MOST_CHARS = 1000
