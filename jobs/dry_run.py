@@ -68,7 +68,7 @@ def describe(
     return Forecast(
         run=full.run,
         stages=stages,
-        changes=changes(old, full),
+        changes=changes(old, full, command=command),
         settings={
             key: {"value": value, "origin": _origin(key, origins)}
             for key, value in flat(values).items()

@@ -25,8 +25,12 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def open_run(settings: Settings) -> Generator[Settings]:
+def open_run(settings: Settings, *, command: str = "run") -> Generator[Settings]:
     """Hold the run folder of `settings`; made where it is missing, `config.yaml` written.
+
+    Args:
+        settings: as given.
+        command: what is to be run, as in `jobs.all_stages.stages_for`.
 
     Yields:
         The resolved settings: absolute local paths, pinned revisions, every default.
@@ -51,7 +55,7 @@ def open_run(settings: Settings) -> Generator[Settings]:
         old = saved_values(run.root)
         full = resolved(settings, old=old)
         values = plain(full)
-        for line in changes(old, full):
+        for line in changes(old, full, command=command):
             log.info("%s", line)
         if values != old:
             text = "# Resolved settings of this run: `curate run` on this file repeats it.\n"
@@ -123,12 +127,18 @@ def holder(root: Path) -> str | None:
     return None
 
 
-def changes(old: Mapping[str, Any] | None, new: Settings) -> list[str]:
-    """One line for each setting that differs from the last time, and which stages it concerns."""
+def changes(old: Mapping[str, Any] | None, new: Settings, *, command: str = "run") -> list[str]:
+    """One line for each setting that differs from the last time, and which stages it concerns.
+
+    Args:
+        old: values of the last time; None before there was one.
+        new: resolved settings.
+        command: its stages are named beside those of `run`.
+    """
     if old is None:
         return []
     before, after = flat(old), flat(plain(new))
-    asked_for = {stage.name for stage in stages_for(new, "run")}
+    asked_for = {stage.name for name in ("run", command) for stage in stages_for(new, name)}
     lines: list[str] = []
     for key in sorted(before.keys() | after.keys()):
         was, now = (_shown(values.get(key, "not set")) for values in (before, after))
@@ -164,7 +174,13 @@ def _listed(names: list[str]) -> str:
 @contextmanager
 def _locked(root: Path) -> Generator[None]:
     """Hold `root/.lock`; the system lets go of it when the process ends, however it ends."""
-    handle = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        handle = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise OutputError(
+            f"nothing can be written into the run folder {root}: {error.strerror}",
+            fix="make it writable, or choose another folder with --out",
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -82,7 +82,7 @@ def _work(command: str, common: Common, settings: Settings, reporter: Reporter) 
     from jobs.cluster import open_pool
     from jobs.opening import open_run
 
-    with open_run(settings) as full:
+    with open_run(settings, command=command) as full:
         stages = stages_for(full, command)
         reporter.event("start", command=command, run=full.run, stages=[s.name for s in stages])
         with open_pool(full.cluster) as pool:

@@ -1,10 +1,12 @@
 """A run folder is opened only where it is ours and free; what changed is said."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +66,23 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
         pass
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    right = os.open
+
+    def refuse(path: str | Path, *more: Any, **options: Any) -> int:
+        if Path(path).name == ".lock":
+            raise OSError(number, os.strerror(number))
+        return right(path, *more, **options)
+
+    monkeypatch.setattr("jobs.opening.os.open", refuse)
+    said = f"written into the run folder {tmp_path / 'run'}: {os.strerror(number)}"
+    with pytest.raises(OutputError, match=said), open_run(settings(tmp_path / "run")):
+        pass
+
+
 HOLDER = """
 import sys, time
 from jobs.opening import open_run
@@ -104,15 +123,25 @@ def test_a_changed_setting_is_told_with_the_stages_that_follow(tmp_path: Path):
     assert changes(None, new) == []
 
 
+def test_a_changed_setting_is_told_with_the_stages_of_the_command_too(tmp_path: Path):
+    old = plain(settings(tmp_path))
+    new = settings(tmp_path, attribution={"seed": 1})
+    line = "attribution.seed: 0 -> 1;"
+    assert changes(old, new) == [f"{line} nothing is redone"]
+    told = changes(old, new, command="evaluate-attribution")
+    assert told == [f"{line} evaluate-attribution is redone"]
+
+
 @pytest.mark.parametrize(
     ("key", "stages"),
     [
         ("shards.size_mb", ["write"]),
         ("plan.order", ["plan", "write", "compare"]),
-        ("score.scorers", ["score", "plan", "write", "compare"]),
+        ("score.scorers", ["score", "plan", "write", "compare", "evaluate-attribution"]),
+        ("attribution.seed", ["evaluate-attribution"]),
         ("sources.a.text",
          ["index", "tokenizer", "train", "embed", "domains", "score", "lengths", "mix", "plan",
-          "write", "compare"]),
+          "write", "compare", "evaluate-attribution"]),
         ("mix", ["mix", "plan", "write", "compare"]),
         ("model.device", []),
         ("index.max_bad_rows", []),
