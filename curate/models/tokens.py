@@ -38,9 +38,11 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None) -> Any:
         if _is_plain(folder):
             return PreTrainedTokenizerFast.from_pretrained(str(name))
         return AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises plain ones for a damaged file
+        file = folder / "tokenizer.json"
+        place = file if type(error) is Exception and file.is_file() else name
         raise InputError(
-            f"the tokenizer {name} cannot be loaded: {_first_line(error)}",
+            f"the tokenizer {place} cannot be loaded: {_first_line(error)}",
             fix="check the name, or save the tokenizer to a folder with save_pretrained",
         ) from error
 
