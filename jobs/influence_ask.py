@@ -21,23 +21,26 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.reading import read_fields
 from curate.data.tables import read_examples
-from curate.errors import InputError
-from curate.models.index_rows import check_alike
+from curate.errors import ConfigError
 from curate.models.scan import ScanPart, score_blocks
-from jobs.influence import NAME, families_of
+from jobs.influence import families_of
 from jobs.influence_asked import Asked, asked_of
 from jobs.influence_build import vectors_output
-from jobs.influence_curvature import curvature_output
-from jobs.influence_queries import features_name
 from jobs.influence_query import read_query
-from jobs.influence_rows import Known, known_rows, whitened_part
+from jobs.influence_ready import (
+    check_domain,
+    check_index,
+    check_query,
+    check_weights,
+    naming,
+    options_of,
+)
+from jobs.influence_rows import Known, known_rows, whitened_output, whitened_part
 from jobs.influence_top import HELPS, candidates, merged
 from jobs.influence_work import Family
-from jobs.measurers import Measurer
 from jobs.opening import load_settings
 from jobs.settings import Settings
 from jobs.show import content_text
-from scorers.catalog import build_scorer
 from scorers.influence import Influence
 
 _TEXT_CHARS = 2000
@@ -63,7 +66,7 @@ class Answer:
 
     run: str
     query: str
-    """The row or file that it was read from; empty where it was typed."""
+    """The row or file that it was read from, or what was typed, cut; not escaped."""
     metric: str
     checkpoints: list[str]
     loss: float
@@ -77,23 +80,37 @@ class Answer:
     """Most harmful first; their scores need not be negative."""
 
 
-def ask(root: Path, given: str, *, examples: int = 3, domain: str | None = None) -> Answer:
+def ask(
+    root: Path,
+    given: str | Mapping[str, Any],
+    *,
+    examples: int = 3,
+    domain: str | None = None,
+) -> Answer:
     """The training examples that help and hurt a query most.
 
     Args:
         root: the run folder.
-        given: see `jobs.influence_query`.
+        given: see `jobs.influence_query`; a mapping is an example's fields.
         examples: how many of each end.
         domain: list examples of this one only.
 
     Raises:
         InputError: the run has no index, or it is damaged; the query cannot be scored.
-        ConfigError: model, tokenizer or settings are not those of the index.
+        ConfigError: model, tokenizer or settings are not those of the index; there is no such
+            domain; the query is no text and no example.
     """
+    if isinstance(examples, bool) or not isinstance(cast(object, examples), int) or examples < 1:
+        raise ConfigError(
+            f"{examples!r} examples cannot be listed", fix="give a whole number from 1 up"
+        )
     settings = load_settings(root)
-    run, options = RunFolder(Path(settings.run)), _options(settings)
+    run, options = RunFolder(Path(settings.run)), options_of(settings)
+    if domain is not None:
+        check_domain(run, domain)
     families, chosen, _ = families_of(settings, options)
-    _check_index(run, options, chosen)
+    check_index(run, options, chosen)
+    check_weights(settings, chosen)
     query = read_query(settings, given)
     asked: dict[str, Asked] = {}
     for measurer in chosen:
@@ -122,48 +139,6 @@ def ask(root: Path, given: str, *, examples: int = 3, domain: str | None = None)
     )
 
 
-def _options(settings: Settings) -> Influence:
-    named = settings.score.named
-    if NAME not in named:
-        raise InputError(
-            f"the run {settings.run} has no influence index to ask",
-            fix="add influence to score.scorers with a target, and run `curate score` again",
-        )
-    options = cast(Influence, build_scorer(NAME, named[NAME]))
-    if not options.uses_index:
-        raise InputError(
-            "influence was measured with the metric ekfac, which keeps no index to ask",
-            fix="set influence.metric to influence, and run `curate score` again",
-        )
-    return options
-
-
-def _check_index(run: RunFolder, options: Influence, chosen: Sequence[Measurer]) -> None:
-    """Refuse to ask what was never made, or has been removed, before a model is loaded."""
-    for measurer in chosen:
-        outputs = [vectors_output(run, part, measurer.slug) for part in run.partitions()]
-        features = features_name(options)
-        if options.has_curvature:
-            outputs.append(curvature_output(run, measurer.slug, features))
-        missing = next((output for output in outputs if output.mark() is None), None)
-        if not outputs or missing is not None:
-            where = f": {missing.path} is missing" if missing is not None else ""
-            raise InputError(
-                f"the run has no whole influence index of {measurer.name}{where}",
-                fix=f"run `curate score {run.root}`; scores that are there already are not enough",
-            )
-        if options.has_curvature:
-            mark = curvature_output(run, measurer.slug, features).mark() or {}
-            made = {"structure": mark.get("structure"), "share": mark.get("share")}
-            asked = {"structure": options.curvature, "share": options.damping}
-            if made != asked:
-                raise InputError(
-                    f"the curvature of {measurer.name} was made with {made}, the settings say"
-                    f" {asked}",
-                    fix=f"run `curate score {run.root}`",
-                )
-
-
 def _ends(
     run: RunFolder,
     part: Partition,
@@ -183,9 +158,10 @@ def _ends(
         own = np.zeros(keys.height)
         doubts: list[npt.NDArray[np.float64]] = []
         for slug, weight in zip(family.checkpoints, family.weights, strict=True):
-            known = known_rows(run, part, slug)
-            names = f"the run in {vectors_output(run, part, slug).path}", "the query"
-            check_alike(known.header, asked[slug].header, names=names, is_query=True)
+            vectors = vectors_output(run, part, slug)
+            with naming(run, options, vectors):
+                known = known_rows(run, part, slug)
+            check_query(run, known.header, asked[slug].header, vectors.path)
             scanned = _scanned(run, part, slug, known, options)
             for start, scores in score_blocks([scanned], asked[slug].values):
                 own[start : start + scores.shape[1]] += weight * scores[0]
@@ -200,7 +176,8 @@ def _scanned(
     run: RunFolder, part: Partition, slug: str, known: Known, options: Influence
 ) -> ScanPart:
     if options.whiten:
-        return whitened_part(run, part, slug, known)
+        with naming(run, options, whitened_output(run, part, slug)):
+            return whitened_part(run, part, slug, known)
     return known.scan_part(options.metric)
 
 

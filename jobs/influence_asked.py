@@ -14,7 +14,7 @@ from torch import Tensor
 from curate.data.layout import RunFolder
 from curate.errors import ConfigError, InputError
 from curate.models.index_pass import IndexPass, index_rows
-from curate.models.index_rows import Header, check_alike
+from curate.models.index_rows import Header
 from curate.models.influence_scores import odds_factors, unit_factors
 from curate.models.load import LoadedModel
 from curate.models.projection import blocks_of, describe
@@ -23,8 +23,11 @@ from curate.models.tasks.preference import REFERENCE
 from curate.models.tokens import tokenizer_digest
 from jobs.influence import index_options
 from jobs.influence_build import vectors_output
-from jobs.influence_queries import prepared
+from jobs.influence_curvature import curvature_output
+from jobs.influence_fields import how_to_ask
+from jobs.influence_queries import features_name, prepared
 from jobs.influence_query import Query
+from jobs.influence_ready import check_query, naming
 from jobs.influence_rows import known_rows
 from jobs.influence_sides import IndexOptions, common_facts, sides_of, sides_output
 from jobs.measurers import Measurer
@@ -62,16 +65,19 @@ def asked_of(settings: Settings, options: Influence, measurer: Measurer, query: 
     index = index_options(options, is_target=True)
     header, rows, loss, encoded = _gradient(settings, task, loaded, measurer, index, query)
     part = run.partitions()[0]
-    known = known_rows(run, part, measurer.slug)
-    names = f"the run in {vectors_output(run, part, measurer.slug).path.parent}", "the query"
-    check_alike(known.header, header, names=names, is_query=True)
+    vectors = vectors_output(run, part, measurer.slug)
+    with naming(run, options, vectors):
+        known = known_rows(run, part, measurer.slug)
+    check_query(run, known.header, header, vectors.path.parent)
     values = rows.double()
     if options.metric == "trak":
         counts = float(encoded.num_scored[0]) if index.reduction == "sum" else 1.0
         values = values * torch.from_numpy(odds_factors(np.array([loss * counts])))[:, None]
     elif options.metric == "cosine":
         values = values * torch.from_numpy(unit_factors(values))[:, None]
-    return Asked(header, prepared(run, values, options, measurer.slug), loss, encoded)
+    with naming(run, options, curvature_output(run, measurer.slug, features_name(options))):
+        values = prepared(run, values, options, measurer.slug)
+    return Asked(header, values, loss, encoded)
 
 
 def _gradient(
@@ -124,12 +130,12 @@ def _encoded(settings: Settings, task: Task, query: Query) -> Encoded:
         InputError: nothing of it counts.
         ConfigError: it lacks what the task reads.
     """
-    fix = 'name a row of the run (SOURCE:FILE:ROW), or give the fields: {"text": ..., "label": 0}'
+    fix = how_to_ask(settings)
     needs = getattr(task, "needs_reference", False)
     if needs and not set(REFERENCE) <= set(query.fields.columns):
         raise ConfigError(
             "pairs of answers are compared with a reference, which has not measured this query",
-            fix="name a row of the run or of its target: SOURCE:FILE:ROW",
+            fix=fix,
         )
     try:
         encoded = task.encode(query.fields)

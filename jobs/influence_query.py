@@ -8,21 +8,24 @@ SOURCE:FILE:ROW     a row of the run; of its target with SOURCE target
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import numpy as np
 import polars as pl
 
 from curate.data.layout import RunFolder
 from curate.data.tables import read_examples
 from curate.errors import ConfigError, InputError
 from jobs.fields import example_fields
+from jobs.influence_fields import fields_of
 from jobs.settings import Settings
 from jobs.target import NAME as TARGET
 from jobs.target import target_folder, target_settings
 
-_ROW = re.compile(r"(?P<source>[^:]+):(?P<file>.+):(?P<row>\d+)")
+_ROW = re.compile(r"(?P<source>[^:]+):(?P<file>.+):(?P<row>\d{1,18})")
+_LIKE_ROW = re.compile(r"(?P<source>[^:]*):(?P<file>.+):(?P<row>[^:]*)")
+_NAME_CHARS = 200
 
 
 class Query(NamedTuple):
@@ -31,60 +34,79 @@ class Query(NamedTuple):
     fields: pl.DataFrame
     """One row."""
     name: str
-    """For people: the row's key, the file, or nothing for a text that was typed."""
+    """For people: the row's key, the file, or what was typed, cut."""
 
 
-def read_query(settings: Settings, given: str) -> Query:
+def read_query(settings: Settings, given: str | Mapping[str, Any]) -> Query:
     """The fields of a query.
 
     Args:
         settings: of the run.
-        given: what the user typed; see the head of this file.
+        given: what the user typed, see the head of this file; or an example's fields.
 
     Raises:
-        ConfigError: it is empty, or no JSON object of fields.
+        ConfigError: it is empty, or no fields that the task reads; it looks like a row of a
+            source that the run does not have.
         InputError: its file or row is missing.
     """
+    if isinstance(given, Mapping):
+        return Query(fields_of(settings, given), str(dict(given))[:_NAME_CHARS])
+    if not isinstance(cast(object, given), str):
+        raise ConfigError(
+            f"the query is of type {type(given).__name__}, not a text",
+            fix="give a text, @FILE, SOURCE:FILE:ROW, or the fields of an example",
+        )
     if not given.strip():
         raise ConfigError("the query is empty", fix="give a text, @FILE, or SOURCE:FILE:ROW")
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"the query is no UTF-8 text: {error}", fix="correct it, or give the text as @FILE"
+        ) from error
     if given.startswith("@"):
         return Query(pl.DataFrame({"text": [_text_of(Path(given[1:]))]}), given[1:])
-    key = _ROW.fullmatch(given)
-    if key is not None and key["source"] in {*settings.sources, TARGET}:
-        return Query(_row(settings, key["source"], key["file"], int(key["row"])), given)
     if given.lstrip().startswith("{"):
-        return Query(_object(given), "")
-    return Query(pl.DataFrame({"text": [given]}), "")
+        return Query(fields_of(settings, _object(given)), given[:_NAME_CHARS])
+    key = _ROW.fullmatch(given)
+    sources = [*settings.sources, *([TARGET] if settings.target is not None else [])]
+    if key is not None and key["source"] in {*sources, TARGET}:
+        return Query(_row(settings, key["source"], key["file"], int(key["row"])), given)
+    like = _LIKE_ROW.fullmatch(given)
+    if like is not None and like["file"] in _files(settings):
+        wrong = f"row {like['row'][:40]!r}" if like["source"] in sources else "such source"
+        raise InputError(
+            f"the query names the indexed file {like['file']}, but there is no {wrong}",
+            fix=f"write SOURCE:FILE:ROW with a SOURCE among {', '.join(sources)} and a ROW from 0"
+            " up; a text that looks like this is given as @FILE",
+        )
+    return Query(pl.DataFrame({"text": [given]}), given[:_NAME_CHARS])
+
+
+def _files(settings: Settings) -> set[str]:
+    """Of the run and its target."""
+    run = RunFolder(Path(settings.run))
+    return {part.file for own in (run, target_folder(run)) for part in own.partitions()}
 
 
 def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"the query {path} cannot be read: {error}", fix="name a text file behind the @"
         ) from error
 
 
-def _object(given: str) -> pl.DataFrame:
+def _object(given: str) -> dict[str, Any]:
     """Fields in JSON; a text may begin with a brace too, and is refused rather than guessed at."""
     try:
-        values: dict[str, Any] = json.loads(given)
-        fields = pl.DataFrame({name: [value] for name, value in values.items()})
-    except (ValueError, TypeError, pl.exceptions.PolarsError) as error:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"the query begins with a brace and is no JSON object of fields: {error}",
             fix='write {"text": "..."}, or give the text as @FILE',
         ) from error
-    if "label" in fields.columns:
-        fields = fields.with_columns(pl.col("label").cast(pl.Int64, strict=False))
-    if fields.schema.get("features") is not None:
-        numbers = np.array(fields["features"].to_list(), dtype=np.float32)
-        width = numbers.shape[-1]
-        fields = fields.with_columns(
-            pl.Series("features", numbers, dtype=pl.Array(pl.Float32, width))
-        )
-    return fields
 
 
 def _row(settings: Settings, source: str, file: str, row: int) -> pl.DataFrame:
@@ -96,6 +118,8 @@ def _row(settings: Settings, source: str, file: str, row: int) -> pl.DataFrame:
         settings, run = target_settings(settings), target_folder(run)
     for part in run.partitions():
         if part.source != source or part.file != file:
+            continue
+        if not part.first_row <= row < part.first_row + part.num_rows:
             continue
         place = read_examples(run, part, ["row"])["row"].index_of(row)
         if place is not None:

@@ -1,6 +1,7 @@
 """Asking a run's influence index: the same as scoring with that target, and clear refusals."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from curate.models.mlp import MLP
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
 from jobs.influence_ask import Answer, Found, ask
-from jobs.opening import open_run
+from jobs.influence_query import read_query
+from jobs.opening import load_settings, open_run
 from jobs.score import score_run
 from jobs.settings import parse_settings
 
@@ -107,6 +109,8 @@ def test_a_file_fields_and_a_row_of_the_target_are_the_same_query(world: Path):
     for given in (f"@{world}/query.txt", json.dumps({"text": QUERY}), "target:target.parquet:0"):
         found = curate.open(run).ask(given)
         assert (found.helps, found.hurts) == (typed.helps, typed.hurts)
+    assert typed.query == QUERY
+    assert ask(run, {"text": QUERY}).helps == typed.helps
     odd = ask(run, QUERY, domain="odd")
     assert {one.domain for one in odd.helps + odd.hurts} == {"odd"}
 
@@ -136,24 +140,84 @@ def test_what_cannot_be_asked_says_what_to_do(world: Path):
         "{text: 1}": "no JSON object of fields",
         "rows:rows.parquet:99": "no example rows:rows.parquet:99",
         '{"label": 1}': "lacks what the task reads",
+        '{"text": 5}': "its text is 5, not a text",
+        '{"messages": "the cat"}': "its messages are no list",
+        "\udcff\udcfe": "no UTF-8 text",
+        '{"text": "\\ud800"}': "its fields cannot be read",
+        "rows:rows.parquet:999999999999999999999": "there is no row",
+        "rows:rows.parquet:99999999999999999": "no example",
+        "rows:rows.parquet:-1": "there is no row '-1'",
+        "nosuch:rows.parquet:1": "there is no such source",
+        "nosuch:target.parquet:1": "there is no such source",
     }.items():
         with pytest.raises(CurateError, match=message):
             ask(run, given)
 
 
-def test_a_truncated_shard_is_named(world: Path):
-    run = made(world, {})
-    path = sorted((run / "influence/lm-1").glob("part-*.vectors"))[1]
+@pytest.mark.parametrize("given", [None, 3, b"the cat", ["the cat"]])
+def test_what_is_no_text_and_no_example_is_refused(given: Any):
+    with pytest.raises(ConfigError, match=f"of type {type(given).__name__}, not a text"):
+        read_query(
+            parse_settings({"run": "r", "sources": {"rows": {"path": "rows.parquet"}}}), given
+        )
+
+
+@pytest.mark.parametrize("count", [0, -1, "x", 1.5, True])
+def test_examples_are_counted_from_one_up(world: Path, count: Any):
+    with pytest.raises(ConfigError, match="examples cannot be listed"):
+        ask(world, QUERY, examples=count)
+
+
+def test_an_unknown_domain_is_refused_with_those_that_there_are(world: Path):
+    with pytest.raises(ConfigError, match=r"no domain 'nosuch'(.|\n)*use one of even, odd"):
+        ask(made(world, {}), QUERY, domain="nosuch")
+
+
+def followed(run: Path, message: str) -> None:
+    """Do what a fix says: remove the files that it names, and score."""
+    fix = message.split("fix: ")[1]
+    for name in re.findall(r"/\S+\.(?:parquet|vectors|safetensors)", fix.split("then run")[0]):
+        Path(name).unlink()
+    assert f"run `curate score {run}`" in fix
+    with open_run(load_settings(run)) as settings:
+        score_run(settings, pool=INLINE)
+
+
+@pytest.mark.parametrize(
+    "name", ["part-*.vectors", "curvature.safetensors", "whitened/part-*.vectors"]
+)
+def test_a_file_cut_short_is_named_and_the_fix_makes_it_again(world: Path, name: str):
+    run = made(world, {"whiten": True})
+    before = ask(run, QUERY)
+    path = sorted((run / "influence/lm-1").glob(name))[-1]
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(CurateError, match=path.name):
+    with pytest.raises(InputError, match=path.name) as caught:
         ask(run, QUERY)
+    followed(run, str(caught.value))
+    assert ask(run, QUERY) == before
 
 
-def test_without_its_index_a_run_cannot_be_asked(world: Path):
+def test_a_changed_byte_is_noticed_and_the_fix_makes_it_again(world: Path):
+    run = made(world, {"metric": "dot"})
+    before = ask(run, QUERY)
+    path = sorted((run / "influence/lm-1").glob("part-*.vectors"))[0]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=path.name) as caught:
+        ask(run, QUERY)
+    followed(run, str(caught.value))
+    assert ask(run, QUERY) == before
+
+
+def test_without_its_index_a_run_cannot_be_asked_until_it_is_scored_again(world: Path):
     run = made(world, {})
+    before = ask(run, QUERY)
     shutil.rmtree(run / "influence/lm-1")
-    with pytest.raises(InputError, match=r"no whole influence index of lm-1(.|\n)*curate score"):
+    with pytest.raises(InputError, match="no whole influence index of lm-1") as caught:
         ask(run, QUERY)
+    followed(run, str(caught.value))
+    assert ask(run, QUERY) == before
 
 
 @pytest.mark.parametrize(
@@ -181,7 +245,7 @@ def test_another_model_tokenizer_or_task_is_refused(world: Path, what: str):
     else:
         text = (run / "config.yaml").read_text()
         (run / "config.yaml").write_text(text.replace("max_tokens: 64", "max_tokens: 16"))
-    with pytest.raises(ConfigError, match=rf"they differ in (.|\n)*{what}"):
+    with pytest.raises(ConfigError, match=rf"they differ in (.|\n)*{what}(.|\n)*curate score"):
         ask(run, QUERY)
 
 
@@ -216,8 +280,22 @@ def test_a_table_is_asked_by_row_or_by_its_fields(tmp_path: Path):
     fields = json.dumps({"features": numbers[5].tolist(), "label": 1})
     assert by_row.helps[0].row == 5
     assert ask(tmp_path / "run", fields).helps == by_row.helps
-    with pytest.raises(ConfigError, match="SOURCE:FILE:ROW"):
+    assert ask(tmp_path / "run", {"features": numbers[5], "label": 1}).helps == by_row.helps
+    with pytest.raises(ConfigError, match=r'SOURCE:FILE:ROW(.|\n)*{"features"'):
         ask(tmp_path / "run", "a text")
+    for given, message in {
+        '{"features": [0.1, 0.2], "label": 1}': "it has 2 features, the examples have 3",
+        '{"features": [], "label": 1}': "its features is not a list of numbers",
+        '{"features": "x", "label": 1}': "its features is not a list of numbers",
+        '{"features": [[1], [2, 3]], "label": 1}': "its features is not a list of numbers",
+        '{"features": [1, NaN, 2], "label": 1}': "not finite",
+        '{"features": [1, 2, 3], "label": "a"}': "its label is 'a'",
+        '{"features": [1, 2, 3], "label": 2}': "label 2 does not exist",
+        '{"features": [1, 2, 3], "label": -1}': "there is no class -1",
+    }.items():
+        with pytest.raises(ConfigError, match=message) as caught:
+            ask(tmp_path / "run", given)
+        assert '{"features"' in caught.value.fix
 
 
 def test_the_page_escapes_what_it_shows(
@@ -226,7 +304,7 @@ def test_the_page_escapes_what_it_shows(
     row: dict[str, Any] = {"source": "s", "file": "f", "row": 3, "domain": "d"}
     found = Found(rank=1, score=0.25, text="red \x1b[31m\nline", **row)
     answer = Answer(
-        run="/r", query="", metric="dot", checkpoints=["a", "b"], loss=1.5, num_scored=4,
+        run="/r", query="the cat", metric="dot", checkpoints=["a", "b"], loss=1.5, num_scored=4,
         notes=["cut"], helps=[found], hurts=[],
     )  # fmt: skip
 
@@ -237,7 +315,7 @@ def test_the_page_escapes_what_it_shows(
     more: dict[str, Any] = {"examples": 2, "domain": None, "others": {}}
     print_answer(Path("/r"), "x", as_json=False, **more)
     out = capsys.readouterr().out
-    assert "query: 4 positions with a loss of 1.5 nats; metric dot at 2 checkpoints" in out
+    assert "query the cat: 4 positions with a loss of 1.5 nats; metric dot at 2 checkpoints" in out
     assert "note: cut" in out
     assert "\x1b" not in out
     assert "no training example has a score" in out
