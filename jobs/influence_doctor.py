@@ -141,8 +141,9 @@ def influence_nearness(
     )
     if asked.settings is not None:
         torch.set_num_threads(asked.settings.cluster.threads)
-    log.warning("influence: %d rows against %d queries; the exact answer takes a while",
-                len(encoded) - QUERIES, QUERIES)  # fmt: skip
+    of = "" if asked.checkpoint is None else f" of {asked.checkpoint}"
+    log.info("influence%s: %d rows against %d queries; the exact answer takes a while",
+             of, len(encoded) - QUERIES, QUERIES)  # fmt: skip
     started = time.monotonic()
     budget = 16_384
     if asked.settings is not None:

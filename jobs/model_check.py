@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from curate.config import gather, nearest, parse
 from curate.data.example import Source
+from curate.data.layout import RunFolder
 from curate.errors import ConfigError
+from curate.models.checkpoints import list_checkpoints
 from curate.models.cnn import MODEL_TYPE as CNN_TYPE
 from curate.models.load import LoadedModel, load_model, model_folder
 from curate.models.mlp import MODEL_TYPE as MLP_TYPE
@@ -51,6 +53,9 @@ def check_model(
     """
     asked = asked_model(name, config, kind)
     task = asked.task
+    if asked.checkpoint is not None:
+        text = f"{asked.checkpoint}, the last one, as the settings make their model from scratch"
+        yield Check("model: checkpoint", "ok", text)
     loaded = load_model(asked.model, task)
     impl = build_task(task, loaded.tokenizer, max_positions=loaded.max_positions)
     if data is None:
@@ -93,10 +98,15 @@ class Asked(NamedTuple):
     """Whose columns examples have."""
     settings: Settings | None
     """Where the model is named by these."""
+    checkpoint: Path | None = None
+    """The last one of the settings' run, where they name no model and it is taken."""
 
 
 def asked_model(name: str | None, config: Path | None, kind: str | None) -> Asked:
     """The model, the settings of its task, and whose columns examples have.
+
+    Of settings that make their model from scratch it is the last checkpoint of their run, of the
+    first seed where there are several.
 
     Args:
         name: folder or hub id; or
@@ -104,7 +114,8 @@ def asked_model(name: str | None, config: Path | None, kind: str | None) -> Aske
         kind: of the task, where the model does not say it.
 
     Raises:
-        ConfigError: the settings name no model, or the model does not say its task.
+        ConfigError: the settings name no model and their run has no checkpoint, or the model does
+            not say its task.
     """
     if config is None:
         assert name is not None
@@ -113,16 +124,29 @@ def asked_model(name: str | None, config: Path | None, kind: str | None) -> Aske
         return Asked(Model(name=name), task, None, None)
     raw = gather([config])
     settings = parse_settings(raw.values, origins=raw.origins)
+    checkpoint = None
     if settings.model.name is None and name is None:
-        raise ConfigError(
-            f"{config} makes its model from scratch: there is nothing to check yet",
-            fix="train it, then check RUN/checkpoints/... with --model",
-        )
+        checkpoint = _last_checkpoint(config, settings)
+        name = str(checkpoint)
     model = settings.model
     if name is not None:  # of the settings' own training, perhaps
         model = replace(model, name=name, config=None, revision=None)
     source = next(iter(settings.sources.values())) if len(settings.sources) == 1 else None
-    return Asked(model, task_settings(settings), source, settings)
+    return Asked(model, task_settings(settings), source, settings, checkpoint)
+
+
+def _last_checkpoint(config: Path, settings: Settings) -> Path:
+    if settings.checkpoints.train is None and settings.checkpoints.paths:
+        return model_folder(Model(name=settings.checkpoints.paths[-1]))
+    run = RunFolder(Path(settings.run).expanduser().absolute())
+    found = list_checkpoints(run.checkpoints)
+    if not found:
+        raise ConfigError(
+            f"{config} makes its model from scratch, and {run.root} has no checkpoint yet: there"
+            " is nothing to check",
+            fix=f"run `curate train {config}` first, or name a trained model with --model",
+        )
+    return [one for one in found if one.seed == found[0].seed][-1].path
 
 
 def _task_of(name: str, kind: str | None) -> dict[str, Any]:

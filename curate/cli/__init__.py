@@ -14,6 +14,8 @@ from curate.errors import CurateError, Interrupted
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BROKEN_PIPE = 141
 _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+_KEEP_NOTHING = {"doctor", "methods", "schema", "show", "status", "verify"}
+"""Commands that look and tell."""
 _WORDS = {130: "interrupted", 143: "stopped by SIGTERM", 75: "stopped by SIGUSR1"}
 
 
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.what, error.fix, error.exit_code)
     except (Interrupted, KeyboardInterrupt) as error:
         code = error.exit_code if isinstance(error, Interrupted) else 130
-        return _fail(_WORDS[code], "run the same command again to go on; nothing is lost", code)
+        return _fail(_WORDS[code], _go_on(arguments), code)
     except Exception as error:
         if _is_disk_full(error):
             where = getattr(error, "filename", None) or "a file"
@@ -70,6 +72,14 @@ def _run(arguments: Sequence[str] | None) -> int:
         usage.show()
         return usage.exit_code
     return 0
+
+
+def _go_on(arguments: Sequence[str] | None) -> str:
+    """What helps after an interruption."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if _KEEP_NOTHING.intersection(given[:1]):
+        return "run the same command again; it begins anew, as it keeps nothing"
+    return "run the same command again to go on; nothing is lost"
 
 
 def _foreign() -> tuple[str, str] | None:

@@ -143,7 +143,7 @@ def print_doctor(
         raise ConfigError("there is no model to check", fix="add --model DIR or --config FILE")
     if task is not None and config is not None:
         raise ConfigError("the settings say which task it is", fix="leave --task out")
-    start_logging(quiet=True, verbose=False)
+    start_logging(quiet=influence is None, verbose=False)
     found = list(_doctor(model, config, task, data))
     near = None
     if influence is not None:

@@ -16,6 +16,7 @@ Shapes: M counted positions, V classes or tokens, n examples.
 """
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +30,8 @@ from curate.models.example_losses import Reduction
 from curate.models.tasks import Batch, Task
 
 log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 20.0
 
 Vector = dict[str, Tensor]
 """Parameter -> a tensor of its shape."""
@@ -130,6 +133,7 @@ def conjugate_gradients(
     start = _dot(rest, rest)
     square, slope = start, _dot(rest, turned)
     iterations = 0
+    told = time.monotonic()
     while iterations < max_iterations and square > tolerance**2 * start:
         moved = product(along)
         moved = {name: value + damping[name] * along[name] for name, value in moved.items()}
@@ -140,6 +144,10 @@ def conjugate_gradients(
         square, before, slope = _dot(rest, rest), slope, _dot(rest, turned)
         along = {name: value + slope / before * along[name] for name, value in turned.items()}
         iterations += 1
+        if time.monotonic() > told + _SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            log.info("conjugate gradients: %d iterations of at most %d, %.1e is left",
+                     iterations, max_iterations, (square / start) ** 0.5)  # fmt: skip
     residual = (square / start) ** 0.5 if start > 0 else 0.0
     if residual > tolerance:
         log.warning("conjugate gradients stopped after %d steps with a residual of %.1e",

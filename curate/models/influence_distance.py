@@ -6,6 +6,7 @@ an approximation can be trusted for a model and its data, and is no way to score
 Shapes: n examples, Q queries.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from curate.models.kfac_pass import KFACPass
 from curate.models.kfac_queries import query_directions
 from curate.models.quantities import to_device
 from curate.models.tasks import Encoded, Task
+
+log = logging.getLogger(__name__)
 
 QUERIES = 10
 
@@ -104,11 +107,13 @@ def exact_scores(
     curvature = GaussNewton(model, task, batches, names, reduction=reduction)
     inverse = None if curvatures is None else ekfac_inverse(curvatures, layers)
     directions: list[dict[str, Tensor]] = []
-    for right in engine.parameter_gradients(encoded, queries):
+    for number, right in enumerate(engine.parameter_gradients(encoded, queries), 1):
         solved = conjugate_gradients(
             curvature.product, right, share, inverse=inverse, tolerance=tolerance
         )
         directions.append(solved.solution)
+        log.info("influence: query %d of %d took %d iterations, %.1e of it is left",
+                 number, len(queries), solved.num_iterations, solved.residual)  # fmt: skip
         if residuals is not None:
             residuals.append(solved.residual)
     return engine.scores(encoded, chosen, directions)

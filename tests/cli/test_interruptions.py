@@ -14,6 +14,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from curate.cli import main
+from curate.errors import Interrupted
+
 Config = Callable[..., Path]
 """Writes settings."""
 
@@ -131,6 +134,25 @@ def test_ctrl_c_on_a_terminal_reaches_the_workers_too_and_stops_them_all(
                         " nothing is lost\n")  # fmt: skip
     assert "Traceback" not in err
     assert wait_for(lambda: not is_alive(process.pid)), "a worker was left behind"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["doctor", "--influence", "200"], "it keeps nothing"), (["train", "x"], "nothing is lost")],
+)
+def test_a_command_that_keeps_nothing_does_not_claim_otherwise(
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def stopped(_: object) -> int:
+        raise Interrupted(143)
+
+    monkeypatch.setattr("curate.cli.signal.signal", lambda *_: None)
+    monkeypatch.setattr("curate.cli._run", stopped)
+    assert main(arguments) == 143
+    assert capsys.readouterr().err.endswith(words + "\n")
 
 
 def test_a_run_in_progress_is_named_to_others(slow_config: Path, tmp_path: Path):

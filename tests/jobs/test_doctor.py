@@ -19,6 +19,7 @@ import curate
 from curate.cli.tools import print_doctor
 from curate.config import to_yaml
 from curate.errors import ConfigError, CurateError
+from curate.models.checkpoints import save_checkpoint
 from curate.models.cnn import CNN
 from curate.models.gradients import Engine, Gradients, squares
 from curate.models.gradients.forms import Lookup
@@ -299,5 +300,32 @@ def test_the_model_of_settings_is_checked(tmp_path: Path):
     config.write_text(to_yaml(values))
     assert all(check.state == "ok" for check in check_model(None, config))
     config.write_text(to_yaml({**values, "model": {"config": {"model_type": "llama"}}}))
-    with pytest.raises(ConfigError, match="makes its model from scratch"):
+    with pytest.raises(ConfigError, match="makes its model from scratch") as caught:
         list(check_model(None, config))
+    assert f"`curate train {config}`" in caught.value.fix
+
+
+def test_of_settings_without_a_saved_model_the_runs_last_checkpoint_is_checked(tmp_path: Path):
+    for seed, step in ((0, 2), (0, 10), (1, 20)):
+        save_checkpoint(
+            tmp_path / "r" / "checkpoints",
+            seed=seed,
+            step=step,
+            epoch=1.0,
+            lr=0.1,
+            write_model=lambda folder: save_language_model(folder),
+        )
+    values: dict[str, Any] = {
+        "run": str(tmp_path / "r"),
+        "sources": {"a": {"path": "x"}},
+        "task": {"kind": "causal-lm"},
+        "model": {"config": {"model_type": "llama"}},
+        "checkpoints": {"train": {}},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(to_yaml(values))
+    found = by_name(check_model(None, config))
+    assert all(check.state == "ok" for check in found.values())
+    assert "r/checkpoints/seed-0/step-000010, the last one" in found["model: checkpoint"].text
+    named = str(tmp_path / "r" / "checkpoints" / "seed-0" / "step-000002")
+    assert "model: checkpoint" not in by_name(check_model(named, config))

@@ -12,6 +12,7 @@ import torch
 from curate.cli.tools import print_doctor
 from curate.config import to_yaml
 from curate.errors import ConfigError, InputError
+from curate.models.checkpoints import save_checkpoint
 from curate.models.mlp import MLP
 from jobs.influence_doctor import Nearness, influence_nearness
 
@@ -90,6 +91,24 @@ def test_a_checkpoint_is_compared_under_settings_that_made_it(world: Path):
     checkpoint = str(world / "model")
     found = influence_nearness(checkpoint, config, kind=None, data=None, rows=40)
     assert (found.way, found.rows) == ("gradients", 30)
+
+
+def test_of_settings_that_train_the_last_checkpoint_is_compared_and_each_query_is_told(
+    world: Path, caplog: pytest.LogCaptureFixture
+):
+    config = config_of(world, {"metric": "dot"})
+    model = MLP.from_pretrained(world / "model")
+    save_checkpoint(world / "run" / "checkpoints", seed=0, step=7, epoch=1.0, lr=0.1,
+                    write_model=lambda folder: model.save_pretrained(folder))  # fmt: skip
+    values = config.read_text().replace(f"name: {world / 'model'}", "config: {model_type: mlp}")
+    config.write_text(values)
+    with caplog.at_level("INFO"):
+        found = influence_nearness(None, config, kind=None, data=None, rows=40)
+    own = influence_nearness(str(world / "model"), config, kind=None, data=None, rows=40)
+    assert found.ways == own.ways
+    assert "run/checkpoints/seed-0/step-000007: 30 rows against 10 queries" in caplog.text
+    for number in range(1, 11):
+        assert f"influence: query {number} of 10 took" in caplog.text
 
 
 def test_too_few_rows_are_refused(world: Path):
