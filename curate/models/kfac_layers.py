@@ -8,6 +8,7 @@ Shapes: N examples, T positions, O outputs and I inputs of a layer, the bias' in
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple, cast
 
 import torch
@@ -125,9 +126,15 @@ def layers_of(model: nn.Module, *, only: Callable[[str], bool] | None = None) ->
         )
     taken = {name for layer in found for name in layer.parameters}
     share = sum(p.numel() for p, n in names.items() if n in taken) / sum(p.numel() for p in names)
+    _tell(tuple(found), share)
+    return found
+
+
+@cache
+def _tell(found: tuple[Layer, ...], share: float) -> None:
+    """Say once in a process what counts: a model is loaded again for every task."""
     log.info("curvature of %d layers with %.0f %% of the numbers that are trained",
              len(found), 100 * share)  # fmt: skip
-    return found
 
 
 def in_groups(layers: Sequence[Layer], count: int) -> list[list[Layer]]:
