@@ -3,7 +3,8 @@
     run/influence/<name>/matrix/part-….parquet      key, then a column for each target example
 
 A matrix from elsewhere is a Parquet file, or a folder of them, with the same columns in the same
-order; its rows are found by their key.
+order; its rows are found by their key. What earlier settings, data or models left in the run is not
+tested, unless the settings name it.
 
 Shapes: N examples of a partition, Q target examples.
 """
@@ -23,6 +24,7 @@ from curate.data.reading import read_rows
 from curate.data.tables import meet, read_examples, read_table
 from curate.errors import ConfigError, InputError
 from jobs.plan_tables import complete_scorers, score_columns
+from jobs.score_finished import Finished
 from jobs.settings import Settings
 from jobs.target import target_folder
 
@@ -94,6 +96,8 @@ class Tested:
     scores: list[Scores]
     labels: tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None
     """(N,) of all rows: wrong, and whether that is known."""
+    notes: tuple[str, ...] = ()
+    """What is left out, or tested though it is of other settings."""
 
     @classmethod
     def of(cls, settings: Settings, run: RunFolder, *, trains: bool) -> "Tested":
@@ -108,10 +112,12 @@ class Tested:
             ConfigError: a score column or a matrix is named wrongly.
             InputError: a matrix does not fit, or a column is missing.
         """
-        scores = find_scores(settings, run)
+        finished = Finished.of(settings)
+        scores = find_scores(settings, run, finished)
         labels = None if settings.attribution.labels is None else wrong_labels(settings, run)
-        matrices = find_matrices(settings, run, num_target(run)) if trains else []
-        return cls(matrices, scores, labels)
+        matrices = find_matrices(settings, run, finished, num_target(run)) if trains else []
+        notes = _of_others(settings, run, finished, scores, matrices=trains)
+        return cls(matrices, scores, labels, tuple(notes))
 
 
 def num_target(run: RunFolder) -> int:
@@ -120,25 +126,24 @@ def num_target(run: RunFolder) -> int:
     return sum(read_examples(target, part, ["row"]).height for part in target.partitions())
 
 
-def find_matrices(settings: Settings, run: RunFolder, num_queries: int) -> list[Matrix]:
-    """Those of the run, then those that the settings name.
+def find_matrices(
+    settings: Settings, run: RunFolder, finished: Finished, num_queries: int
+) -> list[Matrix]:
+    """Those that the settings make in the run, then those that they name.
 
     Args:
         settings: of the run.
         run: its folder.
+        finished: what of the run is of these settings.
         num_queries: target examples.
 
     Raises:
         InputError: one that is named is missing, or does not fit.
         ConfigError: one that is named has the name of one of the run.
     """
-    found: list[Matrix] = []
-    for folder in sorted((run.root / "influence").glob("*/matrix")):
-        paths = [folder / f"{part.name}.parquet" for part in run.partitions()]
-        if paths and all(path.exists() for path in paths):
-            own = Matrix(folder.parent.name, run, num_queries, folder=folder)
-            _check_width(own.name, pl.read_parquet(paths[0], n_rows=0), num_queries)
-            found.append(own)
+    found = [
+        Matrix(folder.parent.name, run, num_queries, folder=folder) for folder in finished.matrices
+    ]
     for name, place in settings.attribution.matrices.items():
         if any(matrix.name == name for matrix in found):
             raise ConfigError(
@@ -149,23 +154,16 @@ def find_matrices(settings: Settings, run: RunFolder, num_queries: int) -> list[
     return found
 
 
-def find_scores(settings: Settings, run: RunFolder) -> list[Scores]:
-    """The columns that the settings name; by default all.
+def find_scores(settings: Settings, run: RunFolder, finished: Finished) -> list[Scores]:
+    """The columns that the settings name, whoever made them; by default all that they make.
 
     Raises:
         ConfigError: one that is named does not exist.
     """
-    whole = set(complete_scorers(run))
-    known = [
-        Scores(column if column == scorer else f"{scorer}.{column}", run, scorer, column)
-        for scorer, columns in score_columns(run).items()
-        if scorer in whole
-        for column in columns
-        if column not in _OTHERS and not column.endswith("_std")
-    ]
+    known = _all_scores(run)
     wanted = settings.attribution.scores
     if not wanted:
-        return known
+        return [scores for scores in known if scores.scorer in finished.scorers]
     found: list[Scores] = []
     for name in wanted:
         fits = [s for s in known if name in (s.name, s.column, f"{s.scorer}.{s.column}")]
@@ -180,6 +178,45 @@ def find_scores(settings: Settings, run: RunFolder) -> list[Scores]:
             )
         found += exact or fits
     return found
+
+
+def _all_scores(run: RunFolder) -> list[Scores]:
+    """All whole columns in the run, old ones too."""
+    whole = set(complete_scorers(run))
+    return [
+        Scores(column if column == scorer else f"{scorer}.{column}", run, scorer, column)
+        for scorer, columns in score_columns(run).items()
+        if scorer in whole
+        for column in columns
+        if column not in _OTHERS and not column.endswith("_std")
+    ]
+
+
+def _of_others(
+    settings: Settings,
+    run: RunFolder,
+    finished: Finished,
+    scores: list[Scores],
+    *,
+    matrices: bool,
+) -> list[str]:
+    """Sentences on what in the run is not of these settings."""
+    left: list[str] = []
+    if matrices:
+        folders = sorted((run.root / "influence").glob("*/matrix"))
+        old = [each for each in folders if any(each.glob("part-*.parquet"))]
+        names = [each.parent.name for each in old if each not in finished.matrices]
+        left += [f"the matrix {name}" for name in names]
+    if not settings.attribution.scores:
+        others = dict.fromkeys(each.scorer for each in _all_scores(run))
+        left += [f"the scores {name}" for name in others if name not in finished.scorers]
+    notes: list[str] = []
+    if left:
+        notes.append(f"left out, as of other settings than these: {', '.join(left)}")
+    named = [each.name for each in scores if each.scorer not in finished.scorers]
+    if named:
+        notes.append(f"{', '.join(named)}: tested as named, but of other settings than these")
+    return notes
 
 
 def wrong_labels(
@@ -228,6 +265,7 @@ def _is_wrong(
 
 def _outside(name: str, place: Path, num_queries: int) -> pl.DataFrame:
     paths = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    paths = [path for path in paths if path.name != "targets.parquet"]  # of a run's own matrix
     if not paths or not all(path.is_file() for path in paths):
         raise InputError(
             f"attribution.matrices.{name}: there is no Parquet file at {place}",

@@ -99,7 +99,7 @@ def judge(
     """
     run, own = RunFolder(Path(settings.run)), settings.attribution
     rows: list[dict[str, Any]] = []
-    notes: list[str] = []
+    notes = list(tested.notes)
     value: dict[str, Any] = {
         "schema_version": 1,
         "subsets": own.subsets if tasks else 0,

@@ -20,6 +20,7 @@ from jobs.all_stages import run_stages, stages_for
 from jobs.cluster import Cluster, open_pool
 from jobs.evaluate_attribution import check_evaluate_attribution, plan_evaluate_attribution
 from jobs.evaluate_attribution_training import pool_lengths, subset_members
+from jobs.score_finished import Finished
 from jobs.settings import Settings, parse_settings
 
 ROWS, TARGETS = 200, 30
@@ -202,6 +203,65 @@ def test_the_scorer_influence_is_found_by_itself(data: tuple[Path, Path], tmp_pa
     assert {"influence", "influence.influence_self", "random"} <= set(of_mean)
     own = of_mean["influence"]  # one query, twelve subsets: the interval is wide
     assert -1 <= own["low"] < own["value"] < own["high"] <= 1
+
+
+def with_influence(run: Path, data: tuple[Path, Path], **changes: Any) -> Settings:
+    """Trained and scored in the run; a change replaces a whole key."""
+    values: dict[str, Any] = {
+        "model": {"config": {"model_type": "mlp", "hidden": []}},
+        "checkpoints": {"train": {**TRAIN, "epochs": 1}},
+        "attribution": {"subsets": 3, "models": 1, "queries": 10},
+        "score": {"scorers": [{"influence": {"matrix": True, "dim": 8}}, "el2n", "random"]},
+        **changes,
+    }
+    return parse_settings({**plain(digits_settings(run, *data)), **values})
+
+
+def test_what_other_settings_left_in_the_run_is_not_tested_and_told(
+    data: tuple[Path, Path], tmp_path: Path
+):
+    run = tmp_path / "run"
+    first = evaluate(with_influence(run, data))
+    assert set(rows_of(first)) == {"influence"}
+    assert {"el2n", "random", "influence"} <= set(rows_of(first, "lds of the mean loss"))
+    assert not first["notes"]
+    again = evaluate(with_influence(run, data))
+    assert (again["rows"], again["notes"]) == (first["rows"], [])
+
+    train = {**TRAIN, "epochs": 1, "lr": 1e-3}
+    dot = {"influence": {"matrix": True, "dim": 8, "metric": "dot"}}
+    other = {"checkpoints": {"train": train}, "score": {"scorers": [dot, "random"]}}
+    second = evaluate(with_influence(run, data, **other))
+    assert set(rows_of(second)) == {"dot"}
+    assert "el2n" not in rows_of(second, "lds of the mean loss")
+    assert second["notes"] == [
+        "left out, as of other settings than these: the matrix influence, the scores el2n"
+    ]
+
+    named = {"subsets": 3, "models": 1, "queries": 10, "scores": ["el2n"],
+             "matrices": {"old": str(run / "influence" / "influence" / "matrix")}}  # fmt: skip
+    third = evaluate(with_influence(run, data, **other, attribution=named))
+    assert set(rows_of(third)) == {"dot", "old"}
+    assert set(rows_of(third, "lds of the mean loss")) == {"el2n"}
+    assert "el2n: tested as named, but of other settings than these" in third["notes"]
+
+
+def test_a_score_whose_model_or_data_has_changed_is_not_of_these_settings(
+    data: tuple[Path, Path], tmp_path: Path
+):
+    run = tmp_path / "run"
+    settings = with_influence(run, data)
+    evaluate(settings)
+    folder = run / "influence" / "influence" / "matrix"
+    assert Finished.of(settings) == Finished(frozenset({"influence", "el2n", "random"}), (folder,))
+    fewer = tmp_path / "target.parquet"
+    pl.read_parquet(data[1]).head(TARGETS - 3).write_parquet(fewer)
+    moved = with_influence(run, (data[0], fewer))
+    assert Finished.of(moved) == Finished(frozenset({"el2n", "random"}), ())
+    score = {"scorers": [{"influence": {"matrix": True, "dim": 4}}, "el2n", "random"]}
+    assert Finished.of(with_influence(run, data, score=score)).matrices == ()
+    finer = with_influence(run, data, cluster={"threads": 2})
+    assert Finished.of(finer).scorers == {"random"}
 
 
 def test_wrong_labels_are_found_as_scikit_learn_counts_them(
