@@ -26,13 +26,15 @@ class Attribution:
     seed: int = 0
     """Of the subsets, the trainings and the intervals; beside the run's own."""
     train: Train | None = None
-    """How each model is trained; by default as `checkpoints.train`. Its `seeds` are not used."""
+    """How each model is trained; what is not given here is as in `checkpoints.train`. Its `seeds`
+    are not used."""
     matrices: dict[str, str] = field(default_factory=dict[str, str])
     """Name -> Parquet file or folder from elsewhere: source, file, row, then a column of scores for
-    each target example, in the target's order. Those of this run are found by themselves."""
+    each target example, in the target's order. Those that these settings make in this run are found
+    by themselves."""
     scores: tuple[str, ...] = ()
     """Score columns that are tested too, `scorer.column` or a name that only one scorer has; by
-    default all."""
+    default all of `score.scorers`. One that is named may be of other settings."""
     labels: str | None = None
     """Column of the sources that tells which labels are wrong: true where it is, or the right
     label itself."""

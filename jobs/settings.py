@@ -90,12 +90,23 @@ def parse_settings(
     Raises:
         ConfigError: names the key and, where it is unknown, the nearest known one.
     """
-    settings = parse(Settings, dict(values), origins=origins)
+    settings = parse(Settings, _inherited(values), origins=origins)
     if settings.task:
         task_settings(settings, origins=origins)
     if settings.mix:
         mixer_settings(settings, origins=origins)
     return settings
+
+
+def _inherited(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, `attribution.train` filled up from `checkpoints.train`."""
+    filled = dict(values)
+    own, shared = filled.get("attribution"), filled.get("checkpoints")
+    if isinstance(own, dict) and isinstance(shared, dict):
+        train, common = own.get("train"), shared.get("train")
+        if isinstance(train, dict) and isinstance(common, dict):
+            filled["attribution"] = {**own, "train": {**common, **train}}
+    return filled
 
 
 def task_settings(settings: Settings, *, origins: Mapping[str, str] | None = None) -> Any:

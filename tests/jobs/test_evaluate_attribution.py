@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ from killed import curate_command, found, is_killed, run_to_end
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from curate.config import plain, to_yaml
+from curate.config import parse, plain, to_yaml
 from curate.data.layout import RunFolder
 from curate.errors import ConfigError, InputError
+from curate.models.settings import Train
 from jobs.all_stages import run_stages, stages_for
 from jobs.cluster import Cluster, open_pool
 from jobs.evaluate_attribution import check_evaluate_attribution, plan_evaluate_attribution
-from jobs.evaluate_attribution_training import pool_lengths, subset_members
+from jobs.evaluate_attribution_training import (
+    pool_lengths,
+    subset_members,
+    training_settings,
+)
 from jobs.score_finished import Finished
 from jobs.settings import Settings, parse_settings
 
@@ -262,6 +268,17 @@ def test_a_score_whose_model_or_data_has_changed_is_not_of_these_settings(
     assert Finished.of(with_influence(run, data, score=score)).matrices == ()
     finer = with_influence(run, data, cluster={"threads": 2})
     assert Finished.of(finer).scorers == {"random"}
+
+
+def test_trainings_on_subsets_are_as_the_run_s_own_but_for_what_is_given(
+    data: tuple[Path, Path], tmp_path: Path
+):
+    settings = with_influence(tmp_path / "run", data, attribution={"train": {"epochs": 7}})
+    wanted = replace(parse(Train, TRAIN), epochs=7)
+    assert training_settings(settings).checkpoints.train == wanted
+    assert parse_settings(plain(settings)) == settings
+    alone = settings_of(tmp_path / "run", data, attribution={"train": {"epochs": 7}})
+    assert training_settings(alone).checkpoints.train == Train(epochs=7)
 
 
 def test_wrong_labels_are_found_as_scikit_learn_counts_them(
