@@ -116,6 +116,19 @@ def run_phases(
     return found
 
 
+def steps_due(name: str, passes: OwnPasses) -> tuple[list[Task], str]:
+    """Tasks of a scorer that have something to do, and what they are, to follow their number."""
+    found: list[Task] = []
+    phases: list[str] = []
+    for phase in passes.phases:
+        due = [task for task in phase.tasks if not task.is_done()]
+        if due:
+            phases.append(phase.name.removeprefix(name).removeprefix(":").strip())
+        found += due
+    words = "task of its own is" if len(found) == 1 else "tasks of its own are"
+    return found, f"{words} due for {name}: {', '.join(phases)}"
+
+
 def tables_left(
     run: RunFolder, passes: Mapping[str, OwnPasses], outcomes: Mapping[str, Outcome]
 ) -> set[Path]:

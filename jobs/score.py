@@ -28,7 +28,7 @@ from jobs.lengths import (
 )
 from jobs.measurers import measurers
 from jobs.measuring import measure_work, measuring_tasks
-from jobs.own_passes import CORE_ONLY, OwnPasses, own_passes, run_phases, tables_left
+from jobs.own_passes import CORE_ONLY, OwnPasses, own_passes, run_phases, steps_due, tables_left
 from jobs.references import reference_tasks, references_run
 from jobs.run import (
     Listener,
@@ -155,13 +155,17 @@ def plan_score(settings: Settings) -> StageState:
     try:
         used = measurers(settings) if _needs_pass(chosen, settings) else []
         passes = measuring_tasks(settings, used) if used else []
+        passes += reference_tasks(settings) if _needs_model(chosen) else []
         own = _own(settings, chosen)
-        passes += _tasks(own) + (reference_tasks(settings) if _needs_model(chosen) else [])
         needs_tokens = any("num_tokens" in entry.needs for entry in chosen)
         lengths = tokenizer_for(settings)[1] if needs_tokens else ""
     except InputError as error:
         return StageState("score", len(partitions), 0, (error.what,))
     due = [task for task in passes if not task.is_done()]
+    num_shared, num_new = len(due), sum(task.output.mark() is None for task in due)
+    steps = {name: steps_due(name, each) for name, each in own.items()}
+    due += [task for tasks, _ in steps.values() for task in tasks]
+    passes += _tasks(own)
     columns = column_tasks(settings, chosen, used, own=own, lengths=lengths)
     # Columns whose quantities are due or missing cannot be done, even where an old table stands.
     waiting = {task.output.path.name for task in due}
@@ -169,10 +173,10 @@ def plan_score(settings: Settings) -> StageState:
     expected = len(chosen) * len(partitions)
     total = len(passes) + expected
     done = len(passes) - len(due) + len(columns) - len(pending)
-    new = sum(task.output.mark() is None for task in due)
     counts = {
-        "passes of a checkpoint over a partition are new": new,
-        "passes have changed data, model or settings": len(due) - new,
+        "passes of a checkpoint over a partition are new": num_new,
+        "passes have changed data, model or settings": num_shared - num_new,
+        **{what: len(tasks) for tasks, what in steps.values()},
         "score tables are to be computed from what is measured": expected
         - len(columns)
         + len(pending),

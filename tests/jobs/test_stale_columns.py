@@ -1,4 +1,4 @@
-"""What a scorer that failed leaves behind, and that others get theirs."""
+"""What is due of a scorer with passes of its own, and what it leaves behind where one fails."""
 
 from pathlib import Path
 
@@ -6,12 +6,24 @@ import pytest
 from influence_world import INLINE, make_world, scored, settings_of, table
 
 from curate.errors import CurateError
-from jobs.score import score_run
+from jobs.score import plan_score, score_run
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
     return make_world(tmp_path)
+
+
+def test_what_is_due_of_a_scorer_with_steps_of_its_own_is_named(world: Path):
+    scored(settings_of(world, {}))
+    state = plan_score(settings_of(world, {"damping": 0.2}))
+    assert state.why == (
+        "6 tasks of its own are due for influence:"
+        " factors of the curvature, queries, scores, lists",
+        "3 score tables are to be computed from what is measured",
+    )
+    more = settings_of(world, {}, score={"scorers": [{"influence": {"dtype": "float32"}}, "loss"]})
+    assert plan_score(more).why[0] == "6 passes of a checkpoint over a partition are new"
 
 
 def test_a_scorer_that_failed_leaves_its_columns_as_they_were_and_others_get_theirs(world: Path):
