@@ -1,18 +1,23 @@
 """Verification names every file that is not as it was written."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from data.planned_run import Row, planned_run
 
 from curate.data.files import read_json, write_json
 from curate.data.layout import RunFolder
 from curate.data.shard_folder import DamageError
 from curate.errors import CurateError, InputError
+from curate.models.checkpoints import Checkpoint, Moments, facts_of, save_checkpoint
+from curate.models.mlp import MLP
 from jobs.cluster import open_pool
 from jobs.plan import plan_run
+from jobs.training_work import done_output
 from jobs.verify import verify_shards
 from jobs.write import write_run
 from tests.jobs.scored_run import POOL, scored_run
@@ -135,6 +140,49 @@ def test_every_damaged_file_of_a_run_is_named(tmp_path: Path):
         f"{shard.relative_to(root).as_posix()}: changed: its digest is another",
     ])  # fmt: skip
     assert "5 files are not as they were written" in caught.value.what
+
+
+def trained_run(root: Path) -> Path:
+    """Two checkpoints of a finished seed, and one of a seed at work."""
+    write_json(root / "config.yaml", {"run": str(root), "sources": {}})
+    saved: list[Checkpoint] = []
+    for seed, step in ((0, 2), (0, 4), (1, 2)):
+        torch.manual_seed(step)
+        model = MLP(num_features=4, num_classes=3, hidden=(5,))
+        moments = Moments({"w": torch.ones(3)}, {"w": torch.ones(3)})
+        saved.append(
+            save_checkpoint(root / "checkpoints", seed=seed, step=step, epoch=1.0, lr=0.1,
+                            write_model=model.save_pretrained, moments=moments)
+        )  # fmt: skip
+    facts = {"checkpoints": [facts_of(one) for one in saved if one.seed == 0]}
+    done_output(RunFolder(root), 0).write(lambda path: write_json(path, facts), "f")
+    return root
+
+
+def test_weights_of_checkpoints_that_have_changed_are_found(tmp_path: Path):
+    root = trained_run(tmp_path / "run")
+    whole = verify_shards(root)
+    assert (whole["files"], whole["checkpoints"]) == (1, 3)
+    checkpoints = root / "checkpoints"
+    flip(checkpoints / "seed-0" / "step-000002" / "model.safetensors")
+    flip(checkpoints / "seed-1" / "step-000002" / "model.safetensors")
+    shutil.rmtree(checkpoints / "seed-0" / "step-000004")
+    with pytest.raises(DamageError) as caught:
+        verify_shards(root)
+    changed = "changed: the digest of its weights is another"
+    again = "remove checkpoints/seed-{}/ to train it again"
+    assert sorted(caught.value.problems) == [
+        f"checkpoints/seed-0/step-000002: {changed}; {again.format(0)}",
+        f"checkpoints/seed-0/step-000004: missing; {again.format(0)}",
+        f"checkpoints/seed-1/step-000002: {changed}; {again.format(1)}",
+    ]
+
+
+def test_a_checkpoint_whose_facts_are_damaged_is_named(tmp_path: Path):
+    root = trained_run(tmp_path / "run")
+    (root / "checkpoints" / "seed-1" / "step-000002" / "checkpoint.json").write_text("{")
+    with pytest.raises(DamageError, match=r"seed-1/step-000002/checkpoint\.json: damaged"):
+        verify_shards(root)
 
 
 def test_a_missing_folder_and_a_missing_manifest_are_told_apart(shards: Path):
