@@ -192,17 +192,24 @@ class Run:
 
         return gradient_index(self._folder, checkpoint, whitened=whitened)
 
-    def ask(self, query: str, *, examples: int = 3, domain: str | None = None) -> Answer:
+    def ask(
+        self,
+        query: str | Mapping[str, Any],
+        *,
+        examples: int = 3,
+        domain: str | None = None,
+    ) -> Answer:
         """The training examples that help and hurt a query most: `curate show --query`.
 
         Args:
-            query: a text, `@FILE`, an example as JSON, or `SOURCE:FILE:ROW`.
+            query: a text, `@FILE`, `SOURCE:FILE:ROW`, or an example's fields, as a dict or JSON.
             examples: how many of each.
             domain: of this one only.
 
         Raises:
             InputError: the run keeps no influence index, or the query cannot be scored.
-            ConfigError: model, tokenizer or settings are not those of the index.
+            ConfigError: model, tokenizer or settings are not those of the index; there is no such
+                domain; the query is no text and no example.
         """
         from jobs.influence_ask import ask
 

@@ -110,7 +110,7 @@ def test_a_file_fields_and_a_row_of_the_target_are_the_same_query(world: Path):
         found = curate.open(run).ask(given)
         assert (found.helps, found.hurts) == (typed.helps, typed.hurts)
     assert typed.query == QUERY
-    assert ask(run, {"text": QUERY}).helps == typed.helps
+    assert curate.open(run).ask({"text": QUERY}).helps == typed.helps
     odd = ask(run, QUERY, domain="odd")
     assert {one.domain for one in odd.helps + odd.hurts} == {"odd"}
 
