@@ -162,7 +162,7 @@ def test_all_that_reads_domains_is_due_when_they_change(tmp_path: Path):
     assert mix_run(changed, pool=POOL)["domains"] != []
     assert len(set(domains(changed))) == 3
     assert affected(["domains.clusters"]) == [
-        "domains", "score", "mix", "plan", "write", "compare"
+        "domains", "score", "mix", "plan", "write", "compare", "evaluate-attribution"
     ]  # fmt: skip
 
 
