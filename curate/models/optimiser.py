@@ -110,21 +110,58 @@ class Optimiser:
             losses: maps the model to a value whose `mean` is minimised; called once, in training
                 mode, with the random state of this step.
         """
+        self.begin()
+        with self.precision():
+            found = losses(self.model)
+        self.backward(found.mean)
+        return self.finish(found)
+
+    def begin(self) -> float:
+        """Get ready for the next step, in training mode and with its random state; its rate.
+
+        `step` in three parts, for those who find the gradient in several passes: between this and
+        `finish` it is left in `.grad`.
+        """
         number = self.step_number + 1
         lr = learning_rate(number, total_steps=self.total_steps, settings=self.settings)
         for group in self._adamw.param_groups:
             group["lr"] = lr
         self.model.train()
         torch.manual_seed(random_seed(self.seed, "train", "step", number))
-        with self.precision():
-            found = losses(self.model)
-        self._accelerator.backward(found.mean)
+        return lr
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss to `.grad`."""
+        self._accelerator.backward(loss)
+
+    def finish(self, losses: Any = None) -> StepResult:
+        """Go down what `.grad` holds, and empty it."""
+        lr = float(self._adamw.param_groups[0]["lr"])
         if self.settings.clip_norm > 0:
             self._accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
-        self.step_number = number
-        return StepResult(number, lr, found)
+        self.step_number += 1
+        return StepResult(self.step_number, lr, losses)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that learn, tied ones once."""
+        return [parameter for _, parameter in _trained(self.model)]
+
+    def second_moments(self) -> list[Tensor] | None:
+        """AdamW's mean squares of `trained`, corrected for their start at 0; None before step 1."""
+        if not self.step_number:
+            return None
+        beta = float(self._adamw.param_groups[0]["betas"][1])
+        found: list[Tensor] = []
+        for parameter in self.trained:
+            state = self._adamw.state.get(parameter)
+            if state:
+                found.append(state["exp_avg_sq"] / (1 - beta ** float(state["step"])))
+            else:  # no batch has used it yet
+                found.append(torch.zeros_like(parameter))
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that the next step needs: trained weights, buffers, moments."""
