@@ -6,7 +6,7 @@ the step, so that weights, moments and the number of the step are all there is t
 
 import math
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
@@ -86,6 +86,7 @@ class Optimiser:
         self.settings = settings
         self.seed = seed
         self.total_steps = total_steps
+        self.dtype = dtype
         self.step_number = 0
         """Steps done."""
         self._accelerator = _accelerator(device, _PRECISION[dtype])
@@ -148,6 +149,11 @@ class Optimiser:
     def trained(self) -> list[nn.Parameter]:
         """The parameters that learn, tied ones once."""
         return [parameter for _, parameter in _trained(self.model)]
+
+    def forget(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop AdamW's moments of some parameters, as if no step had used them."""
+        for parameter in parameters:
+            self._adamw.state.pop(parameter, None)
 
     def second_moments(self) -> list[Tensor] | None:
         """AdamW's mean squares of `trained`, corrected for their start at 0; None before step 1."""
