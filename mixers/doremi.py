@@ -19,6 +19,7 @@ Shapes: K domains, n tokens of a step on this rank.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from curate.config import STRICT
 from curate.errors import ConfigError, DivergedError
+from mixers.rules import Seen, Step, first_look, loss_sums, second_look, token_counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,3 +165,68 @@ def weighted_loss(losses: Tensor, domains: Tensor, weights: Tensor, counts: Tens
     """
     shares = (weights / counts.clamp(min=1)).to(losses)
     return (shares[domains] * losses).sum()
+
+
+class DoReMiRule:
+    """DoReMi inside the loop: uniform batches, weights from the excess over cached losses.
+
+    Args:
+        settings: of the weights.
+        num_domains: K.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "excess": "mean over the domain's tokens of the loss above the reference's, clipped at 0"
+    }
+    by_domain: ClassVar[bool] = False
+
+    def __init__(self, settings: DoReMi, num_domains: int) -> None:
+        self._settings = settings
+        self._domains = DomainWeights.uniform(num_domains)
+
+    def shares(self) -> Tensor:
+        """Uniform, whatever the weights are."""
+        return torch.full_like(self._domains.sums, 1 / len(self._domains.sums))
+
+    def step(self, step: Step) -> Seen:
+        counts = token_counts(step)
+        excess = torch.zeros_like(counts)
+        looks = first_look(step)
+        for look, piece in zip(looks, step.pieces, strict=True):
+            assert piece.reference is not None
+            own, _ = excess_sums(
+                look.losses, piece.reference, look.domains, num_domains=len(counts)
+            )
+            excess += own.cpu()
+        self._domains = self._settings.update(
+            self._domains, step.total(excess), counts, total_steps=step.total_steps
+        )
+        weights = self._domains.weights
+        sums = torch.zeros_like(counts)
+        for look in second_look(step, looks):
+            on_device = weights.to(look.losses.device)
+            loss = weighted_loss(look.losses, look.domains, on_device, counts.to(on_device))
+            step.backward(loss)
+            sums += loss_sums(look, len(counts))
+        shown = torch.where(counts > 0, self._domains.excess, torch.nan)
+        return Seen(weights, step.total(sums), counts, {"excess": shown})
+
+    def mixture(self) -> Tensor:
+        return self._domains.mean
+
+    def state(self) -> dict[str, Tensor]:
+        state = self._domains
+        return {
+            "log_weights": state.log_weights,
+            "sums": state.sums,
+            "excess": state.excess,
+            "num_steps": torch.tensor(state.num_steps),
+        }
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        self._domains = DomainWeights(
+            log_weights=saved["log_weights"],
+            sums=saved["sums"],
+            excess=saved["excess"],
+            num_steps=int(saved["num_steps"]),
+        )

@@ -6,11 +6,13 @@ which domains come next, turns losses into gradients, and moves its weights.
 Shapes: K domains, B sequences of a piece, n counted tokens of a piece.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from curate.models.optimiser import Optimiser
 from curate.models.tasks.protocol import Batch
 
 
@@ -21,8 +23,12 @@ class Piece(NamedTuple):
     """On the device of the model."""
     domains: Tensor
     """(B,) int64 of each sequence, in [0, K); on the device. Of the target: 0."""
+    counts: Tensor
+    """(B,) int64 counted tokens of each sequence, n in all; on the device."""
     reference: Tensor | None = None
     """(n,) float32 losses of the reference, nats, of the same tokens in the same order."""
+    seed: int = 0
+    """Of dropout: every pass over the piece, by whatever model, has the same."""
 
 
 class Tokens(NamedTuple):
@@ -73,6 +79,10 @@ class Step(Protocol):
 
     def tokens(self, piece: Piece, model: nn.Module | None = None) -> Tokens:
         """A forward pass, by the proxy or another model, under the run's precision."""
+        ...
+
+    def second_moments(self) -> Sequence[Tensor] | None:
+        """AdamW's mean squares of `parameters`, corrected for their start; None in step 1."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -132,9 +142,44 @@ class Rule(Protocol):
         ...
 
 
-class Owner(Protocol):
-    """What a rule with models of its own is told before the first step."""
+class ModelOwner(Protocol):
+    """What a rule with models of its own has besides."""
 
-    def start(self, optimiser: Any) -> None:
-        """Make them from the proxy's `curate.models.optimiser.Optimiser`, before any is loaded."""
+    def start(self, optimiser: Optimiser) -> None:
+        """Make them from the proxy in training; called once, before anything is loaded."""
         ...
+
+
+def token_counts(step: Step) -> Tensor:
+    """(K,) float64 counted tokens of each domain in the batch, over all ranks; on the CPU."""
+    counts = torch.zeros(step.num_domains, dtype=torch.float64)
+    for piece in step.pieces:
+        counts.index_add_(0, piece.domains.cpu(), piece.counts.cpu().double())
+    return step.total(counts)
+
+
+def loss_sums(tokens: Tokens, num_domains: int) -> Tensor:
+    """(K,) float64 sum of the losses of each domain's tokens in a piece; no graph."""
+    losses = tokens.losses.detach().double()
+    return losses.new_zeros(num_domains).index_add_(0, tokens.domains, losses).cpu()
+
+
+def first_look(step: Step) -> list[Tokens]:
+    """What the proxy says of each piece, before its weights are known.
+
+    A step of one piece keeps the graph, so that this pass is the only one. Of several the graphs
+    would need the memory that pieces are there to save: there `second_look` runs them again.
+    """
+    if len(step.pieces) == 1:
+        return [step.tokens(step.pieces[0])]
+    with torch.no_grad():
+        return [step.tokens(piece) for piece in step.pieces]
+
+
+def second_look(step: Step, looks: Sequence[Tokens]) -> Iterator[Tokens]:
+    """The same with graphs, piece by piece; `backward` belongs before the next is asked for."""
+    if len(step.pieces) == 1:
+        yield looks[0]
+    else:
+        for piece in step.pieces:
+            yield step.tokens(piece)
