@@ -45,6 +45,11 @@ class RunFolder:
         return self.root / "target"
 
     @property
+    def proxies(self) -> Path:
+        """Small models that are trained to find a mixture, and the sequences they read."""
+        return self.root / "proxies"
+
+    @property
     def mixtures(self) -> Path:
         return self.root / "mixtures"
 

@@ -99,6 +99,9 @@ class CausalLMTask:
         counted = Ragged(encoded.arrays["counted"], starts).rectangle(indices, 0)
         following = batch["input_ids"][:, 1:]
         batch["targets"] = following.masked_fill(~torch.from_numpy(counted[:, 1:]), IGNORED)
+        if "positions" in encoded.arrays:  # several texts in a row, which see themselves alone
+            positions = Ragged(encoded.arrays["positions"], starts).rectangle(indices, 0)
+            batch["position_ids"] = torch.from_numpy(positions).long()
         return batch
 
     def logits_and_targets(self, model: nn.Module, batch: Batch) -> Flat:

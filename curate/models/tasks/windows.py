@@ -93,7 +93,8 @@ class Rows(NamedTuple):
 
 def rows_of(model: nn.Module, batch: Batch) -> Rows:
     """The rows of all examples of a batch, below each other."""
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs = {key: batch[key] for key in names if key in batch}
     ids, targets = batch["input_ids"], batch["targets"]
     examples = torch.arange(len(ids), device=ids.device)
     if ids.dim() == 2:
