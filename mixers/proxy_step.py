@@ -63,10 +63,10 @@ class Feed:
         """The batch of a step: so many sequences (K,) of each domain."""
         return self._pieces(self._data.sequences, "batch", counts, step, by_domain=by_domain)
 
-    def more(self, purpose: str, each: int, step: int) -> list[Piece]:
+    def more(self, purpose: str, each: int | Tensor, step: int) -> list[Piece]:
         """Sequences of every domain, one piece each."""
         sequences = self._data.sequences
-        counts = np.full(len(sequences.domains), each, dtype=np.int64)
+        counts = np.broadcast_to(np.asarray(each, dtype=np.int64), len(sequences.domains))
         return self._pieces(sequences, f"more:{purpose}", counts, step, by_domain=True)
 
     def target(self, purpose: str, count: int, step: int) -> list[Piece]:
@@ -181,7 +181,7 @@ class LoopStep:
     def total(self, values: Tensor) -> Tensor:
         return over_ranks(values, dist.ReduceOp.SUM, None)
 
-    def more(self, purpose: str, each: int) -> list[Piece]:
+    def more(self, purpose: str, each: int | Tensor) -> list[Piece]:
         return self._feed.more(purpose, each, self.number)
 
     def target(self, purpose: str, count: int) -> list[Piece]:

@@ -93,14 +93,14 @@ class Step(Protocol):
         """The sum over all ranks; the same on each."""
         ...
 
-    def more(self, purpose: str, each: int) -> Sequence[Piece]:
+    def more(self, purpose: str, each: int | Tensor) -> Sequence[Piece]:
         """Further sequences of the training domains, one piece for each domain, in their order.
 
         They are drawn apart from the batch, and from other purposes; this rank gets its share.
 
         Args:
             purpose: names the draw: a new order of the examples each.
-            each: sequences of every domain, over all ranks.
+            each: sequences of every domain, or (K,) int64 for each its own, over all ranks.
         """
         ...
 

@@ -84,7 +84,7 @@ class ToyStep:
     def total(self, values: Tensor) -> Tensor:
         return values
 
-    def more(self, purpose: str, each: int) -> list[Piece]:
+    def more(self, purpose: str, each: int | Tensor) -> list[Piece]:
         return by_domain(self.toy, torch.arange(self.num_domains).repeat_interleave(each), self)
 
     def target(self, purpose: str, count: int) -> list[Piece]:
