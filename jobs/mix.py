@@ -1,10 +1,12 @@
-"""`curate mix`: how much of each domain, from sizes and the budget that the plan asks for."""
+"""`curate mix`: how much of each domain, from sizes and budget, or from what a proxy has shown."""
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import polars as pl
 from curate.config import plain
 from curate.data.example import KEY, TRAIN
 from curate.data.files import fingerprint, read_json
+from curate.data.files import replace as replace_file
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition
@@ -23,12 +26,15 @@ from curate.plan.settings import Keep
 from jobs.cluster import Pool
 from jobs.domains_use import domain_digests
 from jobs.lengths import lengths_digest, lengths_run
+from jobs.mix_passes import PASSES, Found, MixPasses, mix_passes, run_mix_passes
 from jobs.run import Listener, StageState, ignore, require
 from jobs.settings import Settings, mixer_settings
 from mixers.protocol import ClosedMixer
-from mixers.sizes import epochs
+from mixers.sizes import epochs, reasons
 
 log = logging.getLogger(__name__)
+
+_MANY_EPOCHS = 4
 
 VERSION = 1
 """Of what is written: raised when the same sizes would give another mixture."""
@@ -57,9 +63,12 @@ def mix_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> d
     run = RunFolder(Path(settings.run))
     require(run.partitions(), stage="the index", command=f"curate index {run.root}")
     digest = lengths_run(settings, pool=pool, listener=listener)["digest"]
-    output, made_from = mixture_output(run, name), mix_fingerprint(settings, digest)
+    passes = _passes(settings, name, mixer)
+    output, made_from = mixture_output(run, name), mix_fingerprint(settings, digest, passes)
     if not output.is_done(made_from):
-        values = _mixture(settings, name, mixer, run, digest)
+        if passes is not None:
+            run_mix_passes(passes, pool=pool, listener=listener)
+        values = _mixture(settings, name, mixer, run, digest, passes)
         text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
         output.write(lambda path: path.write_text(text, encoding="utf-8"), made_from)
         seconds = time.monotonic() - started
@@ -76,23 +85,31 @@ def plan_mix(settings: Settings) -> StageState:
     """What `mix_run` would do; writes nothing."""
     if not settings.mix:
         return StageState("mix", 0, 0)
-    name, _ = mixer_for(settings)
+    name, mixer = mixer_for(settings)
     run = RunFolder(Path(settings.run))
     if not run.partitions():
         return StageState("mix", 1, 0, ("the index has not been made yet",))
     try:
-        made_from = mix_fingerprint(settings, lengths_digest(settings))
+        passes = _passes(settings, name, mixer)
+        made_from = mix_fingerprint(settings, lengths_digest(settings), passes)
     except InputError as error:
         return StageState("mix", 1, 0, (error.what,))
+    tasks = passes.tasks if passes is not None else []
+    due = [task for task in tasks if not task.is_done()]
     output = mixture_output(run, name)
     if output.is_done(made_from):
-        return StageState("mix", 1, 1)
+        return StageState("mix", 1 + len(tasks), 1 + len(tasks))
     changed = output.mark() is not None
-    why = "the mixer, the budget or the data have changed" if changed else "there is no mixture yet"
-    return StageState("mix", 1, 0, (why,))
+    why = [
+        "the mixer, the budget or the data have changed" if changed else "there is no mixture yet"
+    ]
+    if due:
+        words = "task of its own is" if len(due) == 1 else "tasks of its own are"
+        why.append(f"{len(due)} {words} due for {name}")
+    return StageState("mix", 1 + len(tasks), len(tasks) - len(due), tuple(why))
 
 
-def mixer_for(settings: Settings) -> tuple[str, ClosedMixer]:
+def mixer_for(settings: Settings) -> tuple[str, Any]:
     """Name and mixer of the settings.
 
     Raises:
@@ -106,12 +123,13 @@ def mixture_output(run: RunFolder, mixer: str) -> Output:
     return Output(run.mixtures / mixer / "mixture.json")
 
 
-def mix_fingerprint(settings: Settings, lengths: str) -> str:
+def mix_fingerprint(settings: Settings, lengths: str, passes: MixPasses | None = None) -> str:
     """Of all that a mixture depends on.
 
     Args:
         settings: of the run.
         lengths: digest of the tokenizer whose tokens are counted.
+        passes: of a mixer that trains, where the caller has them already.
 
     Raises:
         InputError: a partition has not been indexed, or its tokens were not counted.
@@ -128,6 +146,7 @@ def mix_fingerprint(settings: Settings, lengths: str) -> str:
             )
         digests = [mark["digest"] for mark in marks if mark]
         inputs.append(digests + domain_digests(settings, part))
+    passes = passes or _passes(settings, name, mixer)
     return fingerprint(
         stage="mix",
         version=VERSION,
@@ -135,7 +154,17 @@ def mix_fingerprint(settings: Settings, lengths: str) -> str:
         settings=plain(mixer),
         keep=plain(settings.plan.kept),
         inputs=inputs,
+        **({} if passes is None else {"passes": passes.fingerprints}),
     )
+
+
+def _passes(settings: Settings, name: str, mixer: Any) -> MixPasses | None:
+    """What a mixer does before its mixture is known; None where sizes are all that it reads."""
+    if name not in PASSES:
+        return None
+    run = RunFolder(Path(settings.run))
+    require(run.partitions(), stage="the index", command=f"curate index {run.root}")
+    return mix_passes(settings, name, mixer)
 
 
 def domain_sizes(run: RunFolder, lengths: str) -> dict[str, DomainSize]:
@@ -179,9 +208,14 @@ def _sizes_of(run: RunFolder, part: Partition, lengths: str) -> pl.DataFrame:
 
 
 def _mixture(
-    settings: Settings, name: str, mixer: ClosedMixer, run: RunFolder, lengths: str
+    settings: Settings,
+    name: str,
+    mixer: Any,
+    run: RunFolder,
+    lengths: str,
+    passes: MixPasses | None,
 ) -> dict[str, Any]:
-    """What `mixture.json` holds."""
+    """What `mixture.json` holds; tables of a mixer that trains are put beside it."""
     found = domain_sizes(run, lengths)
     sizes = {domain: size for domain, size in found.items() if size.num_tokens > 0}
     if not sizes:
@@ -189,13 +223,40 @@ def _mixture(
             "no domain has training tokens", fix="check the sources, or lower index.held_out"
         )
     budget = budget_tokens(settings.plan.kept, sizes)
-    mixture: Mixture = replace(mixer.mixture(sizes, budget_tokens=budget), mixer=name)
+    if passes is None:
+        closed: ClosedMixer = mixer
+        mixture: Mixture = replace(closed.mixture(sizes, budget_tokens=budget), mixer=name)
+    else:
+        mixture = _learned(name, passes.finish(sizes), run, sizes, budget)
     empty = sorted(found.keys() - sizes.keys())
     if empty:
         note = f"without training tokens, so left out: {', '.join(empty)}"
         mixture = replace(mixture, notes=(*mixture.notes, note))
-    passes = [epochs(phase, sizes, budget) for phase in mixture.phases]
-    return {**mixture_values(mixture, sizes), "budget_tokens": budget, "epochs": passes}
+    often = [epochs(phase, sizes, budget) for phase in mixture.phases]
+    return {**mixture_values(mixture, sizes), "budget_tokens": budget, "epochs": often}
+
+
+def _learned(
+    name: str, found: Found, run: RunFolder, sizes: Mapping[str, DomainSize], budget: float
+) -> Mixture:
+    """The mixture of a mixer that trains; its tables are copied to it."""
+    for table, source in found.tables.items():
+        replace_file(run.mixtures / name / table, partial(shutil.copyfile, source))
+    why = reasons(found.phases, sizes, budget, found.why)
+    notes = found.notes
+    often = {
+        domain: times
+        for phase in found.phases
+        for domain, times in epochs(phase, sizes, budget).items()
+        if times > _MANY_EPOCHS
+    }
+    if often:
+        named = ", ".join(f"{domain} ({often[domain]:.3g})" for domain in sorted(often)[:5])
+        notes += (
+            f"more than {_MANY_EPOCHS} epochs of {named}: a smaller budget, or the mixer unimax,"
+            " repeats less",
+        )
+    return Mixture(name, found.phases, why, notes)
 
 
 def _summary(values: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def run_phases(
     for own in passes.values():
         for phase in own.phases:
             if isinstance(phase, DrivenPhase):
-                outcome = _driven(phase, pool=pool, listener=listener)
+                outcome = drive(phase, pool=pool, listener=listener)
             else:
                 outcome = run_tasks(
                     phase.name, phase.tasks, phase.work, pool=pool, listener=listener
@@ -149,8 +149,13 @@ def tables_left(
     return {run.quantities(part, slug).path for part in run.partitions() for slug in slugs}
 
 
-def _driven(phase: DrivenPhase, *, pool: Pool, listener: Listener) -> Outcome:
-    """What `run_tasks` does, in the driver; a failed task does not stop the others."""
+def drive(phase: DrivenPhase, *, pool: Pool, listener: Listener) -> Outcome:
+    """What `run_tasks` does, in the driver; a failed task does not stop the others.
+
+    Raises:
+        OutputError: a task could not write.
+        TryAgainError: the cluster went away.
+    """
     started = time.monotonic()
     outcome = Outcome()
     for task in phase.tasks:

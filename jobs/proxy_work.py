@@ -1,0 +1,234 @@
+"""One proxy run as a task: the model, its data and a rule, to the end, from where it stopped."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from curate.config import load, parse, plain
+from curate.data.files import fingerprint, replace_folder
+from curate.data.layout import RunFolder
+from curate.data.partitions import Output
+from curate.errors import ConfigError
+from curate.models.epochs import random_seed
+from curate.models.load import build_model, load_model, max_positions, pick_device
+from curate.models.optimiser import Optimiser
+from curate.models.sequences import Sequences
+from curate.models.settings import Model
+from jobs.run import Task
+from jobs.settings import Settings, task_settings
+from jobs.training_work import Workshop, begin, open_workshop, write_model
+from mixers.proxy import Files, run_proxy
+from mixers.proxy_settings import Proxy
+from mixers.proxy_step import Data, Reference
+from mixers.rules import Rule
+
+VERSION = 1
+
+TINY_PARAMETERS = 15_000_000
+"""Below so many parameters, embeddings left out, proxies are known to rank mixtures badly."""
+
+
+class Making(NamedTuple):
+    """What a rule may be made of."""
+
+    settings: Settings
+    proxy: Proxy
+    data: Data
+    options: dict[str, Any]
+    """JSON values of the task."""
+
+
+MakeRule = Callable[[Making], Rule]
+"""Makes a fresh rule: the `module:function` that a task names."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyBase:
+    """What the proxy runs of one mixer have in common."""
+
+    settings: Settings
+    mixer: str
+    payload: dict[str, Any]
+    """Settings, identity of the tokenizer, key of the sequences."""
+    made_from: str
+    """Fingerprint of model, sequences, seeds and threads."""
+
+    def folder(self, name: str) -> Path:
+        """Of one run."""
+        return RunFolder(Path(self.settings.run)).proxies / self.mixer / name
+
+    def task(
+        self,
+        name: str,
+        *,
+        rule: str,
+        proxy: Proxy,
+        options: Mapping[str, Any],
+        parts: Sequence[str] = ("reference", "proxy"),
+        target_parts: Sequence[str] = (),
+        reference: str | None = None,
+        after: Sequence[str] = (),
+    ) -> Task:
+        """One run.
+
+        Args:
+            name: of its folder, within that of the mixer.
+            rule: `module:function` that makes it (`MakeRule`).
+            proxy: how it is trained.
+            options: JSON values for the rule.
+            parts: of the training sequences.
+            target_parts: of the target's, where the rule reads a target.
+            reference: `module:function(payload) -> Reference`, cached losses for the rule.
+            after: fingerprints of the tasks that it reads from.
+        """
+        mark = fingerprint(
+            stage="proxy",
+            version=VERSION,
+            base=self.made_from,
+            mixer=self.mixer,
+            rule=rule,
+            # How often a state is written says nothing of the result.
+            proxy=plain(replace(proxy, resume_every_seconds=0)),
+            options=dict(options),
+            parts=[list(parts), list(target_parts)],
+            after=list(after),
+        )
+        payload = self.payload | {
+            "name": name,
+            "folder": str(self.folder(name)),
+            "rule": rule,
+            "proxy": plain(proxy),
+            "options": dict(options),
+            "parts": list(parts),
+            "target_parts": list(target_parts),
+            "reference": reference,
+            "fingerprint": mark,
+        }
+        return Task(name, payload, result_output(self.folder(name)), mark)
+
+
+def result_output(folder: Path) -> Output:
+    """What a run ends with."""
+    return Output(folder / "result.json")
+
+
+def train_proxy(payload: dict[str, Any]) -> dict[str, Any]:
+    """Train one proxy to the end, from where an earlier attempt stopped.
+
+    Raises:
+        ConfigError: the sequences are longer than the model reads.
+        DivergedError: a loss is not finite.
+        OutputError: the disk refuses a write.
+    """
+    shop = open_workshop(payload)
+    proxy = parse(Proxy, payload["proxy"])
+    data = open_data(shop, payload)
+    folder, mark = Path(payload["folder"]), str(payload["fingerprint"])
+    begin(folder, mark)
+    optimiser = open_proxy(shop, proxy)
+    make = cast(MakeRule, load(payload["rule"]))
+    rule = make(Making(shop.settings, proxy, data, dict(payload["options"])))
+    files = Files(folder=folder, fingerprint=mark)
+    result = run_proxy(optimiser, shop.task, data, rule, proxy, files)
+    if proxy.keep_model:
+        replace_folder(
+            folder / "model", lambda target: write_model(optimiser.model, shop.tokenizer, target)
+        )
+    facts = {
+        "schema_version": 1,
+        **result._asdict(),
+        "steps": proxy.steps,
+        "num_parameters": body_parameters(optimiser.model),
+        "notes": [*data.sequences.notes],
+    }
+    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    output = result_output(folder)
+    output.write(lambda path: path.write_text(text, encoding="utf-8"), mark)
+    shutil.rmtree(files.state.parent, ignore_errors=True)
+    files.progress.unlink(missing_ok=True)
+    return {"steps": proxy.steps}
+
+
+def open_data(shop: Workshop, payload: Mapping[str, Any]) -> Data:
+    """Sequences of the parts that a task names."""
+    from jobs.sequences import open_sequences, open_target
+
+    key = str(payload["sequences"])
+    sequences = open_sequences(shop.settings, key, payload["parts"])
+    held_out = open_sequences(shop.settings, key, ["held_out"], domains=sequences.domains)
+    target: Sequences | None = None
+    if payload["target_parts"]:
+        target = open_target(shop.settings, key, payload["target_parts"])
+    reference: Reference | None = None
+    if payload["reference"]:
+        opened = cast(Callable[[Mapping[str, Any]], Reference], load(payload["reference"]))
+        reference = opened(payload)
+    return Data(sequences, held_out, target, reference)
+
+
+def open_proxy(shop: Workshop, proxy: Proxy) -> Optimiser:
+    """A fresh model, from scratch or loaded, ready to train.
+
+    Raises:
+        ConfigError: there is no model, or its sequences are too long for it.
+    """
+    settings, task = shop.settings, task_settings(shop.settings)
+    draws = random_seed(settings.seed, "proxy", proxy.seed)
+    model_seed = random_seed(draws, "weights") % 2**63
+    chosen = proxy_model(settings, proxy)
+    if chosen.config is not None:
+        model: nn.Module = build_model(chosen, task, shop.tokenizer, model_seed)
+    else:
+        model = load_model(chosen, task, head_seed=model_seed, dtype="float32").model
+    limit = max_positions(model)
+    if limit is not None and proxy.length is not None and proxy.length > limit:
+        raise ConfigError(
+            f"sequences have {proxy.length} tokens, but the proxy reads {limit}",
+            fix=f"set mix.proxy.length to {limit} or less",
+        )
+    return Optimiser(
+        model,
+        proxy.train,
+        seed=draws,
+        total_steps=proxy.steps,
+        device=pick_device(chosen.device),
+        dtype=chosen.dtype,
+    )
+
+
+def proxy_model(settings: Settings, proxy: Proxy) -> Model:
+    """The model of a proxy: its own, or that of the run."""
+    if proxy.model is None:
+        return settings.model
+    own = settings.model
+    return Model(config=proxy.model, tokenizer=own.tokenizer, dtype=own.dtype, device=own.device)
+
+
+def body_parameters(model: nn.Module) -> int:
+    """Parameters without those of embeddings and an output head."""
+    outside = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding)
+        for parameter in module.parameters()
+    }
+    head = getattr(model, "lm_head", None)
+    if isinstance(head, nn.Module):
+        outside |= {id(parameter) for parameter in head.parameters()}
+    return sum(p.numel() for p in model.parameters() if id(p) not in outside)
+
+
+def tiny_note(num_parameters: int) -> str | None:
+    """What is to be said of a small proxy."""
+    if num_parameters >= TINY_PARAMETERS:
+        return None
+    return (
+        f"the proxy has {num_parameters / 1e6:.3g} million parameters without embeddings; below"
+        f" {TINY_PARAMETERS / 1e6:g} million, proxies are known to rank mixtures badly"
+    )
