@@ -196,11 +196,19 @@ def counted(batch: Batch, size: int) -> Tensor:
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Add up `.grad` over the ranks; one that is missing on a rank counts as 0."""
-    if num_ranks() == 1:
+    """Add up `.grad` over the ranks; where only some ranks have one, the others count as 0.
+
+    What no rank has a gradient of keeps none: AdamW lets it be, as in a single process.
+    """
+    if num_ranks() == 1 or not parameters:
         return
+    here = [parameter.grad is not None for parameter in parameters]
+    present = torch.tensor(here, dtype=torch.int32, device=parameters[0].device)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
     waiting: list[dist.Work | None] = []
-    for parameter in parameters:
+    for parameter, is_there in zip(parameters, present.tolist(), strict=True):
+        if not is_there:
+            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         waiting.append(dist.all_reduce(parameter.grad, async_op=True))
