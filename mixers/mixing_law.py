@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
-from scipy.optimize import least_squares, minimize
+from scipy.optimize import least_squares
 
-from curate.errors import ConfigError, InputError
-from curate.evaluate.agreement import rank_correlation
+from mixers import laws
+from mixers.law_optimum import smooth_optimum, wanted
+from mixers.laws import FOLDS, Floats, HeldOut, check_runs
 
-Floats = npt.NDArray[np.float64]
+__all__ = ["Floats", "HeldOut", "MixingLaw", "fit", "held_out", "optimum"]
 
 _GAPS = (0.02, 0.1, 0.5, 2.0)
 """Starts: how far c lies below the lowest loss, as shares of the range of losses."""
@@ -46,6 +46,10 @@ class MixingLaw:
         """(n, q) predicted losses of mixtures (n, m)."""
         return self.floors + self.scales * np.exp(mixtures @ self.slopes.T)
 
+    def gradients(self, mixture: Floats) -> Floats:
+        """(q, m) derivatives of the losses at one mixture (m,)."""
+        return (self.scales * np.exp(self.slopes @ mixture))[:, None] * self.slopes
+
 
 def fit(mixtures: Floats, losses: Floats) -> MixingLaw:
     """The law by least squares, target by target.
@@ -57,44 +61,15 @@ def fit(mixtures: Floats, losses: Floats) -> MixingLaw:
     Raises:
         InputError: too few runs, a mixture that is none, or a loss that is no number.
     """
-    _check(mixtures, losses)
+    check_runs(mixtures, losses, least=mixtures.shape[1] + 2)
     fitted = [_fit_one(mixtures, own) for own in losses.T]
     floors, scales, slopes = (np.array(each) for each in zip(*fitted, strict=True))
     return MixingLaw(floors, scales, slopes)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """How well runs are foretold that a law was not fitted on."""
-
-    spearman: Floats
-    """(q,) rank correlation over all runs; NaN where losses do not differ."""
-    error: Floats
-    """(q,) mean absolute difference, nats."""
-
-
-def held_out(mixtures: Floats, losses: Floats, *, folds: int = 5, seed: int = 0) -> HeldOut:
-    """Each run foretold by a law of the other folds.
-
-    Args:
-        mixtures: (n, m).
-        losses: (n, q).
-        folds: parts that are left out in turn.
-        seed: of the assignment to folds.
-
-    Raises:
-        InputError: too few runs for that many folds.
-    """
-    places = np.random.default_rng(seed).permutation(len(mixtures)) % folds
-    foretold = np.empty_like(losses)
-    for fold in range(folds):
-        own = places == fold
-        foretold[own] = fit(mixtures[~own], losses[~own]).losses(mixtures[own])
-    ranks = [
-        rank_correlation(one, two) if np.ptp(one) > 0 and np.ptp(two) > 0 else np.nan
-        for one, two in zip(foretold.T, losses.T, strict=True)
-    ]
-    return HeldOut(np.array(ranks), np.abs(foretold - losses).mean(0))
+def held_out(mixtures: Floats, losses: Floats, *, folds: int = FOLDS, seed: int = 0) -> HeldOut:
+    """Each run foretold by a law of the other folds; arguments as in `mixers.laws.held_out`."""
+    return laws.held_out(fit, mixtures, losses, folds=folds, seed=seed)
 
 
 def optimum(
@@ -117,51 +92,9 @@ def optimum(
     Raises:
         ConfigError: the caps leave no mixture, or the penalty has nothing to compare with.
     """
-    size = law.slopes.shape[1]
-    weights = np.ones(len(law.floors)) if shares is None else np.asarray(shares, dtype=float)
-    weights = weights / weights.sum()
-    upper = np.ones(size) if caps is None else np.minimum(np.asarray(caps, dtype=float), 1)
-    if upper.sum() < 1:
-        raise ConfigError(
-            f"the caps add up to {upper.sum():.3g} of the budget, and leave no mixture",
-            fix="allow more epochs, or a smaller budget",
-        )
-    if penalty and natural is None:
-        raise ConfigError("the penalty has no mixture to stay near", fix="give the natural shares")
-    anchor = np.full(size, 1 / size) if natural is None else np.asarray(natural, dtype=float)
-    anchor = anchor / anchor.sum()
-
-    def value(mixture: Floats) -> tuple[float, Floats]:
-        rises = law.scales * np.exp(law.slopes @ mixture) * weights
-        held = np.maximum(mixture, _SMALLEST)
-        ratio = np.log(held / anchor) if penalty else np.zeros(size)
-        total = float(weights @ law.floors + rises.sum() + penalty * (held * ratio).sum())
-        return total, rises @ law.slopes + penalty * (ratio + 1)
-
-    start = _under(anchor, upper)
-    found = minimize(
-        value,
-        start,
-        jac=True,
-        method="SLSQP",
-        bounds=[(0.0, float(high)) for high in upper],
-        constraints=[{"type": "eq", "fun": lambda p: p.sum() - 1, "jac": np.ones_like}],
-        options={"ftol": 1e-14, "maxiter": 1000},
-    )
-    best = np.clip(found.x, 0, upper)
-    return best / best.sum()
-
-
-def _under(shares: Floats, caps: Floats) -> Floats:
-    """Shares as near as may be, none above its cap: what is over goes to those with room."""
-    found = np.minimum(shares, caps)
-    for _ in range(len(shares)):
-        rest = 1 - found.sum()
-        if rest <= 0:
-            break
-        room = caps - found
-        found = np.minimum(found + rest * room / room.sum(), caps)
-    return found
+    num_losses, size = law.slopes.shape
+    want = wanted(size, num_losses, shares=shares, caps=caps, natural=natural, penalty=penalty)
+    return smooth_optimum(law, want)
 
 
 def _fit_one(mixtures: Floats, losses: Floats) -> tuple[float, float, Floats]:
@@ -196,22 +129,3 @@ def _fit_one(mixtures: Floats, losses: Floats) -> tuple[float, float, Floats]:
     assert best is not None
     shift = float(best.x[2:].mean())
     return float(best.x[0]), float(np.exp(best.x[1] + shift)), best.x[2:] - shift
-
-
-def _check(mixtures: Floats, losses: Floats) -> None:
-    num, size = mixtures.shape
-    if num < size + 2:
-        raise InputError(
-            f"{num} runs are too few for {size} domains",
-            fix=f"give {3 * (size + 1)} or more, with different mixtures",
-        )
-    wrong = (mixtures < 0).any(1) | (np.abs(mixtures.sum(1) - 1) > 1e-3)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise InputError(
-            f"the mixture of run {row} adds up to {mixtures[row].sum():.6g}, or has shares below 0",
-            fix="give shares of the tokens that add up to 1",
-        )
-    if not np.isfinite(losses).all():
-        row = int((~np.isfinite(losses)).any(1).argmax())
-        raise InputError(f"a loss of run {row} is no finite number", fix="leave the run out")

@@ -1,0 +1,61 @@
+"""Mixtures for proxies: on the simplex, in steps, different, below caps, and as Dirichlet says."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curate.errors import ConfigError
+from mixers.mixture_draws import STEP, drawn, scattered, swarm
+
+TOKENS = np.array([1e6, 2e5, 5e4, 3e3, 7e5])
+
+
+@given(
+    tokens=st.lists(st.integers(1000, 10**5), min_size=3, max_size=12),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_draws_are_different_mixtures_in_steps_and_below_the_caps(tokens: list[int], seed: int):
+    sizes = np.array(tokens, dtype=float)
+    found = drawn(sizes, 6, seed=seed)
+    assert found.shape == (6, len(tokens))
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-12)
+    np.testing.assert_allclose(found / STEP, np.round(found / STEP), atol=1e-9)
+    assert (found >= 0).all()
+    # Rounding may take a share at most one step above its cap.
+    assert (found <= np.minimum(15 * sizes / sizes.sum(), 1) + STEP).all()
+    assert len(np.unique(np.round(found / STEP), axis=0)) == 6
+
+
+def test_a_seed_gives_the_same_draws_and_another_one_others():
+    one, two, other = (drawn(TOKENS, 20, seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_natural_and_uniform_come_first():
+    found = swarm(TOKENS, 12)
+    np.testing.assert_allclose(found[0], TOKENS / TOKENS.sum())
+    np.testing.assert_allclose(found[1], np.full(5, 0.2))
+    assert len(found) == 12
+
+
+def test_moments_are_those_of_a_mixture_of_dirichlet_distributions():
+    found = scattered(TOKENS, 200_000, np.random.default_rng(0))
+    centre = np.sqrt(TOKENS) / np.sqrt(TOKENS).sum()
+    np.testing.assert_allclose(found.mean(0), centre, atol=0.003)
+    strengths = 10 ** np.linspace(-1, np.log10(5), 15)
+    expected = centre * (1 - centre) * (1 / (1 + strengths)).mean()
+    np.testing.assert_allclose(found.var(0), expected, rtol=0.03)
+
+
+def test_caps_of_ones_own_hold():
+    found = drawn(TOKENS, 30, caps=np.array([0.5, 0.5, 0.5, 0.02, 0.5]))
+    assert found.max() <= 0.5 + STEP
+    assert found[:, 3].max() <= 0.02 + STEP
+
+
+def test_more_mixtures_than_there_are_is_an_error():
+    with pytest.raises(ConfigError, match="different mixtures of these domains") as caught:
+        drawn(np.array([1e6, 1.0]), 400)
+    assert "mix.runs" in caught.value.fix
