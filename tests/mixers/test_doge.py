@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -121,14 +122,15 @@ def test_scales_and_orders_do_not_matter_to_the_normalised_form():
         seen = rule.step(Scaled(language_model(), batch, num_domains=3))
         return seen.values["alignment"], seen.weights
 
-    turn, near = [2, 0, 1], {"rtol": 1e-5, "atol": 0.0}  # the model's norms are float32
+    turn = [2, 0, 1]
+    near = partial(torch.testing.assert_close, rtol=1e-5, atol=0)  # the model's norms are float32
     raw, _ = first(1.0, [0, 1, 2], "raw")
-    torch.testing.assert_close(first(3.0, [0, 1, 2], "raw")[0], 9 * raw, **near)
-    torch.testing.assert_close(first(1.0, turn, "raw")[0], raw[turn], **near)
+    near(first(3.0, [0, 1, 2], "raw")[0], 9 * raw)
+    near(first(1.0, turn, "raw")[0], raw[turn])
     plain = first(1.0, [0, 1, 2], "normalised")
     turned = tuple(each[turn] for each in plain)
-    torch.testing.assert_close(first(3.0, [0, 1, 2], "normalised"), plain, **near)
-    torch.testing.assert_close(first(1.0, turn, "normalised"), turned, **near)
+    near(first(3.0, [0, 1, 2], "normalised"), plain)
+    near(first(1.0, turn, "normalised"), turned)
 
 
 def test_the_step_goes_down_the_weighted_gradient():
