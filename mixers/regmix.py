@@ -18,21 +18,20 @@ Shapes: n runs, m domains of the mixture, q losses.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from curate.config import STRICT, nearest
 from curate.errors import ConfigError
-from curate.plan.mixture import DomainSize, Mixture
+from curate.plan.mixture import DomainSize
 from mixers.law_optimum import Wanted, drawn_optimum, smooth_optimum, wanted
 from mixers.laws import Floats, Law, SmoothLaw
 from mixers.mixture_draws import scattered
 from mixers.mixture_fits import Choice, fitted
 from mixers.mixture_report import outlook, report, warnings
-from mixers.mixture_results import Runs, chosen_losses, read_runs
-from mixers.sizes import one_phase
+from mixers.mixture_results import Runs, chosen_losses
+from mixers.proxy_settings import Proxy
 
 _DRAWS = 100_000
 _NEAR = 1e-6
@@ -45,7 +44,11 @@ class RegMix:
     __pydantic_config__: ClassVar = STRICT
 
     results: tuple[str, ...] = ()
-    """Files with mixtures and losses of runs: one, or mixtures and losses apart."""
+    """Files with mixtures and losses of runs made elsewhere: one, or mixtures and losses apart;
+    by default the runs are made here."""
+    runs: int | None = None
+    """How many proxies, the natural and the uniform mixture among them; by default 32, or three for
+    each domain and three more."""
     target: dict[str, float] = field(default_factory=dict[str, float])
     """Loss -> weight in what is made small; all alike where none is given."""
     fit: Choice = "auto"
@@ -54,6 +57,11 @@ class RegMix:
     """Most passes over a domain."""
     penalty: float = 0.05
     """Nats for each nat by which the mixture diverges from the natural one; 0: the runs alone."""
+
+    check: bool = True
+    """Train one proxy more, on the mixture that was found, and say what came of it."""
+    proxy: Proxy = field(default_factory=Proxy)
+    """How a proxy is trained."""
 
     def __post_init__(self) -> None:
         if not self.max_epochs > 0:
@@ -67,26 +75,31 @@ class RegMix:
             )
         if any(weight < 0 for weight in self.target.values()):
             raise ConfigError("a weight of target is below 0", fix="set mix.target from 0 up")
+        if len(self.results) > 2:
+            raise ConfigError(
+                f"results names {len(self.results)} files",
+                fix="give one, or two: mixtures, then losses",
+            )
+        if self.runs is not None and self.runs < 5:
+            raise ConfigError(
+                f"runs is {self.runs}, too few for any fit",
+                fix="set mix.runs to three for each domain and three more",
+            )
 
-    def mixture(self, sizes: Mapping[str, DomainSize], *, budget_tokens: float) -> Mixture:
-        """The mixture that the results say is best for these domains.
-
-        Raises:
-            ConfigError: there are no results, or they say nothing of a domain or a loss.
-            InputError: the results cannot be read, or are too few.
-            MissingDependencyError: LightGBM is asked for and not installed.
-        """
-        if not self.results:
-            raise ConfigError("mix.results names no file", fix="give CSV files of small runs")
-        runs = read_runs([Path(path) for path in self.results])
-        return proposal(self, runs, sizes, budget_tokens).mixture
+    def num_runs(self, num_domains: int) -> int:
+        """How many proxies for so many domains."""
+        return max(32, 3 * (num_domains + 1)) if self.runs is None else self.runs
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """A mixture, and all that led to it."""
 
-    mixture: Mixture
+    weights: dict[str, float]
+    """Domain -> share of the tokens, summing to 1."""
+    rules: dict[str, str]
+    """Domain -> what decided its weight."""
+    notes: tuple[str, ...]
     report: dict[str, Any]
     """Plain values for `fits.json`: fits and their errors, what is foretold, what was measured."""
 
@@ -132,9 +145,7 @@ def proposal(
     notes.append(outlook(facts))
     weights = {name: float(best[used.domains.index(name)]) for name in sizes}
     rules = _rules(used, weights, found.name, caps)
-    budget = min(float(total), budget_tokens)
-    mixture = one_phase("regmix", weights, sizes, budget, rules, tuple(notes))
-    return Proposal(mixture, facts)
+    return Proposal(weights, rules, tuple(notes), facts)
 
 
 def _check_domains(runs: Runs, sizes: Mapping[str, DomainSize]) -> None:

@@ -15,7 +15,7 @@ from mixers import boosted_law
 from mixers.laws import Floats, HeldOut
 from mixers.mixing_law import MixingLaw
 from mixers.mixture_fits import FITS, MANY_RUNS, Told, chosen, fitted
-from mixers.mixture_results import Runs
+from mixers.mixture_results import Runs, read_runs
 from mixers.regmix import RegMix, proposal
 
 DOMAINS = ("books", "code", "web")
@@ -65,7 +65,7 @@ def best_of(points: Floats, shares: Sequence[float], penalty: float) -> Floats:
 def test_the_optimum_is_that_of_a_grid_over_the_law_that_made_the_runs(penalty: float):
     settings = RegMix(penalty=penalty, fit="log_linear")
     found = proposal(settings, runs_of(40), SIZES, 1e5)
-    weights = np.array([found.mixture.mean()[name] for name in DOMAINS])
+    weights = np.array([found.weights[name] for name in DOMAINS])
     np.testing.assert_allclose(weights, best_of(grid(), [1 / 3] * 3, penalty), atol=0.004)
     assert found.report["fits"]["log_linear"]["target"]["spearman"] == pytest.approx(1)
 
@@ -73,12 +73,12 @@ def test_the_optimum_is_that_of_a_grid_over_the_law_that_made_the_runs(penalty: 
 @pytest.mark.usefixtures("quick")
 def test_limits_of_epochs_hold_and_are_named():
     # Twice the tokens there are, and two and a half epochs: 0.25, 0.375 and 0.625 at most.
-    found = proposal(RegMix(max_epochs=2.5, penalty=0.0), runs_of(40), SIZES, 2e6).mixture
+    found = proposal(RegMix(max_epochs=2.5, penalty=0.0), runs_of(40), SIZES, 2e6)
     points = grid()
     allowed = points[(points <= np.array([0.25, 0.375, 0.625]) + 1e-12).all(1)]
     expected = best_of(allowed, [1 / 3] * 3, 0.0)
-    np.testing.assert_allclose([found.mean()[name] for name in DOMAINS], expected, atol=0.004)
-    at_limit = [name for name in DOMAINS if "limit of epochs" in found.why[name]]
+    np.testing.assert_allclose([found.weights[name] for name in DOMAINS], expected, atol=0.004)
+    at_limit = [name for name in DOMAINS if "limit of epochs" in found.rules[name]]
     assert at_limit == [
         name for name, share, cap in zip(DOMAINS, expected, [0.25, 0.375, 0.625], strict=True)
         if math.isclose(share, cap, abs_tol=1e-3)
@@ -90,10 +90,8 @@ def test_limits_of_epochs_hold_and_are_named():
 def test_one_loss_as_the_target_is_followed_and_said():
     found = proposal(RegMix(target={"code": 1.0}, penalty=0.05), runs_of(40), SIZES, 1e5)
     expected = best_of(grid(), [0, 1, 0], 0.05)
-    np.testing.assert_allclose(
-        [found.mixture.mean()[name] for name in DOMAINS], expected, atol=0.004
-    )
-    assert any("loss of code alone" in note for note in found.mixture.notes)
+    np.testing.assert_allclose([found.weights[name] for name in DOMAINS], expected, atol=0.004)
+    assert any("loss of code alone" in note for note in found.notes)
     assert list(found.report["target"]) == ["code"]
 
 
@@ -102,7 +100,7 @@ def test_the_mixture_stays_within_the_shares_that_the_runs_had():
     near = np.array([0.2, 0.3, 0.5]) + np.random.default_rng(0).uniform(-0.05, 0.05, (40, 3))
     near /= near.sum(1, keepdims=True)
     found = proposal(RegMix(penalty=0.0), runs_of(40, mixtures=near), SIZES, 1e5)
-    weights = np.array([found.mixture.mean()[name] for name in DOMAINS])
+    weights = np.array([found.weights[name] for name in DOMAINS])
     assert (weights >= near.min(0) - 1e-9).all()
     assert (weights <= near.max(0) + 1e-9).all()
     edge = [
@@ -111,13 +109,13 @@ def test_the_mixture_stays_within_the_shares_that_the_runs_had():
         if min(abs(share - most), abs(share - least)) < 1e-6
     ]
     assert edge
-    assert any(f"edge of what the runs tried: {', '.join(edge)};" in n for n in found.mixture.notes)
+    assert any(f"edge of what the runs tried: {', '.join(edge)};" in n for n in found.notes)
 
 
 def test_trees_propose_nearly_the_same():
     pytest.importorskip("lightgbm")
-    found = proposal(RegMix(fit="boosted"), runs_of(160), SIZES, 1e5).mixture
-    weights = np.array([found.mean()[name] for name in DOMAINS])
+    found = proposal(RegMix(fit="boosted"), runs_of(160), SIZES, 1e5)
+    weights = np.array([found.weights[name] for name in DOMAINS])
     best = best_of(grid(), [1 / 3] * 3, 0.05)
     losses = LAW.losses(np.stack([weights, best, np.array([0.2, 0.3, 0.5])])).mean(1)
     assert losses[0] - losses[1] < 0.1 * (losses[2] - losses[1])
@@ -125,17 +123,17 @@ def test_trees_propose_nearly_the_same():
 
 @pytest.mark.usefixtures("quick")
 def test_a_budget_beyond_all_epochs_leaves_the_runs_nothing_to_decide():
-    found = proposal(RegMix(max_epochs=2), runs_of(40), SIZES, 1e7).mixture
-    assert found.mean() == pytest.approx({"books": 0.2, "code": 0.3, "web": 0.5})
+    found = proposal(RegMix(max_epochs=2), runs_of(40), SIZES, 1e7)
+    assert found.weights == pytest.approx({"books": 0.2, "code": 0.3, "web": 0.5})
     assert any("the runs decide nothing" in note for note in found.notes)
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_domain_that_only_the_runs_have_gets_nothing_and_one_only_the_data_have_is_refused():
     fewer = {name: SIZES[name] for name in ("code", "web")}
-    found = proposal(RegMix(), runs_of(40), fewer, 1e5).mixture
-    assert list(found.mean()) == ["code", "web"]
-    assert math.fsum(found.mean().values()) == pytest.approx(1)
+    found = proposal(RegMix(), runs_of(40), fewer, 1e5)
+    assert list(found.weights) == ["code", "web"]
+    assert math.fsum(found.weights.values()) == pytest.approx(1)
     assert any("books" in note and "no training tokens" in note for note in found.notes)
     with pytest.raises(ConfigError, match="say nothing of the domain 'bocks'") as caught:
         proposal(RegMix(), runs_of(40), {"bocks": SIZES["books"]}, 1e5)
@@ -144,11 +142,11 @@ def test_a_domain_that_only_the_runs_have_gets_nothing_and_one_only_the_data_hav
 
 @pytest.mark.usefixtures("quick")
 def test_few_or_noisy_runs_are_told_of():
-    few = proposal(RegMix(), runs_of(8), SIZES, 1e5).mixture
+    few = proposal(RegMix(), runs_of(8), SIZES, 1e5)
     assert any("8 runs are few for 3 domains: 12 are a start" in note for note in few.notes)
-    noisy = proposal(RegMix(), runs_of(30, noise=2.0), SIZES, 1e5).mixture
+    noisy = proposal(RegMix(), runs_of(30, noise=2.0), SIZES, 1e5)
     assert any("order of mixtures is hardly known" in note for note in noisy.notes)
-    clear = proposal(RegMix(), runs_of(30), SIZES, 1e5).mixture
+    clear = proposal(RegMix(), runs_of(30), SIZES, 1e5)
     assert not any("hardly known" in note or "are few" in note for note in clear.notes)
     with pytest.raises(InputError, match="5 runs are too few for 3 domains: 6 can be"):
         proposal(RegMix(), runs_of(5), SIZES, 1e5)
@@ -158,14 +156,14 @@ def test_few_or_noisy_runs_are_told_of():
 @pytest.mark.usefixtures("quick")
 def test_the_order_of_domains_and_of_runs_changes_nothing():
     runs = runs_of(30)
-    first = proposal(RegMix(fit="log_linear"), runs, SIZES, 1e5).mixture.mean()
+    first = proposal(RegMix(fit="log_linear"), runs, SIZES, 1e5).weights
     order = [2, 0, 1]
     turned = Runs(
         runs.names, tuple(DOMAINS[i] for i in order), runs.mixtures[:, order],
         tuple(DOMAINS[i] for i in order), runs.losses[:, order],
     )  # fmt: skip
     sizes = {name: SIZES[name] for name in ("web", "code", "books")}
-    again = proposal(RegMix(fit="log_linear"), turned, sizes, 1e5).mixture.mean()
+    again = proposal(RegMix(fit="log_linear"), turned, sizes, 1e5).weights
     assert again == pytest.approx(first, abs=1e-5)
 
 
@@ -207,7 +205,7 @@ def test_without_lightgbm_the_others_go_on_unless_it_was_asked_for(
         raise MissingDependencyError("not there", fix="install it")
 
     monkeypatch.setattr(boosted_law, "lightgbm", missing)
-    found = proposal(RegMix(), runs_of(30), SIZES, 1e5).mixture
+    found = proposal(RegMix(), runs_of(30), SIZES, 1e5)
     assert any("boosted was not tried" in note for note in found.notes)
     with pytest.raises(MissingDependencyError):
         proposal(RegMix(fit="boosted"), runs_of(30), SIZES, 1e5)
@@ -225,9 +223,9 @@ def test_results_in_files_are_enough(tmp_path: Path):
     metrics.write_csv(tmp_path / "metrics.csv")
     files = [str(tmp_path / name) for name in ("ratios.csv", "metrics.csv")]
     mixer = parse(RegMix, {"results": files, "target": {"code_bpb": 1, "web_bpb": 2}})
-    found = mixer.mixture(SIZES, budget_tokens=1e5)
+    found = proposal(mixer, read_runs([Path(path) for path in mixer.results]), SIZES, 1e5)
     expected = best_of(grid(), [0, 1 / 3, 2 / 3], 0.05)
-    np.testing.assert_allclose([found.mean()[n] for n in DOMAINS], expected, atol=0.004)
+    np.testing.assert_allclose([found.weights[n] for n in DOMAINS], expected, atol=0.004)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +234,8 @@ def test_results_in_files_are_enough(tmp_path: Path):
         ({"max_epochs": 0}, "max_epochs is 0"),
         ({"penalty": -1}, "penalty is -1"),
         ({"target": {"a": -1}}, "below 0"),
+        ({"results": ["a", "b", "c"]}, "names 3 files"),
+        ({"runs": 3}, "too few for any fit"),
         ({"fit": "cubic"}, "fit"),
     ],
 )
