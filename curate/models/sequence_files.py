@@ -1,8 +1,9 @@
 """Files of sequences, mapped into memory: what is not asked for is never read.
 
-The format is safetensors, read here by its own layout: the length of a header, the header (JSON:
-name -> dtype, shape, first and last byte), the numbers. The library's reader copies a tensor
-whole; a map costs what is touched, and the system may take that back.
+A file is safetensors: `arrays.<name>` of the task, `lengths`, `num_scored`, `domain` and `part` of
+each sequence; its metadata names the domains. It is read here by its own layout: the length of a
+header, the header (JSON: name -> dtype, shape, first and last byte), the numbers. The library's
+reader copies a tensor whole; a map costs what is touched, and the system may take that back.
 
 Shapes: N sequences of a file, B that are read.
 """
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save_file
 
-from curate.errors import InputError
+from curate.errors import ConfigError, InputError
 from curate.models.tasks.protocol import Encoded
 
 FLAT = frozenset({"tokens", "counted", "positions", "content"})
@@ -39,6 +41,64 @@ _KINDS = {
 
 _OPEN = 128
 """Files that are mapped at a time: each takes a file handle."""
+
+
+def check_layout(encoded: Encoded, kind: str) -> None:
+    """Refuse a task whose arrays cannot be cut into sequences.
+
+    Raises:
+        ConfigError: names the array.
+    """
+    sizes = {name: len(values) for name, values in encoded.arrays.items()}
+    starts = encoded.arrays.get("starts")
+    for name, size in sizes.items():
+        if name == "starts":
+            wanted = len(encoded) + 1
+        elif name in FLAT:
+            wanted = -1 if starts is None else int(starts[-1])
+        else:
+            wanted = len(encoded)
+        if size != wanted:
+            raise ConfigError(
+                f"mixers that train a proxy cannot cut what task {kind} makes of its examples:"
+                f" {name} has {size} rows for {len(encoded)} examples",
+                fix="use a mixer that trains none, or another task",
+            )
+
+
+def write_sequences(
+    path: Path,
+    encoded: Encoded,
+    *,
+    domain: npt.NDArray[np.int32],
+    part: npt.NDArray[np.uint8],
+    names: Sequence[str],
+) -> None:
+    """Write the sequences in which something counts, in order; equal input gives equal bytes.
+
+    Args:
+        path: of the file.
+        encoded: N sequences.
+        domain: (N,) which of `names`.
+        part: (N,) which of `curate.models.sequences.PARTS`.
+        names: of the domains.
+    """
+    rows = np.flatnonzero(encoded.num_scored > 0)
+    arrays = {
+        name: _rows_of(values, encoded.arrays.get("starts"), rows, is_flat=name in FLAT)
+        for name, values in encoded.arrays.items()
+        if name != "starts"
+    }
+    if "starts" in encoded.arrays:
+        sizes = np.diff(encoded.arrays["starts"])[rows]
+        arrays["starts"] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    tensors = {f"arrays.{name}": np.ascontiguousarray(values) for name, values in arrays.items()}
+    tensors["lengths"] = encoded.lengths[rows].astype(np.int64)
+    tensors["num_scored"] = encoded.num_scored[rows].astype(np.int64)
+    tensors["domain"] = domain[rows].astype(np.int32)
+    tensors["part"] = part[rows].astype(np.uint8)
+    # One entry: several would come in any order.
+    save_file(tensors, path, metadata={"curate": json.dumps({"domains": list(names)})})
 
 
 class MappedFile:
@@ -161,3 +221,16 @@ class MappedFiles:
         if len(self._open) > _OPEN:
             self._open.popitem(last=False)
         return file
+
+
+def _rows_of(
+    values: np.ndarray, starts: np.ndarray | None, rows: npt.NDArray[np.int64], *, is_flat: bool
+) -> np.ndarray:
+    """Some sequences of one of the task's arrays."""
+    if not is_flat:
+        return values[rows]
+    assert starts is not None
+    if len(rows) == len(starts) - 1:
+        return values
+    pieces = [values[starts[row] : starts[row + 1]] for row in rows]
+    return np.concatenate([values[:0], *pieces])

@@ -4,13 +4,9 @@ A sequence is an example, or a window of packed texts. It has a domain and a par
 examples fall into two halves by their content, so that what one model has learned can be measured
 on what it has not seen, and the held-out ones are a third part; a target has two halves of its own.
 
-A file is safetensors: `arrays.<name>` of the task, `lengths`, `num_scored`, `domain` and `part`
-of each sequence; its metadata names the domains.
-
 Shapes: N sequences of a file, M that are chosen, B that are taken, K domains.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,11 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from safetensors.numpy import save_file
 
-from curate.errors import ConfigError
 from curate.models.epochs import random_permutation, random_seed
-from curate.models.sequence_files import FLAT, MappedFiles
+from curate.models.sequence_files import MappedFiles
 from curate.models.tasks.protocol import Encoded
 
 Integers = npt.NDArray[np.int64]
@@ -131,6 +125,11 @@ class Sequences:
         return self._files.total
 
     @property
+    def offsets(self) -> Integers:
+        """(F + 1,) the number of each file's first sequence; the last entry is `total`."""
+        return self._files.offsets
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the domains."""
         found: list[str] = []
@@ -198,68 +197,6 @@ def half_of(content: int, *, seed: int, halves: tuple[str, str] = ("reference", 
     return halves[draw & 1]
 
 
-def check_layout(encoded: Encoded, kind: str) -> None:
-    """Refuse a task whose arrays cannot be cut into sequences.
-
-    Raises:
-        ConfigError: names the array.
-    """
-    sizes = {name: len(values) for name, values in encoded.arrays.items()}
-    starts = encoded.arrays.get("starts")
-    for name, size in sizes.items():
-        if name == "starts":
-            wanted = len(encoded) + 1
-        elif name in FLAT:
-            wanted = -1 if starts is None else int(starts[-1])
-        else:
-            wanted = len(encoded)
-        if size != wanted:
-            raise ConfigError(
-                f"mixers that train a proxy cannot cut what task {kind} makes of its examples:"
-                f" {name} has {size} rows for {len(encoded)} examples",
-                fix="use a mixer that trains none, or another task",
-            )
-
-
-def write_sequences(
-    path: Path,
-    encoded: Encoded,
-    *,
-    domain: npt.NDArray[np.int32],
-    part: npt.NDArray[np.uint8],
-    names: Sequence[str],
-) -> dict[str, int]:
-    """Write the sequences in which something counts, in order; equal input gives equal bytes.
-
-    Args:
-        path: of the file.
-        encoded: N sequences.
-        domain: (N,) which of `names`.
-        part: (N,) which of `PARTS`.
-        names: of the domains.
-
-    Returns:
-        `sequences` and `tokens` (those that count) in the file.
-    """
-    rows = np.flatnonzero(encoded.num_scored > 0)
-    arrays = {
-        name: _rows_of(values, encoded.arrays.get("starts"), rows, is_flat=name in FLAT)
-        for name, values in encoded.arrays.items()
-        if name != "starts"
-    }
-    if "starts" in encoded.arrays:
-        sizes = np.diff(encoded.arrays["starts"])[rows]
-        arrays["starts"] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    tensors = {f"arrays.{name}": np.ascontiguousarray(values) for name, values in arrays.items()}
-    tensors["lengths"] = encoded.lengths[rows].astype(np.int64)
-    tensors["num_scored"] = encoded.num_scored[rows].astype(np.int64)
-    tensors["domain"] = domain[rows].astype(np.int32)
-    tensors["part"] = part[rows].astype(np.uint8)
-    # One entry: several would come in any order.
-    save_file(tensors, path, metadata={"curate": json.dumps({"domains": list(names)})})
-    return {"sequences": len(rows), "tokens": int(encoded.num_scored[rows].sum())}
-
-
 class _Found(NamedTuple):
     numbers: list[Integers]
     """Of each domain."""
@@ -308,19 +245,6 @@ def _find(
         np.where(is_spare, tokens[1], tokens[0]),
         is_spare,
     )
-
-
-def _rows_of(
-    values: np.ndarray, starts: np.ndarray | None, rows: Integers, *, is_flat: bool
-) -> np.ndarray:
-    """Some sequences of one of the task's arrays."""
-    if not is_flat:
-        return values[rows]
-    assert starts is not None
-    if len(rows) == len(starts) - 1:
-        return values
-    pieces = [values[starts[row] : starts[row + 1]] for row in rows]
-    return np.concatenate([values[:0], *pieces])
 
 
 def _listed(names: Sequence[str]) -> str:
