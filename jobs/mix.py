@@ -19,7 +19,7 @@ from curate.data.files import replace as replace_file
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition
-from curate.data.tables import meet, read_examples, read_table
+from curate.data.tables import meet, read_examples, read_table, write_table
 from curate.errors import InputError
 from curate.plan.mixture import DomainSize, Mixture, mixture_values
 from curate.plan.settings import Keep
@@ -240,8 +240,15 @@ def _learned(
     name: str, found: Found, run: RunFolder, sizes: Mapping[str, DomainSize], budget: float
 ) -> Mixture:
     """The mixture of a mixer that trains; its tables are copied to it."""
+    folder = run.mixtures / name
     for table, source in found.tables.items():
-        replace_file(run.mixtures / name / table, partial(shutil.copyfile, source))
+        replace_file(folder / table, partial(shutil.copyfile, source))
+    if found.trajectories:
+        joined = pl.concat(
+            read_table(path).select(pl.lit(which).alias("run"), pl.all())
+            for which, path in found.trajectories.items()
+        )
+        replace_file(folder / "trajectory.parquet", partial(write_table, joined))
     why = reasons(found.phases, sizes, budget, found.why)
     notes = found.notes
     often = {

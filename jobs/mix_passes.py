@@ -27,8 +27,10 @@ class Found(NamedTuple):
     why: dict[str, str]
     """Domain -> what decided its weight, in a few words with numbers."""
     notes: tuple[str, ...] = ()
+    trajectories: Mapping[str, Path] = {}
+    """Run -> what it showed on its way; together they become the mixture's `trajectory.parquet`."""
     tables: Mapping[str, Path] = {}
-    """Name in the mixture's folder -> a file to copy there, `trajectory.parquet` among them."""
+    """Name in the mixture's folder -> another file to copy there."""
 
 
 @dataclass(frozen=True, slots=True)

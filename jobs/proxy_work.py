@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from curate.config import load, parse, plain
+from curate.config import parse, plain
 from curate.data.files import fingerprint, replace_folder
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output
@@ -20,8 +20,13 @@ from curate.models.load import build_model, load_model, max_positions, pick_devi
 from curate.models.optimiser import Optimiser
 from curate.models.sequences import Sequences
 from curate.models.settings import Model
+from jobs.all_stages import load
+from jobs.own_passes import Phase
 from jobs.run import Task
+from jobs.sequences import left_out, open_sequences, open_target, sequence_tasks
+from jobs.sequences_work import make_sequences, make_target
 from jobs.settings import Settings, task_settings
+from jobs.train import model_facts
 from jobs.training_work import Workshop, begin, open_workshop, write_model
 from mixers.proxy import Files, run_proxy
 from mixers.proxy_settings import Proxy
@@ -113,6 +118,56 @@ class ProxyBase:
         return Task(name, payload, result_output(self.folder(name)), mark)
 
 
+def proxy_base(
+    settings: Settings, mixer: str, proxy: Proxy, *, with_target: bool = False
+) -> tuple[ProxyBase, list[Phase]]:
+    """What the proxy runs of a mixer have in common, and the phases that make their sequences.
+
+    Args:
+        settings: of the run.
+        mixer: its name.
+        proxy: decides how examples become sequences.
+        with_target: the mixer reads a target; what stands in it is then no training example.
+
+    Raises:
+        ConfigError: there is no model to train, no target, or a task without sequences.
+        InputError: the index or the tokenizer is missing.
+    """
+    if proxy.model is None and settings.model.name is None and settings.model.config is None:
+        raise ConfigError(
+            f"the mixer {mixer} trains a proxy, but there is no model to train",
+            fix="set mix.proxy.model to the fields of a configuration, or model.name",
+        )
+    made = sequence_tasks(
+        settings,
+        packed=proxy.packed,
+        length=proxy.length,
+        with_target=with_target,
+        exclude_target=with_target,
+    )
+    made_from = fingerprint(
+        pool=[task.fingerprint for task in made.pool],
+        target=[task.fingerprint for task in made.target],
+        model=model_facts(settings) if proxy.model is None else settings.model.dtype,
+        seed=settings.seed,
+        threads=settings.cluster.threads,
+    )
+    payload = {
+        "settings": plain(settings),
+        "identity": made.identity,
+        "sequences": made.key,
+    }
+    phases = [Phase(f"{mixer}: sequences", made.pool, make_sequences)]
+    if made.target:
+        phases.insert(0, Phase(f"{mixer}: sequences of the target", made.target, make_target))
+    return ProxyBase(settings, mixer, payload, made_from), phases
+
+
+def proxy_seed(settings: Settings, proxy: Proxy) -> int:
+    """Of all draws of a proxy run."""
+    return random_seed(settings.seed, "proxy", proxy.seed)
+
+
 def result_output(folder: Path) -> Output:
     """What a run ends with."""
     return Output(folder / "result.json")
@@ -145,7 +200,7 @@ def train_proxy(payload: dict[str, Any]) -> dict[str, Any]:
         **result._asdict(),
         "steps": proxy.steps,
         "num_parameters": body_parameters(optimiser.model),
-        "notes": [*data.sequences.notes],
+        "notes": [*data.sequences.notes, *_left_out(shop.settings, payload)],
     }
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     output = result_output(folder)
@@ -155,10 +210,17 @@ def train_proxy(payload: dict[str, Any]) -> dict[str, Any]:
     return {"steps": proxy.steps}
 
 
+def _left_out(settings: Settings, payload: Mapping[str, Any]) -> list[str]:
+    """What is to be said of examples that stand in the target too."""
+    counts = left_out(settings, str(payload["sequences"])) if payload["target_parts"] else {}
+    if not counts:
+        return []
+    named = ", ".join(f"{domain} ({count:,})" for domain, count in counts.items())
+    return [f"examples that stand in the target too are not trained on: {named}"]
+
+
 def open_data(shop: Workshop, payload: Mapping[str, Any]) -> Data:
     """Sequences of the parts that a task names."""
-    from jobs.sequences import open_sequences, open_target
-
     key = str(payload["sequences"])
     sequences = open_sequences(shop.settings, key, payload["parts"])
     held_out = open_sequences(shop.settings, key, ["held_out"], domains=sequences.domains)
@@ -179,7 +241,7 @@ def open_proxy(shop: Workshop, proxy: Proxy) -> Optimiser:
         ConfigError: there is no model, or its sequences are too long for it.
     """
     settings, task = shop.settings, task_settings(shop.settings)
-    draws = random_seed(settings.seed, "proxy", proxy.seed)
+    draws = proxy_seed(settings, proxy)
     model_seed = random_seed(draws, "weights") % 2**63
     chosen = proxy_model(settings, proxy)
     if chosen.config is not None:

@@ -7,5 +7,6 @@ MIXERS: dict[str, str] = {
     "unimax": "mixers.unimax:UniMax",
     "cooldown": "mixers.cooldown:Cooldown",
     "fixed": "mixers.fixed:Fixed",
+    "doremi": "mixers.doremi:DoReMi",
 }
 """Name -> class: a frozen dataclass that is its own settings (see `mixers.protocol`)."""

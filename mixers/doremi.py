@@ -20,14 +20,15 @@ Shapes: K domains, n tokens of a step on this rank.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from curate.config import STRICT
 from curate.errors import ConfigError, DivergedError
+from mixers.proxy_settings import Proxy
 from mixers.rules import Seen, Step, first_look, loss_sums, second_look, token_counts
 
 
@@ -65,11 +66,48 @@ class DomainWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DoReMi:
-    """How excess losses move the weights."""
+class Reference:
+    """The model whose losses the proxy's are compared with; as large as the proxy."""
 
     __pydantic_config__: ClassVar = STRICT
 
+    shares: Literal["natural", "uniform"] | dict[str, float] = "natural"
+    """Of the tokens that it is trained on. What small domains it repeats often it learns by heart,
+    so that their excess looks large: natural shares are the authors' rule of thumb."""
+    seeds: tuple[int, ...] = (0, 1)
+    """One reference and one proxy each; the mixture is their mean, and their spread is shown."""
+    models: tuple[dict[str, Any], ...] = ()
+    """Configurations from scratch, one reference and one proxy of each size for every seed; by
+    default that of the proxy."""
+    path: str | None = None
+    """A model that exists, in place of training one; of the run's tokenizer."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"reference.seeds are {list(self.seeds)}", fix="list different seeds: [0, 1]"
+            )
+        if self.path is not None and self.models:
+            raise ConfigError(
+                "reference has both path and models",
+                fix="remove mix.reference.models, or mix.reference.path to train references",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoReMi:
+    """The domains where a proxy is furthest behind a reference."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    proxy: Proxy = field(default_factory=Proxy)
+    """How reference and proxy are trained."""
+    reference: Reference = field(default_factory=Reference)
+    """The reference."""
+    rounds: int = 1
+    """At most so many: from the second on, the reference is trained on the mixture found before."""
+    tolerance: float = 1e-3
+    """Rounds end where no weight has moved by more."""
     eta: float = 1.0
     """Step of the weights; 0.1 where they go to a single domain."""
     smoothing: float = 1e-3
@@ -81,6 +119,12 @@ class DoReMi:
     def __post_init__(self) -> None:
         if not self.eta > 0:
             raise ConfigError(f"eta is {self.eta}, not above 0", fix="remove it to use 1")
+        if self.rounds < 1 or (self.rounds > 1 and self.reference.path is not None):
+            raise ConfigError(
+                f"rounds is {self.rounds}, and the reference "
+                + ("exists already" if self.reference.path else "is trained in each"),
+                fix="set mix.rounds to 1",
+            )
         for name in ("smoothing", "warm_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(
