@@ -18,6 +18,7 @@ Cost: every T_r steps (N + 1) gradients of `sequences`; memory of two gradients 
 Shapes: K domains, N distributions over them (N = K where none are given).
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ from torch import Tensor
 from curate.config import STRICT
 from curate.errors import ConfigError, DivergedError
 from mixers.basis import Distributions, simplex
+
+log = logging.getLogger(__name__)
+
+_DEAR = 0.5
+"""Sequences measured for each one trained on, from which on the log says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +68,7 @@ class DGA:
     many target examples lie nearest to each cluster. Uniform by default."""
     start_uniform: float = 0.1
     """Share of uniform that is mixed into `start`."""
-    precondition: Literal["none", "adam"] = "none"
+    precondition: Literal["adam"] | None = None
     """`adam`: the target's gradient divided by the root of AdamW's mean squares, as a step is."""
     basis: Distributions | str | None = None
     """Distributions over the domains that weights are learned for, or a YAML file of them: for
@@ -142,6 +148,22 @@ class DGA:
         else:
             found = products
         return torch.where(present & (lengths > 0), found, torch.nan)
+
+    def tell_cost(self, num_measured: int, batch: float) -> None:
+        """Warn where more is measured than makes sense.
+
+        Args:
+            num_measured: N.
+            batch: sequences of a training step.
+        """
+        measured = num_measured * self.sequences + self.target_sequences
+        share = measured / (self.every * batch)
+        if share > _DEAR:
+            log.warning(
+                "dga: %.1f sequences are measured for each one trained on; raise every, lower"
+                " sequences, or give a basis of few distributions over the domains",
+                share,
+            )
 
     def start_weights(self, names: Sequence[str]) -> Tensor:
         """(N,) float64 before the first measurement.

@@ -6,7 +6,6 @@ Cost: see `mixers.dga`; a batch is drawn before its step, so that weights are a 
 Shapes: K domains, N distributions over them (N = K where none are given).
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -21,11 +20,6 @@ from mixers.dga_schedule import Mix, first_mix, next_mix, stretches
 from mixers.proxy_draws import stratified_counts
 from mixers.rules import Piece, Seen, Step, loss_sums, token_counts
 from mixers.share_limits import epoch_caps
-
-log = logging.getLogger(__name__)
-
-_DEAR = 0.5
-"""Sequences measured for each one trained on, from which on the log says so."""
 
 
 class DGARule:
@@ -97,7 +91,7 @@ class DGARule:
         """Move the weights; (K,) the alignment of each domain, NaN where weights are of a basis."""
         settings, basis = self._settings, self._basis
         if not len(self._mix.steps):
-            self._warn(batch)
+            settings.tell_cost(len(basis.names), batch)
         moments = step.second_moments() if settings.precondition == "adam" else None
         target = target_gradient(
             step, step.target("alignment", settings.target_sequences), moments=moments
@@ -134,15 +128,3 @@ class DGARule:
                 for piece in step.more(f"alignment {name}", torch.from_numpy(counts))
             ]
         return found
-
-    def _warn(self, batch: float) -> None:
-        settings = self._settings
-        measured = len(self._basis.names) * settings.sequences + settings.target_sequences
-        share = measured / (settings.every * batch)
-        if share > _DEAR:
-            log.warning(
-                "dga: %.1f sequences are measured for each one trained on; raise every, lower"
-                " sequences, or give a basis of few distributions over the %d domains",
-                share,
-                len(self._sizes),
-            )

@@ -98,7 +98,7 @@ class MixtureCallback(TrainerCallback):
         self.stream.load_state_dict(self._initial)
         self._anchor = (0, int(self._initial["position"]))
         for step, probabilities in self._changes(state):
-            self.stream.set_probabilities(probabilities, from_position=self._position(step))
+            self.stream.set_probabilities(probabilities, from_position=self.position(step))
 
     def on_step_end(
         self,
@@ -110,9 +110,9 @@ class MixtureCallback(TrainerCallback):
         if self._live is not None:
             found = self._live(state)
             if found is not None:
-                start = self._position(state.global_step + self._delay)
+                start = self.position(state.global_step + self._delay)
                 self.stream.set_probabilities(found, from_position=start)
-        position = self._position(state.global_step)
+        position = self.position(state.global_step)
         # Every step, so that no more than one has to be drawn again to know where the stream is.
         kept = {**self.stream.state_dict(position), "global_batch": self._batch}
         note(state, _STREAM, kept)
@@ -128,7 +128,7 @@ class MixtureCallback(TrainerCallback):
         # The trainer's own entry of a training step; what is logged here comes by as well.
         if "loss" not in (logs or {}):
             return
-        position = self._position(state.global_step)
+        position = self.position(state.global_step)
         last = max(position - 1, int(self._initial["position"]))
         values = {f"mixture/{name}": p for name, p in self.stream.probabilities(last).items()}
         epochs = self.stream.epochs(position)
@@ -147,7 +147,17 @@ class MixtureCallback(TrainerCallback):
             return list(phases)
         return sorted(self._schedule.items(), key=lambda entry: entry[0])
 
-    def _position(self, step: int) -> int:
+    @property
+    def delay(self) -> int:
+        """Steps between a decision and the first that is drawn by it, once training has begun."""
+        return self._delay
+
+    @property
+    def global_batch(self) -> int:
+        """Examples of a step, over all ranks, once training has begun."""
+        return self._batch
+
+    def position(self, step: int) -> int:
         """The first position of a step's examples."""
         since, position = self._anchor
         return position + (step - since) * self._batch

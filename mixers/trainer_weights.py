@@ -210,8 +210,12 @@ def _unwrapped(trainer: Trainer) -> nn.Module:
     return model
 
 
-def _measure(trainer: Trainer) -> Measure:
-    """How to read the losses of examples from the trainer's model."""
+def shifts_labels(trainer: Trainer) -> bool:
+    """Whether position t of the trainer's model predicts label t + 1.
+
+    Raises:
+        ConfigError: it is not known how the losses of its examples are computed.
+    """
     model = _unwrapped(trainer)
     kind = getattr(model, "loss_type", None)
     config = getattr(model, "config", None)
@@ -225,7 +229,12 @@ def _measure(trainer: Trainer) -> Measure:
             "the model adds a loss for its router, which a weighted loss would leave out",
             fix="set output_router_logits to False in the model's config",
         )
-    shift = kind in _SHIFTED and not getattr(config, "is_encoder_decoder", False)
+    return kind in _SHIFTED and not getattr(config, "is_encoder_decoder", False)
+
+
+def _measure(trainer: Trainer) -> Measure:
+    """How to read the losses of examples from the trainer's model."""
+    shift = shifts_labels(trainer)
     return lambda output, labels: class_losses(output, labels, shift=shift)
 
 
