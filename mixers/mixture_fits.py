@@ -23,6 +23,8 @@ FITS: dict[str, Fit] = {
 }
 MANY_RUNS = 128
 """From here on trees are better than the log-linear form, below it is the other way round."""
+_LEAST_FOR_TREES = 20
+"""Runs below which trees are not even tried, unless they are asked for."""
 _MARGIN = 0.01
 """Gain in rank correlation for which the usual fit is left."""
 
@@ -77,6 +79,9 @@ def fitted(
     told: dict[str, Told] = {}
     notes: list[str] = []
     for name, fit in FITS.items():
+        if name == "boosted" and choice != name and num < _LEAST_FOR_TREES:
+            notes.append(f"with fewer than {_LEAST_FOR_TREES} runs, the fit boosted was not tried")
+            continue
         try:
             told[name] = _told(fit, mixtures, losses, shares, folds=folds, seed=seed)
         except MissingDependencyError:
