@@ -15,6 +15,7 @@ from jobs.settings import Settings
 
 PASSES: dict[str, str] = {
     "doremi": "jobs.doremi:passes",
+    "regmix": "jobs.regmix:passes",
 }
 """Mixer -> `module:function` that says its passes: `(settings, mixer) -> MixPasses`."""
 

@@ -8,5 +8,6 @@ MIXERS: dict[str, str] = {
     "cooldown": "mixers.cooldown:Cooldown",
     "fixed": "mixers.fixed:Fixed",
     "doremi": "mixers.doremi:DoReMi",
+    "regmix": "mixers.regmix:RegMix",
 }
 """Name -> class: a frozen dataclass that is its own settings (see `mixers.protocol`)."""
