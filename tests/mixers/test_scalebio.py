@@ -16,14 +16,8 @@ from curate.models.optimiser import Optimiser
 from curate.models.settings import Train
 from mixers.lisa import Lisa
 from mixers.rules import Piece, Seen, Tokens
-from mixers.scalebio import (
-    ScaleBiO,
-    ScaleBiORule,
-    SourceWeights,
-    example_counts,
-    example_means,
-    lambda_gradient,
-)
+from mixers.scalebio import ScaleBiO, SourceWeights, lambda_gradient
+from mixers.scalebio_rule import ScaleBiORule, example_counts, example_means
 
 
 def vector(*values: float) -> Tensor:

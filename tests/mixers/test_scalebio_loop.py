@@ -20,7 +20,8 @@ from curate.models.sequences import Sequences
 from mixers.lisa import Lisa
 from mixers.proxy import Files, ProxyResult, run_proxy
 from mixers.proxy_settings import Proxy
-from mixers.scalebio import ScaleBiO, ScaleBiORule
+from mixers.scalebio import ScaleBiO
+from mixers.scalebio_rule import ScaleBiORule
 
 SIZES = {"count": 64, "noise": 64, "repeat": 64}
 PROXY = Proxy(steps=12, sequences=12, lr=1e-2, warmup=0.1, held_out=4, resume_every_seconds=0.0)
