@@ -15,6 +15,8 @@ from jobs.settings import Settings
 
 PASSES: dict[str, str] = {
     "doremi": "jobs.doremi:passes",
+    "doge": "jobs.doge:passes",
+    "scalebio": "jobs.scalebio:passes",
     "regmix": "jobs.regmix:passes",
 }
 """Mixer -> `module:function` that says its passes: `(settings, mixer) -> MixPasses`."""

@@ -8,6 +8,8 @@ MIXERS: dict[str, str] = {
     "cooldown": "mixers.cooldown:Cooldown",
     "fixed": "mixers.fixed:Fixed",
     "doremi": "mixers.doremi:DoReMi",
+    "doge": "mixers.doge:DoGE",
+    "scalebio": "mixers.scalebio:ScaleBiO",
     "regmix": "mixers.regmix:RegMix",
 }
 """Name -> class: a frozen dataclass that is its own settings (see `mixers.protocol`)."""

@@ -20,7 +20,7 @@ Shapes: K domains.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor
 from curate.config import STRICT
 from curate.errors import ConfigError, DivergedError
 from mixers.alignment import Alignments, Gradient, How, Part, alignments, target_gradient
+from mixers.proxy_settings import Proxy
 from mixers.rules import Piece, Seen, Step, loss_sums, token_counts
 
 _MU = {"universal": 0.01, "target": 0.05}
@@ -40,6 +41,10 @@ class DoGE:
 
     __pydantic_config__: ClassVar = STRICT
 
+    proxy: Proxy = field(default_factory=Proxy)
+    """How the proxy is trained. Give it 4 sequences of each domain in a step at least."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the proxy, beside its own: one run each, and the mixture is their mean."""
     mode: Literal["universal", "target"] = "target"
     """What is to be learned: all training domains, each as much as another, or the target."""
     form: Literal["normalised", "raw"] = "normalised"
@@ -70,6 +75,10 @@ class DoGE:
     ranks; by default a quarter of the step's."""
 
     def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"seeds are {list(self.seeds)}", fix="list different seeds: [0, 1, 2]"
+            )
         for name in ("kappa", "mu", "target_sequences"):
             value = getattr(self, name)
             if value is not None and not value > 0:
