@@ -219,23 +219,26 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights_to_the_last_bit(
     tmp_path: Path, options: dict[str, Any], workers: int
 ):
     settings = DGA(**EACH_STEP, **options)
-    whole, first = made(tmp_path / "whole", settings=settings, delay_steps=3)
+    whole, first = made(tmp_path / "whole", settings=settings, steps=12, delay_steps=3)
     whole.train()
-    killed, _ = made(tmp_path / "killed", settings=settings, delay_steps=3, callbacks=[Stop(7)])
+    killed, _ = made(
+        tmp_path / "killed", settings=settings, steps=12, delay_steps=3, callbacks=[Stop(7)]
+    )
     with pytest.raises(StoppedError):
         killed.train()
     resumed, again = made(
         tmp_path / "killed",
         settings=settings,
+        steps=12,
         delay_steps=3,
         ignore_data_skip=True,
         dataloader_num_workers=workers,
     )
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 8
+    assert resumed.state.global_step == 12
     assert torch.equal(parameters(resumed.model), parameters(whole.model))
     assert again.schedule() == first.schedule()
-    assert len(first.schedule()) == 2
+    assert [step for step, _ in first.schedule()] == [5, 7, 9, 11]
 
 
 class Kill(TrainerCallback):
