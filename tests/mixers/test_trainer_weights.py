@@ -17,6 +17,7 @@ from online_training import (
     trainer,
     weighted_tokens,
 )
+from tiny_models import byte_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -382,12 +383,16 @@ def test_the_robust_range_survives_a_checkpoint(tmp_path: Path):
     assert torch.equal(parameters(resumed.model), parameters(whole.model))
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")
 def test_sft_trainer_takes_the_weights(tmp_path: Path):
-    trl = pytest.importorskip(
-        "trl", reason="TRL is not installed: its SFTTrainer is not tried here"
-    )
+    trl = pytest.importorskip("trl", reason="TRL is not installed")
     rows = [{**row, "curate_weight": 2.0} for row in examples(8)]
     data = datasets.Dataset.from_list(rows).remove_columns("curate_domain")
+
+    def with_mask(rows: list[Any]) -> Any:
+        """Its metrics read a mask, of batches without padding too."""
+        batch = collate(rows)
+        return {"attention_mask": torch.ones_like(batch["input_ids"]), **batch}
 
     def run(weighted: bool) -> Tensor:
         made = trl.SFTTrainer(
@@ -399,7 +404,8 @@ def test_sft_trainer_takes_the_weights(tmp_path: Path):
                 dataset_kwargs={"skip_prepare_dataset": True},
             ),
             train_dataset=data,
-            data_collator=collate,
+            data_collator=with_mask,
+            processing_class=byte_tokenizer(),
         )  # fmt: skip
         before = parameters(made.model)
         if weighted:
