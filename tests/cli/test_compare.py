@@ -103,3 +103,14 @@ def test_nothing_to_measure_on_is_told_before_anything_is_trained(
     assert main(["compare", str(settings), *given]) == 2
     assert "nothing is left to measure the arms on" in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_a_mixer_that_trains_is_no_mixer_of_an_arm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = Path(__file__).parents[2] / "configs" / "compare-digits.yaml"
+    arm = "[{name: learned, rules: {keep: 0.5}, mix: {mixer: doremi}}]"
+    run = tmp_path / "run"
+    assert main(["compare", str(settings), "--set", f"compare.arms={arm}", "--out", str(run)]) == 2
+    assert "arm learned: the mixer doremi trains models of its own" in capsys.readouterr().err
+    assert not run.exists()
