@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from curate.models.optimiser import Optimiser
-from curate.models.sequences import PARTS, Sequences, write_sequences
+from curate.models.sequence_files import write_sequences
+from curate.models.sequences import PARTS, Sequences
 from curate.models.settings import CausalLM
 from curate.models.tasks.causal_lm import CausalLMTask
 from curate.models.tasks.protocol import Encoded

@@ -145,7 +145,7 @@ def test_a_killed_command_goes_on_to_the_same_mixture(tmp_path: Path):
         values = values_of(tmp_path, run=run, proxy={"steps": 60, "resume_every_seconds": 0.05})
         configs[run] = tmp_path / f"{run}.yaml"
         configs[run].write_text(yaml.safe_dump(values))
-        index_run(parse_settings(values), pool=INLINE)
+        run_to_end(curate_command("index", configs[run]))
     run_to_end(curate_command("mix", configs["whole"]))
     folder = tmp_path / "killed" / "proxies" / "doge" / "seed-0"
     state = folder / "resume" / "state.safetensors"
