@@ -12,7 +12,6 @@ Shapes: K domains, B sequences of a step.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,13 +36,12 @@ from mixers.orders import Order
 from mixers.proxy_draws import stratified_counts
 from mixers.proxy_settings import Proxy
 from mixers.proxy_step import Data, Feed, LoopStep, counted, sum_gradients
-from mixers.ranks import num_ranks, over_ranks
-from mixers.rules import Rule, Seen
+from mixers.ranks import num_ranks, over_ranks, own_rank
+from mixers.rules import Rule, Seen, loss_sums
 from mixers.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
-_TELL_SECONDS = 20.0
 _SHOW_SECONDS = 1.0
 _CHECK_STEPS = 100
 """How often ranks make sure that their weights are the same."""
@@ -119,7 +117,8 @@ def run_proxy(
         told: called with step and weights (K,) after every step.
 
     Raises:
-        ConfigError: there are more ranks than sequences in a step.
+        ConfigError: there are more ranks than sequences in a step, or float16 for a rule that
+            reads gradients.
         DivergedError: a loss is not finite; the trajectory up to there is written.
         CurateError: the GPU has not enough memory for a piece.
         OutputError: the disk refuses a write.
@@ -128,6 +127,11 @@ def run_proxy(
         raise ConfigError(
             f"{settings.sequences} sequences in a step are too few for {num_ranks()} ranks",
             fix="raise mix.proxy.sequences, or lower mix.proxy.ranks",
+        )
+    if optimiser.dtype == "float16" and rule.by_domain:
+        raise ConfigError(
+            "model.dtype is float16, in which the gradients of single domains are scaled",
+            fix="set model.dtype to bfloat16 or float32",
         )
     with own_random_state(optimiser.device):
         loop = _Loop(optimiser, task, data, rule, settings, files)
@@ -154,7 +158,6 @@ class _Loop:
     num_tokens: Tensor = field(init=False)
     """(K,) float64 counted tokens so far."""
     kept_time: float = field(default_factory=time.monotonic)
-    told_time: float = field(default_factory=time.monotonic)
     shown_time: float = 0.0
     is_first: bool = field(init=False)
     """Whether this rank writes."""
@@ -171,7 +174,7 @@ class _Loop:
         total = self.optimiser.total_steps
         self.trajectory = Trajectory(domains, tuple(self.rule.columns), total)
         self.num_tokens = torch.zeros(len(domains), dtype=torch.float64)
-        self.is_first = num_ranks() == 1 or dist.get_rank() == 0
+        self.is_first = own_rank() == 0
         start = getattr(self.rule, "start", None)
         if start is not None:
             start(self.optimiser)
@@ -244,6 +247,9 @@ class _Loop:
             seen = self.rule.step(step)
             sum_gradients(self.optimiser.trained)
             self.optimiser.finish()
+        except DivergedError:
+            self._name_domain(step)
+            raise
         except torch.cuda.OutOfMemoryError as error:
             raise CurateError(
                 f"step {number}: the GPU has not enough memory for a piece of the batch",
@@ -251,15 +257,26 @@ class _Loop:
             ) from error
         return seen
 
-    def _check(self, seen: Seen, step: int) -> None:
-        wrong = ~seen.loss_sums.isfinite()
+    @torch.no_grad()
+    def _name_domain(self, step: LoopStep) -> None:
+        """A rule has found a number that is none: say where, if losses are it."""
+        sums = torch.zeros(step.num_domains, dtype=torch.float64)
+        for piece in step.pieces:
+            sums += loss_sums(step.tokens(piece), step.num_domains)
+        self._check_losses(sums, step.number)
+
+    def _check_losses(self, sums: Tensor, step: int) -> None:
+        wrong = ~sums.isfinite()
         if bool(wrong.any()):
             name = self.data.sequences.domains[int(wrong.int().argmax())]
             raise DivergedError(
-                f"the loss of domain {name} at step {step} is {float(seen.loss_sums[wrong][0])}",
+                f"the loss of domain {name} at step {step} is {float(sums[wrong][0])}",
                 fix="lower mix.proxy.lr, or raise mix.proxy.warmup;"
                 f" the trajectory up to there is in {self.files.trajectory.name}",
             )
+
+    def _check(self, seen: Seen, step: int) -> None:
+        self._check_losses(seen.loss_sums, step)
         if num_ranks() > 1 and step % _CHECK_STEPS == 0:
             both = torch.stack([seen.weights, -seen.weights])
             most = over_ranks(both, dist.ReduceOp.MAX, None)
@@ -274,13 +291,12 @@ class _Loop:
         model, device = self.optimiser.model, self.optimiser.device
         model.eval()
         sums = torch.zeros(2, len(sequences.domains), dtype=torch.float64)
-        rank = dist.get_rank() if num_ranks() > 1 else 0
         for domain, size in enumerate(sequences.sizes.tolist()):
             if not size:
                 continue
             key = random_seed(self.optimiser.seed, "held out", sequences.domains[domain])
             places = Order(size, key).at(np.arange(min(size, self.settings.held_out)))
-            places = places[rank :: num_ranks()]
+            places = places[own_rank() :: num_ranks()]
             if not len(places):
                 continue
             taken = sequences.take(np.full(len(places), domain), places)
@@ -314,11 +330,6 @@ class _Loop:
         total = self.optimiser.total_steps
         facts = {"step": step, "total": total, "weights": told}
         write_json(self.files.progress, facts, flush=False)
-        if now - self.told_time >= _TELL_SECONDS:
-            self.told_time = now
-            loss = float(seen.loss_sums.sum() / seen.counts.sum().clamp(min=1))
-            loss = loss if math.isfinite(loss) else math.nan
-            log.info("proxy: step %d of %d, loss %.4f, weights %s", step, total, loss, told)
 
     def _keep(self) -> None:
         """Write the state to resume from, and what was seen so far."""

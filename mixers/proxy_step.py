@@ -20,7 +20,7 @@ from curate.models.sequences import Sequences
 from curate.models.tasks.protocol import Batch, Task
 from curate.models.tasks.windows import IGNORED
 from mixers.proxy_draws import Draw, Integers
-from mixers.ranks import num_ranks, over_ranks
+from mixers.ranks import num_ranks, over_ranks, own_rank
 from mixers.rules import Piece, Tokens
 
 Reference = Callable[[Integers], npt.NDArray[np.float32]]
@@ -57,7 +57,7 @@ class Feed:
         self._task, self._data, self._seed, self._device = task, data, seed, device
         self._piece_tokens = piece_tokens
         self._draws: dict[str, Draw] = {}
-        self._rank = dist.get_rank() if num_ranks() > 1 else 0
+        self._rank = own_rank()
 
     def batch(self, counts: Integers, step: int, *, by_domain: bool) -> list[Piece]:
         """The batch of a step: so many sequences (K,) of each domain."""

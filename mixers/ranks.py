@@ -15,6 +15,11 @@ def num_ranks(group: dist.ProcessGroup | None = None) -> int:
     return 1
 
 
+def own_rank(group: dist.ProcessGroup | None = None) -> int:
+    """Which of them this process is, from 0."""
+    return dist.get_rank(group) if num_ranks(group) > 1 else 0
+
+
 def over_ranks(
     values: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None
 ) -> Tensor:

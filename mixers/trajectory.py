@@ -1,7 +1,7 @@
 """What a proxy run showed on its way: weights and losses of each domain, as a table.
 
-At most about a thousand stretches of steps are told apart; a row is the mean over its stretch, the
-loss over all its tokens.
+At most about a thousand stretches of steps are told apart, of many domains fewer; a row is the mean
+over its stretch, the loss over all its tokens.
 
 Shapes: K domains, R stretches.
 """
@@ -20,6 +20,9 @@ from curate.data.tables import write_table
 from mixers.rules import Seen
 
 _STRETCHES = 1000
+_FEW_STRETCHES = 100
+_ROWS = 200_000
+"""Of the table, about: the whole of it is written each time that a state is."""
 
 
 class Trajectory:
@@ -33,7 +36,8 @@ class Trajectory:
 
     def __init__(self, domains: Sequence[str], columns: Sequence[str], total_steps: int) -> None:
         self._domains, self._columns, self._total = tuple(domains), tuple(columns), total_steps
-        self._every = -(-total_steps // _STRETCHES)
+        most = min(_STRETCHES, max(_FEW_STRETCHES, _ROWS // max(1, len(self._domains))))
+        self._every = -(-total_steps // most)
         self._steps: list[int] = []
         self._rows: list[Tensor] = []
         self._empty()
