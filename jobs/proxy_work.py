@@ -18,8 +18,9 @@ from curate.errors import ConfigError
 from curate.models.epochs import random_seed
 from curate.models.load import build_model, load_model, max_positions, pick_device
 from curate.models.optimiser import Optimiser
+from curate.models.packing import check_packing
 from curate.models.sequences import Sequences
-from curate.models.settings import Model
+from curate.models.settings import CausalLM, Model
 from jobs.all_stages import load
 from jobs.own_passes import Phase
 from jobs.run import Task
@@ -238,22 +239,28 @@ def open_proxy(shop: Workshop, proxy: Proxy) -> Optimiser:
     """A fresh model, from scratch or loaded, ready to train.
 
     Raises:
-        ConfigError: there is no model, or its sequences are too long for it.
+        ConfigError: there is no model, its sequences are too long for it, or it does not keep the
+            texts of a packed one apart.
     """
     settings, task = shop.settings, task_settings(shop.settings)
     draws = proxy_seed(settings, proxy)
     model_seed = random_seed(draws, "weights") % 2**63
     chosen = proxy_model(settings, proxy)
     if chosen.config is not None:
-        model: nn.Module = build_model(chosen, task, shop.tokenizer, model_seed)
+        # How long the sequences are is compared below: the proxy's length may be another.
+        short = replace(task, max_tokens=1) if hasattr(task, "max_tokens") else task
+        model: nn.Module = build_model(chosen, short, shop.tokenizer, model_seed)
     else:
         model = load_model(chosen, task, head_seed=model_seed, dtype="float32").model
     limit = max_positions(model)
-    if limit is not None and proxy.length is not None and proxy.length > limit:
+    length = proxy.length or getattr(shop.task, "max_tokens", None)
+    if limit is not None and length is not None and length > limit:
         raise ConfigError(
-            f"sequences have {proxy.length} tokens, but the proxy reads {limit}",
+            f"sequences have {length} tokens, but the proxy reads {limit}",
             fix=f"set mix.proxy.length to {limit} or less",
         )
+    if proxy.packed and isinstance(task, CausalLM):
+        check_packing(model)
     return Optimiser(
         model,
         proxy.train,

@@ -180,8 +180,7 @@ def check_packing(model: nn.Module) -> None:
     if not is_apart:
         raise ConfigError(
             f"{type(model).__name__} does not keep the texts of a packed row apart",
-            fix="train on padded texts instead of packed ones, or take a model of another kind,"
-            " such as llama or gpt2",
+            fix="set packed: false, or take a model of another kind, such as llama or gpt2",
         )
 
 

@@ -17,6 +17,7 @@ from curate.models.mlp import MLP
 from curate.models.sequences import PARTS, Sequences
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
+from jobs.proxy_work import open_proxy
 from jobs.run import Outcome, raise_failures, run_tasks
 from jobs.sequences import (
     SequenceTasks,
@@ -27,6 +28,8 @@ from jobs.sequences import (
 )
 from jobs.sequences_work import make_sequences, make_target
 from jobs.settings import Settings, parse_settings
+from jobs.training_work import make_workshop
+from mixers.proxy_settings import Proxy
 
 INLINE = Pool(InlineExecutor(), 1)
 WORDS = ["cat", "hat", "dawn", "dusk", "river", "stone", "lamp", "door"]
@@ -340,3 +343,34 @@ def test_examples_of_the_target_are_reported(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.INFO, logger="jobs.sequences_work"):
         made(settings_of(tmp_path), exclude_target=True)
     assert any("4 examples of part-" in message for message in caplog.messages)
+
+
+WIDTHS = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"model_type": "bloom", **WIDTHS}, "does not keep the texts of a packed row apart"),
+        ({"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16},
+         "sequences have 32 tokens, but the proxy reads 16"),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_cannot_read_the_sequences_is_refused(
+    tmp_path: Path, model: dict[str, Any], why: str
+):
+    shop = make_workshop(settings_of(tmp_path))
+    with pytest.raises(ConfigError, match=why):
+        open_proxy(shop, Proxy(model=model))
+
+
+def test_a_proxy_that_reads_padded_texts_may_be_of_any_kind(tmp_path: Path):
+    shop = make_workshop(settings_of(tmp_path))
+    proxy = Proxy(model={"model_type": "bloom", **WIDTHS}, packed=False)
+    assert type(open_proxy(shop, proxy).model).__name__ == "BloomForCausalLM"
+
+
+def test_a_proxy_may_read_less_than_the_run_does_where_its_sequences_are_short(tmp_path: Path):
+    shop = make_workshop(settings_of(tmp_path))
+    small = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    open_proxy(shop, Proxy(model=small, length=16))
