@@ -9,8 +9,7 @@ the loss weighs examples by their own losses: sum over all examples of w_i L_i, 
 Source: none; that of the weights stands there.
 Departures: none.
 Cost: none beside the training; with weights a few numbers for each example.
-Shapes: K domains, P phases, M examples of a step over all ranks, m those of this rank, n tokens of
-a piece.
+Shapes: K domains, P phases, M examples of this rank in a step, n tokens of a piece.
 """
 
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from torch import Tensor
 
 from mixers.loss_weights import LossReweighting, example_weights, summary
 from mixers.loss_window import Window, empty_window, remember, window_bounds
-from mixers.ranks import all_rows, num_ranks, own_rank
 from mixers.rules import Seen, Step, Tokens, first_look, loss_sums, second_look, token_counts
 
 
@@ -78,6 +76,7 @@ class ReweightedRule:
     columns: ClassVar[Mapping[str, str]] = {
         "factor": "mean weight of the domain's examples; above 1, the domain gains",
         "effective_share": "effective sample size by number of examples, the same for all domains",
+        "largest": "largest weight by the mean one; the paper's theory assumes at most 2",
     }
     by_domain: ClassVar[bool] = False
 
@@ -95,12 +94,11 @@ class ReweightedRule:
         counts = token_counts(step)
         looks = first_look(step)
         parts = [_means(look, piece.counts) for look, piece in zip(looks, step.pieces, strict=True)]
-        mine = torch.cat([part.detach() for part in parts]).cpu()  # (m,)
-        owners = torch.cat([piece.domains[piece.counts > 0] for piece in step.pieces]).cpu()
-        means, domains, is_mine = _of_all(mine, owners)  # (M,)
+        means = torch.cat([part.detach() for part in parts]).cpu()  # (M,)
+        domains = torch.cat([piece.domains[piece.counts > 0] for piece in step.pieces]).cpu()
         weights = self._weigh(means, domains, step)
         sums = torch.zeros_like(counts)
-        split = weights[is_mine].split([len(part) for part in parts])
+        split = weights.split([len(part) for part in parts])
         for look, piece, own in zip(second_look(step, looks), step.pieces, split, strict=True):
             step.backward((own.to(look.losses) * _means(look, piece.counts)).sum())
             sums += loss_sums(look, num_domains)
@@ -109,11 +107,15 @@ class ReweightedRule:
         self._sums += self._shares * torch.where(factors.isnan(), 1.0, factors)
         self._done += 1
         share = told.effective_size / told.num_examples
-        values = {"factor": factors, "effective_share": torch.full_like(factors, share)}
+        values = {
+            "factor": factors,
+            "effective_share": torch.full_like(factors, share),
+            "largest": torch.full_like(factors, told.largest),
+        }
         return Seen(self._shares * factors.nan_to_num(1.0), step.total(sums), counts, values)
 
     def _weigh(self, means: Tensor, domains: Tensor, step: Step) -> Tensor:
-        """(M,) weights of the examples of a step."""
+        """(M,) weights of examples; over all ranks they sum to 1."""
         settings, num_domains = self._settings, step.num_domains
         within = domains if settings.within_domain else None
         groups = num_domains if settings.within_domain else 1
@@ -152,15 +154,6 @@ class ReweightedRule:
 
 
 def _means(tokens: Tokens, counts: Tensor) -> Tensor:
-    """(M,) mean loss of each example of a piece that has a counted token."""
+    """(m,) mean loss of each example of a piece that has a counted token."""
     sums = tokens.losses.new_zeros(len(counts)).index_add(0, tokens.owner, tokens.losses)
     return (sums / counts.clamp(min=1))[counts > 0]
-
-
-def _of_all(means: Tensor, domains: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(M,) means and domains of the examples of all ranks, and which of them are this rank's."""
-    if num_ranks() == 1:
-        return means, domains, torch.ones_like(domains, dtype=torch.bool)
-    ranks = torch.full_like(domains, own_rank())
-    rows = all_rows(torch.stack([means.double(), domains.double(), ranks.double()], dim=1), None)
-    return rows[:, 0].to(means), rows[:, 1].long(), rows[:, 2] == own_rank()
