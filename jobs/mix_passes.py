@@ -1,7 +1,7 @@
 """Mixers that train before they know: their passes in phases, and what comes of them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,8 +16,11 @@ from jobs.settings import Settings
 PASSES: dict[str, str] = {
     "doremi": "jobs.doremi:passes",
     "doge": "jobs.doge:passes",
+    "dga": "jobs.dga:passes",
     "scalebio": "jobs.scalebio:passes",
     "regmix": "jobs.regmix:passes",
+    "dmo": "jobs.dmo:passes",
+    "loss_reweighting": "jobs.loss_reweighting:passes",
 }
 """Mixer -> `module:function` that says its passes: `(settings, mixer) -> MixPasses`."""
 
@@ -68,8 +71,14 @@ def mix_passes(settings: Settings, name: str, mixer: Any) -> MixPasses:
         ConfigError: what it needs is not in the settings.
         InputError: what it stands on has not been made yet.
     """
+    from jobs.proxy_ranks import proxy_phase
+
     passes = cast(Callable[[Settings, Any], MixPasses], resolve(PASSES, name, what="mixer"))
-    return passes(settings, mixer)
+    found = passes(settings, mixer)
+    phases = [
+        each if isinstance(each, DrivenPhase) else proxy_phase(*each) for each in found.phases
+    ]
+    return replace(found, phases=tuple(phases))
 
 
 def run_mix_passes(passes: MixPasses, *, pool: Pool, listener: Listener) -> dict[str, Outcome]:

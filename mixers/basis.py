@@ -56,7 +56,7 @@ def make_basis(domains: Sequence[str], given: Distributions | str | None) -> Bas
     """
     if given is None:
         return Basis(tuple(domains), torch.eye(len(domains), dtype=torch.float64), True)
-    found = _read(Path(given)) if isinstance(given, str) else given
+    found = read_basis(given)
     if not found:
         raise ConfigError("the basis has no distribution", fix="remove basis, or give it some")
     if len(found) > len(domains):
@@ -93,7 +93,15 @@ def simplex(shares: Mapping[str, float], names: Sequence[str], *, what: str) -> 
     return row / row.sum()
 
 
-def _read(path: Path) -> Distributions:
+def read_basis(given: Distributions | str) -> Distributions:
+    """The distributions themselves, of a setting that may name a file of them.
+
+    Raises:
+        InputError: the file is missing, or holds something else.
+    """
+    if not isinstance(given, str):
+        return given
+    path = Path(given)
     try:
         found: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

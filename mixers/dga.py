@@ -21,7 +21,7 @@ Shapes: K domains, N distributions over them (N = K where none are given).
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -30,6 +30,7 @@ from torch import Tensor
 from curate.config import STRICT
 from curate.errors import ConfigError, DivergedError
 from mixers.basis import Distributions, simplex
+from mixers.proxy_settings import Proxy
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,13 @@ class DGA:
 
     __pydantic_config__: ClassVar = STRICT
 
+    proxy: Proxy = field(default_factory=Proxy)
+    """How the model is trained. Not read in your own training, nor are `seeds` and `phases`."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the model, beside its own: one run each, and the mixture is their mean."""
+    phases: int = 20
+    """The mixture follows the schedule in so many stretches at most; 1 for one mixture, the mean
+    over the measurements."""
     every: int = 100
     """Steps between two measurements, the paper's T_r."""
     sequences: int = 8
@@ -75,7 +83,11 @@ class DGA:
     hundreds of domains. Each domain by itself by default."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "sequences", "target_sequences", "kappa"):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"seeds are {list(self.seeds)}", fix="list different seeds: [0, 1, 2]"
+            )
+        for name in ("phases", "every", "sequences", "target_sequences", "kappa"):
             if not getattr(self, name) > 0:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}, not above 0",

@@ -16,7 +16,7 @@ from curate.models.epochs import random_seed
 from mixers.alignment import alignments, target_gradient
 from mixers.basis import make_basis
 from mixers.dga import DGA
-from mixers.dga_schedule import Mix, first_mix, next_mix, stretches
+from mixers.dga_schedule import Mix, first_mix, next_mix
 from mixers.proxy_draws import stratified_counts
 from mixers.rules import Piece, Seen, Step, loss_sums, token_counts
 from mixers.share_limits import epoch_caps
@@ -41,7 +41,6 @@ class DGARule:
         self._settings, self._sizes = settings, sizes.double()
         self._basis = make_basis(domains, settings.basis)
         self._mix = first_mix(settings, self._basis)
-        self._start = self._mix.shares
         self._read = torch.zeros(len(domains), dtype=torch.float64)
 
     @property
@@ -75,10 +74,6 @@ class DGARule:
         """Mean over the measurements, not the last of them: that one is noise where the target's
         loss is flat."""
         return self._mix.mean
-
-    def schedule(self, total_steps: int) -> list[tuple[float, Tensor]]:
-        """Share of the run and shares of the domains (K,) of each stretch."""
-        return stretches(self._mix, self._start, total_steps)
 
     def state(self) -> dict[str, Tensor]:
         return {**self._mix._asdict(), "read": self._read}

@@ -5,7 +5,6 @@ Cost: a few numbers for each domain and measurement.
 Shapes: K domains, N distributions over them (N = K where none are given), U measurements.
 """
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -77,27 +76,25 @@ def next_mix(
     )
 
 
-def stretches(
-    mix: Mix, start: Tensor, total_steps: int, *, most: int = 20
-) -> list[tuple[float, Tensor]]:
-    """The schedule as few stretches: share of the run, and shares of the domains (K,) in it.
+def stretches(ends: Tensor, rows: Tensor, *, most: int = 20) -> list[tuple[float, Tensor]]:
+    """A schedule in few stretches: share of the run, and shares of the domains (K,) in it.
 
     Args:
-        mix: at the end of the run.
-        start: (K,) shares before the first measurement.
-        total_steps: of the run.
+        ends: (R,) ascending, number of the last step of each row; the last ends the run.
+        rows: (R, K) shares; those that are alike one after the other are taken together.
         most: where there are more, as many stretches of equal length, each with its mean.
     """
-    firsts = [0, *mix.steps.tolist()]
-    ends = [*firsts[1:], total_steps]
-    rows = torch.cat([start[None], mix.schedule])
-    kept = [(a, min(b, total_steps), row) for a, b, row in zip(firsts, ends, rows, strict=True)]
-    kept = [(a, b, row) for a, b, row in kept if a < b]
-    if len(kept) <= most:
-        return [((b - a) / total_steps, row) for a, b, row in kept]
-    edges = [total_steps * number / most for number in range(most + 1)]
+    ends, rows = ends.double(), rows.double()
+    last = torch.ones(len(ends), dtype=torch.bool)
+    last[:-1] = (rows[1:] != rows[:-1]).any(1)
+    ends, rows = ends[last] / ends[-1], rows[last]
+    if len(ends) <= most:
+        lengths = ends.diff(prepend=ends.new_zeros(1))
+        return list(zip(lengths.tolist(), rows, strict=True))
+    firsts = torch.cat([ends.new_zeros(1), ends[:-1]])
     found: list[tuple[float, Tensor]] = []
-    for first, last in pairwise(edges):
-        parts = [max(0.0, min(b, last) - max(a, first)) * row for a, b, row in kept]
-        found.append((1 / most, torch.stack(parts).sum(0) / (last - first)))
+    for number in range(most):
+        start, end = number / most, (number + 1) / most
+        inside = (ends.clamp(max=end) - firsts.clamp(min=start)).clamp(min=0)  # (R,)
+        found.append((1 / most, inside @ rows * most))
     return found

@@ -320,7 +320,6 @@ def test_a_run_taken_up_again_has_the_same_weights_to_the_last_bit(stop: int):
     assert torch.equal(one.weights, two.weights)
     for name, tensor in whole.state().items():
         assert torch.equal(stopped.state()[name], tensor), name
-    assert stopped.schedule(30)[0][0] == whole.schedule(30)[0][0]
 
 
 def test_identical_domains_keep_equal_weights_on_average():
@@ -392,31 +391,42 @@ def test_a_thousand_domains_work_and_their_cost_is_told(caplog: pytest.LogCaptur
 
 
 def test_the_schedule_is_told_in_few_stretches_of_the_same_mean():
-    basis = make_basis(NAMES, None)
-    settings = DGA(every=10)
-    mix = first_mix(settings, basis)
-    start = mix.shares
     source = torch.Generator().manual_seed(0)
-    for begins in range(20, 400, 10):
-        alignment = torch.randn(3, generator=source, dtype=torch.float64)
-        mix = next_mix(settings, basis, mix, alignment, begins=begins, caps=None)
-    by_step = torch.stack(
-        [start if step < 20 else mix.schedule[(step - 20) // 10] for step in range(400)]
-    )
-    for most in (50, 20, 7):
-        found = stretches(mix, start, 400, most=most)
-        assert len(found) == min(most, 39)
+    rows = torch.rand(20, 3, generator=source, dtype=torch.float64)
+    rows = rows / rows.sum(1, keepdim=True)
+    by_step = torch.cat([rows[:1].expand(20, -1), rows[1:].repeat_interleave(20, 0)])
+    steps = torch.arange(1, 401)
+    for most in (50, 20, 7, 1):
+        found = stretches(steps, by_step, most=most)
+        assert len(found) == min(most, 20)
         assert math.fsum(share for share, _ in found) == pytest.approx(1)
         mean = torch.stack([share * row for share, row in found]).sum(0)
         torch.testing.assert_close(mean, by_step.mean(0))
-    torch.testing.assert_close(stretches(mix, start, 400)[1][1], by_step[20:40].mean(0))
-    torch.testing.assert_close(mix.mean, mix.schedule.mean(0))
-    assert not torch.allclose(mix.mean, by_step.mean(0))
+    torch.testing.assert_close(stretches(steps, by_step)[1][1], rows[1])
+    torch.testing.assert_close(stretches(steps, by_step, most=10)[3][1], rows[6:8].mean(0))
+    # Rows of unequal length: one to step 20, one to 50, one to 100.
+    found = stretches(torch.tensor([20, 50, 100]), rows[:3])
+    assert [share for share, _ in found] == pytest.approx([0.2, 0.3, 0.5])
+    halves = stretches(torch.tensor([20, 50, 100]), rows[:3], most=2)
+    torch.testing.assert_close(halves[0][1], 0.4 * rows[0] + 0.6 * rows[1])
+
+
+def test_the_mean_is_over_the_measurements_alone():
+    basis, settings = make_basis(NAMES, None), DGA()
+    mix = first_mix(settings, basis)
+    torch.testing.assert_close(mix.mean, torch.full((3,), 1 / 3).double())
+    for begins in (3, 6):
+        mix = next_mix(settings, basis, mix, vector(1, 0, 0), begins=begins, caps=None)
+    one = (vector(0.5, 0, 0)).softmax(0)
+    torch.testing.assert_close(mix.mean, (one + vector(1.0, 0, 0).softmax(0)) / 2)
+    assert mix.steps.tolist() == [3, 6]
 
 
 @pytest.mark.parametrize(
     "options",
     [
+        {"seeds": ()},
+        {"phases": 0},
         {"every": 0},
         {"kappa": 0.0},
         {"beta": 0.0},
