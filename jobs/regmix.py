@@ -4,8 +4,6 @@ Runs do not wait for each other. One that diverges is set aside and named; the r
 Losses are those of the last step on held-out sequences of each domain.
 """
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,27 +15,22 @@ from curate.config import parse, plain
 from curate.data.files import digest_file, replace, write_json
 from curate.data.layout import RunFolder
 from curate.data.tables import write_table
-from curate.errors import DivergedError, InputError, counted
+from curate.errors import InputError
 from curate.plan.mixture import DomainSize, Phase
 from jobs.lengths import lengths_digest
 from jobs.mix import budget_tokens, domain_sizes
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
+from jobs.proxy_results import Results, read_results, target_of, train_run
 from jobs.proxy_rules import plain as plain_rule
-from jobs.proxy_work import (
-    Making,
-    ProxyBase,
-    proxy_base,
-    result_output,
-    tiny_note,
-    train_proxy,
-)
+from jobs.proxy_work import Making, ProxyBase, proxy_base, tiny_note
 from jobs.run import Task
 from jobs.settings import Settings
 from mixers.laws import Floats
 from mixers.mixture_draws import USAGE, swarm
+from mixers.mixture_report import Proposal
 from mixers.mixture_results import Runs, chosen_losses, read_runs, runs_table
-from mixers.regmix import Proposal, RegMix, proposal
+from mixers.regmix import RegMix, proposal
 from mixers.rules import Rule
 
 Sizes = Mapping[str, DomainSize]
@@ -58,7 +51,7 @@ def passes(settings: Settings, mixer: RegMix) -> MixPasses:
         digests = tuple(digest_file(path) for path in files)
         return MixPasses((), partial(_from_files, settings, mixer), inputs=digests)
     base, sequences = proxy_base(settings, "regmix", mixer.proxy)
-    sizes = _sizes(settings)
+    sizes = domains_with_tokens(settings)
     budget = budget_tokens(settings.plan.kept, sizes)
     runs = [
         base.task(
@@ -74,25 +67,6 @@ def passes(settings: Settings, mixer: RegMix) -> MixPasses:
     if checked is not None:
         phases.append(Work("regmix: check", [checked], train_run))
     return MixPasses(tuple(phases), partial(_from_runs, settings, mixer, runs, checked))
-
-
-def train_run(payload: dict[str, Any]) -> dict[str, Any]:
-    """Train one proxy; that it diverged is a result too.
-
-    Raises:
-        ConfigError: the sequences are longer than the model reads.
-        OutputError: the disk refuses a write.
-    """
-    try:
-        return train_proxy(payload)
-    except DivergedError as error:
-        folder = Path(payload["folder"])
-        text = json.dumps({"schema_version": 1, "diverged": error.what}) + "\n"
-        result_output(folder).write(
-            lambda path: path.write_text(text, encoding="utf-8"), str(payload["fingerprint"])
-        )
-        shutil.rmtree(folder / "resume", ignore_errors=True)
-        return {"diverged": 1}
 
 
 def proposed(making: Making) -> Rule:
@@ -135,7 +109,12 @@ def _check_task(
     )
 
 
-def _sizes(settings: Settings) -> dict[str, DomainSize]:
+def domains_with_tokens(settings: Settings) -> dict[str, DomainSize]:
+    """What there is of the domains that have training tokens.
+
+    Raises:
+        InputError: tokens were not counted yet.
+    """
     run = RunFolder(Path(settings.run))
     found = domain_sizes(run, lengths_digest(settings))
     return {domain: size for domain, size in found.items() if size.num_tokens > 0}
@@ -151,16 +130,18 @@ def _from_runs(
     settings: Settings, mixer: RegMix, tasks: Sequence[Task], checked: Task | None, sizes: Sizes
 ) -> Found:
     """The mixture, with what the check has shown."""
-    runs, facts = _read([Path(task.payload["folder"]) for task in tasks])
+    runs, results = _read([Path(task.payload["folder"]) for task in tasks])
     found = _proposal(mixer, runs, sizes, budget_tokens(settings.plan.kept, sizes))
     used, shares = chosen_losses(runs, mixer.target)
     report, notes = dict(found.report), list[str]()
     measured = dict(zip(used.names, (used.losses @ shares).tolist(), strict=True))
     report["measured"] = {name: measured.get(name) for name in ("natural", "uniform")}
     if checked is not None:
-        report["measured"]["mixture"] = _target(Path(checked.payload["folder"]), used, shares)
+        report["measured"]["mixture"] = target_of(
+            Path(checked.payload["folder"]), used.targets, shares
+        )
         notes.append(_verdict(report))
-    tiny = tiny_note(facts["num_parameters"])
+    tiny = tiny_note(results.num_parameters)
     return _found(settings, runs, found, report, (*notes, *([tiny] if tiny else [])))
 
 
@@ -188,59 +169,12 @@ def _found(
     )
 
 
-def _read(folders: Sequence[Path]) -> tuple[Runs, dict[str, Any]]:
-    """Runs that came to an end, and the result of the first of them.
-
-    Raises:
-        InputError: none did, or there was nothing to measure the loss on.
-    """
-    results = {folder.name: _result(folder) for folder in folders}
-    diverged = [name for name, result in results.items() if "diverged" in result]
-    ended = {name: result for name, result in results.items() if "diverged" not in result}
-    if not ended:
-        raise InputError(
-            f"all proxies diverged; {diverged[0]}: {results[diverged[0]]['diverged']}",
-            fix="lower mix.proxy.lr, or raise mix.proxy.warmup",
-        )
-    first = next(iter(ended.values()))
-    domains, targets = sorted(first["num_tokens"]), sorted(first["held_out"])
-    if not targets:
-        raise InputError(
-            "no domain has held-out sequences, so that proxies have no losses",
-            fix="raise index.held_out or mix.proxy.held_out",
-        )
-    # What was really read: batches hold whole sequences, so that shares are not quite those asked.
-    tokens = np.array([[run["num_tokens"][name] for name in domains] for run in ended.values()])
-    losses = np.array([[run["held_out"][name] for name in targets] for run in ended.values()])
-    notes = tuple(_set_aside(diverged, len(results))) + tuple(_silent(domains, targets))
-    mixtures = tokens / tokens.sum(1, keepdims=True)
-    return Runs(tuple(ended), tuple(domains), mixtures, tuple(targets), losses, notes), first
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    return json.loads(result_output(folder).path.read_text(encoding="utf-8"))
-
-
-def _set_aside(diverged: Sequence[str], total: int) -> list[str]:
-    if not diverged:
-        return []
-    named = ", ".join(diverged[:10])
-    return [f"{len(diverged)} of {counted(total, 'proxy', 'proxies')} diverged, set aside: {named}"]
-
-
-def _silent(domains: Sequence[str], targets: Sequence[str]) -> list[str]:
-    missing = sorted(set(domains) - set(targets))
-    return (
-        [f"without held-out sequences, so without a loss: {', '.join(missing)}"] if missing else []
-    )
-
-
-def _target(folder: Path, runs: Runs, shares: Floats) -> float | None:
-    """The weighted sum of a run's losses; None where it diverged."""
-    result = _result(folder)
-    if "diverged" in result:
-        return None
-    return float(np.array([result["held_out"][name] for name in runs.targets]) @ shares)
+def _read(folders: Sequence[Path]) -> tuple[Runs, Results]:
+    """The runs that came to their end."""
+    found = read_results(folders)
+    mixtures = found.tokens / found.tokens.sum(1, keepdims=True)
+    runs = Runs(found.names, found.domains, mixtures, found.targets, found.losses, found.notes)
+    return runs, found
 
 
 def _verdict(report: Mapping[str, Any]) -> str:

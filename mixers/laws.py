@@ -22,7 +22,7 @@ FOLDS = 5
 class Law(Protocol):
     """What a fit gives."""
 
-    def losses(self, mixtures: Floats) -> Floats:
+    def losses(self, mixtures: Floats, /) -> Floats:
         """(n, q) predicted losses of mixtures (n, m)."""
         ...
 
@@ -30,7 +30,7 @@ class Law(Protocol):
 class SmoothLaw(Law, Protocol):
     """A law with derivatives, whose optimum is found by following them."""
 
-    def gradients(self, mixture: Floats) -> Floats:
+    def gradients(self, mixture: Floats, /) -> Floats:
         """(q, m) derivatives of the losses at one mixture (m,)."""
         ...
 

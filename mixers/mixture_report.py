@@ -3,12 +3,14 @@
 Shapes: n runs, m domains of the mixture, q losses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
-from curate.errors import counted
+from curate.config import nearest
+from curate.errors import ConfigError, counted
 from mixers.laws import Floats, Law, SmoothLaw
 from mixers.mixture_fits import Fitted
 from mixers.mixture_results import Runs
@@ -16,6 +18,43 @@ from mixers.mixture_results import Runs
 _NEAR = 1e-6
 _DOUBTFUL = 0.8
 """Rank correlation below which the order of mixtures is hardly known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A mixture, and all that led to it."""
+
+    weights: dict[str, float]
+    """Domain -> share of the tokens, summing to 1."""
+    rules: dict[str, str]
+    """Domain -> what decided its weight."""
+    notes: tuple[str, ...]
+    report: dict[str, Any]
+    """Plain values for `fits.json`: fits and their errors, what is foretold, what was measured."""
+
+
+def check_domains(known: Sequence[str], domains: Iterable[str]) -> None:
+    """Refuse domains of which the runs say nothing.
+
+    Raises:
+        ConfigError: names the domain and the nearest one of the runs.
+    """
+    for name in domains:
+        if name not in known:
+            shown = ", ".join(known[:10])
+            raise ConfigError(
+                f"the runs say nothing of the domain {name!r}",
+                fix=nearest(name, known)
+                or f"name the results' columns as the domains; they are {shown}",
+            )
+
+
+def all_used(max_epochs: float, total: float, budget: float) -> str:
+    """A note where the limit of epochs leaves nothing to decide."""
+    return (
+        f"{max_epochs:g} epochs of everything are {total:,.0f} tokens, no more than the budget of "
+        f"{budget:,.0f}: the runs decide nothing; stop there, or raise mix.max_epochs"
+    )
 
 
 def warnings(runs: Runs, found: Fitted, best: Floats, *, covered: bool) -> list[str]:

@@ -23,7 +23,7 @@ from mixers.laws import Floats
 
 IDS = ("run", "run_id", "index")
 _NO_DATA = (*IDS, "name")
-SHARE, LOSS = "share.", "loss."
+SHARE, LOSS, TOKENS = "share.", "loss.", "tokens."
 _TOLERANCE = 0.01 + 1e-9
 """How far shares may be from adding up to 1: rounded ones are scaled."""
 
@@ -64,6 +64,58 @@ def read_runs(paths: Sequence[Path]) -> Runs:
     return _from_two(first, _table(paths[1]), paths)
 
 
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """Runs that differ in how many tokens they had, and the loss of each of their domains."""
+
+    names: tuple[str, ...]
+    """(n,) of the runs."""
+    domains: tuple[str, ...]
+    """(m,)"""
+    tokens: Floats
+    """(n, m)"""
+    losses: Floats
+    """(n, m) of the domains, nats."""
+    notes: tuple[str, ...] = ()
+
+
+def read_amounts(path: Path) -> Amounts:
+    """Results from a file with `tokens.DOMAIN` and `loss.DOMAIN` for each domain.
+
+    Raises:
+        InputError: the file is missing or is no table, a domain lacks one of the two columns, a
+            cell is no number, or a run stands twice.
+    """
+    table = _table(path)
+    domains = [name.removeprefix(TOKENS) for name in table.columns if name.startswith(TOKENS)]
+    lacking = [name for name in domains if f"{LOSS}{name}" not in table.columns]
+    if not domains or lacking:
+        missing = f"{LOSS}{lacking[0]}" if lacking else f"{TOKENS}DOMAIN"
+        raise InputError(
+            f"{path} has no column {missing}",
+            fix="give tokens.DOMAIN and loss.DOMAIN of every domain, and a row for each run",
+        )
+    names = _names(table, path)
+    losses = _floats(table, [f"{LOSS}{name}" for name in domains], path, empty=True)
+    tokens = _floats(table, [f"{TOKENS}{name}" for name in domains], path, empty=False)
+    good = np.isfinite(losses).all(axis=1)
+    kept: list[bool] = np.asarray(good).tolist()
+    return Amounts(
+        tuple(name for name, fine in zip(names, kept, strict=True) if fine),
+        tuple(domains),
+        tokens[good],
+        losses[good],
+        _aside([name for name, fine in zip(names, kept, strict=True) if not fine]),
+    )
+
+
+def amounts_table(amounts: Amounts) -> pl.DataFrame:
+    """The runs as one table that `read_amounts` reads back."""
+    tokens = {f"{TOKENS}{name}": amounts.tokens[:, at] for at, name in enumerate(amounts.domains)}
+    losses = {f"{LOSS}{name}": amounts.losses[:, at] for at, name in enumerate(amounts.domains)}
+    return pl.DataFrame({"run": list(amounts.names), **tokens, **losses})
+
+
 def chosen_losses(runs: Runs, target: Mapping[str, float]) -> tuple[Runs, Floats]:
     """The losses that count, the runs that have all of them, and the weights of these losses.
 
@@ -90,11 +142,7 @@ def chosen_losses(runs: Runs, target: Mapping[str, float]) -> tuple[Runs, Floats
     losses = runs.losses[:, kept]
     finite = np.isfinite(losses).all(axis=1)
     good: list[bool] = np.asarray(finite).tolist()
-    notes = runs.notes
-    if not all(good):
-        named = [name for name, fine in zip(runs.names, good, strict=True) if not fine]
-        notes = (*notes, f"{counted(len(named), 'run')} without a finite loss set aside: "
-                 f"{', '.join(named[:10])}{' ...' if len(named) > 10 else ''}")  # fmt: skip
+    named = [name for name, fine in zip(runs.names, good, strict=True) if not fine]
     weights = np.array([given[runs.targets[place]] for place in kept])
     found = replace(
         runs,
@@ -102,7 +150,7 @@ def chosen_losses(runs: Runs, target: Mapping[str, float]) -> tuple[Runs, Floats
         mixtures=runs.mixtures[finite],
         targets=tuple(runs.targets[place] for place in kept),
         losses=losses[finite],
-        notes=notes,
+        notes=(*runs.notes, *_aside(named)),
     )
     return found, weights / weights.sum()
 
@@ -123,9 +171,7 @@ def _from_one(table: pl.DataFrame, path: Path) -> Runs:
             f"{path} has {missing}",
             fix="name losses loss.NAME, or give two files: mixtures, then losses",
         )
-    named = [name for name in IDS if name in table.columns]
-    names = [str(value) for value in table[named[0]]] if named else _numbers(table.height)
-    _check_once(names, path)
+    names = _names(table, path)
     mixtures, notes = _shares(_floats(table, domains, path, empty=False), names, path)
     return Runs(
         tuple(names),
@@ -179,6 +225,21 @@ def _table(path: Path) -> pl.DataFrame:
         ) from error
 
 
+def _aside(names: Sequence[str]) -> tuple[str, ...]:
+    """A note on runs without a loss."""
+    if not names:
+        return ()
+    shown = f"{', '.join(names[:10])}{' ...' if len(names) > 10 else ''}"
+    return (f"{counted(len(names), 'run')} without a finite loss set aside: {shown}",)
+
+
+def _names(table: pl.DataFrame, path: Path) -> list[str]:
+    """Of the runs: as the file says, or their numbers."""
+    if not any(name in table.columns for name in IDS):
+        return [str(number) for number in range(table.height)]
+    return _run_names(table, path)
+
+
 def _run_names(table: pl.DataFrame, path: Path) -> list[str]:
     named = [name for name in IDS if name in table.columns]
     if not named:
@@ -196,10 +257,6 @@ def _check_once(names: Sequence[str], path: Path) -> None:
         if name in seen:
             raise InputError(f"{path} has the run {name} twice", fix="leave one of them out")
         seen.add(name)
-
-
-def _numbers(count: int) -> list[str]:
-    return [str(number) for number in range(count)]
 
 
 def _data_columns(columns: Sequence[str]) -> list[str]:

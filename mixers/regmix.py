@@ -18,18 +18,18 @@ Shapes: n runs, m domains of the mixture, q losses.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 
-from curate.config import STRICT, nearest
+from curate.config import STRICT
 from curate.errors import ConfigError
 from curate.plan.mixture import DomainSize
 from mixers.law_optimum import Wanted, drawn_optimum, smooth_optimum, wanted
 from mixers.laws import Floats, Law, SmoothLaw
 from mixers.mixture_draws import scattered
 from mixers.mixture_fits import Choice, fitted
-from mixers.mixture_report import outlook, report, warnings
+from mixers.mixture_report import Proposal, all_used, check_domains, outlook, report, warnings
 from mixers.mixture_results import Runs, chosen_losses
 from mixers.proxy_settings import Proxy
 
@@ -91,19 +91,6 @@ class RegMix:
         return max(32, 3 * (num_domains + 1)) if self.runs is None else self.runs
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """A mixture, and all that led to it."""
-
-    weights: dict[str, float]
-    """Domain -> share of the tokens, summing to 1."""
-    rules: dict[str, str]
-    """Domain -> what decided its weight."""
-    notes: tuple[str, ...]
-    report: dict[str, Any]
-    """Plain values for `fits.json`: fits and their errors, what is foretold, what was measured."""
-
-
 def proposal(
     settings: RegMix, runs: Runs, sizes: Mapping[str, DomainSize], budget_tokens: float
 ) -> Proposal:
@@ -120,7 +107,7 @@ def proposal(
         InputError: too few runs.
         MissingDependencyError: LightGBM is asked for and not installed.
     """
-    _check_domains(runs, sizes)
+    check_domains(runs.domains, sizes)
     used, shares = chosen_losses(runs, settings.target)
     tokens = np.array([sizes[name].num_tokens if name in sizes else 0.0 for name in used.domains])
     found = fitted(used.mixtures, used.losses, shares, choice=settings.fit)
@@ -132,11 +119,7 @@ def proposal(
         notes.append(f"domains of the runs that have no training tokens here: {', '.join(absent)}")
     if total <= budget_tokens:
         best, covered = tokens / tokens.sum(), True
-        notes.append(
-            f"{settings.max_epochs:g} epochs of everything are {total:,.0f} tokens, no more than "
-            f"the budget of {budget_tokens:,.0f}: the runs decide nothing; stop there, or raise "
-            "mix.max_epochs"
-        )
+        notes.append(all_used(settings.max_epochs, float(total), budget_tokens))
     else:
         want, covered = _limits(used, shares, tokens, caps, settings.penalty)
         best = _optimum(found.law, want, tokens)
@@ -146,17 +129,6 @@ def proposal(
     weights = {name: float(best[used.domains.index(name)]) for name in sizes}
     rules = _rules(used, weights, found.name, caps)
     return Proposal(weights, rules, tuple(notes), facts)
-
-
-def _check_domains(runs: Runs, sizes: Mapping[str, DomainSize]) -> None:
-    for name in sizes:
-        if name not in runs.domains:
-            known = ", ".join(runs.domains[:10])
-            raise ConfigError(
-                f"the runs say nothing of the domain {name!r}",
-                fix=nearest(name, runs.domains)
-                or f"name the results' columns as the domains; they are {known}",
-            )
 
 
 def _limits(

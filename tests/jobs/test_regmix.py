@@ -12,7 +12,7 @@ from tiny_models import LLAMA, byte_tokenizer
 
 from curate.data.files import read_json
 from curate.errors import DivergedError, InputError
-from jobs import regmix
+from jobs import proxy_results
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
 from jobs.mix import mix_run, plan_mix
@@ -88,7 +88,7 @@ def test_it_goes_on_where_it_stopped_and_runs_outlive_another_target(
     (tmp_path / "broken").mkdir()
     mix_run(settings_of(tmp_path / "whole"), pool=INLINE)
     broken = settings_of(tmp_path / "broken")
-    real, trained = regmix.train_proxy, list[str]()
+    real, trained = proxy_results.train_proxy, list[str]()
 
     def stops(payload: dict[str, Any]) -> dict[str, Any]:
         trained.append(payload["name"])
@@ -96,7 +96,7 @@ def test_it_goes_on_where_it_stopped_and_runs_outlive_another_target(
             raise KeyboardInterrupt
         return real(payload)
 
-    monkeypatch.setattr(regmix, "train_proxy", stops)
+    monkeypatch.setattr(proxy_results, "train_proxy", stops)
     with pytest.raises(KeyboardInterrupt):
         mix_run(broken, pool=INLINE)
     assert trained == ["natural", "uniform", "draw-001", "draw-002"]
@@ -116,14 +116,14 @@ def test_it_goes_on_where_it_stopped_and_runs_outlive_another_target(
 
 def test_a_diverged_proxy_is_set_aside_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = settings_of(tmp_path, check=False)
-    real = regmix.train_proxy
+    real = proxy_results.train_proxy
 
     def diverges(payload: dict[str, Any]) -> dict[str, Any]:
         if payload["name"] in ("draw-002", "draw-005"):
             raise DivergedError("the loss of domain low at step 3 is nan", fix="lower lr")
         return real(payload)
 
-    monkeypatch.setattr(regmix, "train_proxy", diverges)
+    monkeypatch.setattr(proxy_results, "train_proxy", diverges)
     summary = mix_run(settings, pool=INLINE)
     assert any("2 of 8 proxies diverged, set aside: draw-002, draw-005" in note
                for note in summary["notes"])  # fmt: skip
@@ -136,14 +136,14 @@ def test_a_diverged_proxy_is_set_aside_and_named(tmp_path: Path, monkeypatch: py
 
 def test_too_few_or_no_proxies_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     settings = settings_of(tmp_path, check=False)
-    real = regmix.train_proxy
+    real = proxy_results.train_proxy
 
     def diverges(payload: dict[str, Any]) -> dict[str, Any]:
         if payload["name"].startswith("draw"):
             raise DivergedError("the loss of domain low at step 3 is nan", fix="lower lr")
         return real(payload)
 
-    monkeypatch.setattr(regmix, "train_proxy", diverges)
+    monkeypatch.setattr(proxy_results, "train_proxy", diverges)
     with pytest.raises(InputError, match="2 runs are too few") as caught:
         mix_run(settings, pool=INLINE)
     assert "6 of 8 proxies diverged" in caught.value.what
