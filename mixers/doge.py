@@ -37,7 +37,7 @@ _MU = {"universal": 0.01, "target": 0.05}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoGE:
-    """How gradients move the weights."""
+    """Domains whose gradient step lowers the loss that matters."""
 
     __pydantic_config__: ClassVar = STRICT
 
