@@ -59,6 +59,8 @@ class Pool:
     executor: Executor
     window: int
     """Tasks in flight: enough that no worker waits for the next, few enough to stop at once."""
+    client: Any = None
+    """Of Dask, for work that must be on several workers at once; None inline."""
 
 
 @contextmanager
@@ -75,7 +77,8 @@ def open_pool(settings: Cluster) -> Generator[Pool]:
     with _client(settings) as client:
         workers = max(1, sum(client.nthreads().values()))
         # pure=False: a second attempt at a task must run, not return the first one's result.
-        yield Pool(client.get_executor(pure=False, retries=0), _IN_FLIGHT_PER_WORKER * workers)
+        window = _IN_FLIGHT_PER_WORKER * workers
+        yield Pool(client.get_executor(pure=False, retries=0), window, client)
 
 
 @contextmanager

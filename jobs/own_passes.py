@@ -10,7 +10,7 @@ from curate.config import resolve
 from curate.data.layout import RunFolder
 from curate.errors import OutputError, TryAgainError
 from jobs.cluster import Pool
-from jobs.run import Listener, Outcome, Progress, Receipt, Task, run_tasks
+from jobs.run import Listener, Outcome, Progress, Receipt, Task, run_tasks, watching_tasks
 from jobs.settings import Settings
 from scorers.protocol import Scorer
 
@@ -157,20 +157,20 @@ def drive(phase: DrivenPhase, *, pool: Pool, listener: Listener) -> Outcome:
         TryAgainError: the cluster went away.
     """
     started = time.monotonic()
-    outcome = Outcome()
-    for task in phase.tasks:
-        if task.is_done():
-            outcome.skipped.append(task.name)
-            continue
-        try:
-            outcome.receipts[task.name] = phase.drive(task.payload, pool, listener)
-        except (OutputError, TryAgainError):
-            raise
-        except Exception as error:
-            outcome.failures[task.name] = error
-            continue
-        outcome.done.append(task.name)
-        finished = len(outcome.done) + len(outcome.skipped)
-        listener(Progress(phase.name, finished, len(phase.tasks), task.name))
+    due = [task for task in phase.tasks if not task.is_done()]
+    outcome = Outcome(skipped=[task.name for task in phase.tasks if task not in due])
+    total = len(phase.tasks)
+    with watching_tasks(phase.name, due, outcome, total, listener):
+        for task in due:
+            try:
+                outcome.receipts[task.name] = phase.drive(task.payload, pool, listener)
+            except (OutputError, TryAgainError):
+                raise
+            except Exception as error:
+                outcome.failures[task.name] = error
+                continue
+            outcome.done.append(task.name)
+            finished = len(outcome.done) + len(outcome.skipped)
+            listener(Progress(phase.name, finished, total, task.name))
     outcome.seconds = time.monotonic() - started
     return outcome

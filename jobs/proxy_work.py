@@ -32,6 +32,7 @@ from jobs.training_work import Workshop, begin, open_workshop, write_model
 from mixers.proxy import Files, run_proxy
 from mixers.proxy_settings import Proxy
 from mixers.proxy_step import Data, Reference
+from mixers.ranks import from_first, num_ranks, own_rank
 from mixers.rules import Rule
 
 VERSION = 1
@@ -115,6 +116,7 @@ class ProxyBase:
             "target_parts": list(target_parts),
             "reference": reference,
             "fingerprint": mark,
+            "progress": str(Files(folder=self.folder(name), fingerprint=mark).progress),
         }
         return Task(name, payload, result_output(self.folder(name)), mark)
 
@@ -177,21 +179,38 @@ def result_output(folder: Path) -> Output:
 def train_proxy(payload: dict[str, Any]) -> dict[str, Any]:
     """Train one proxy to the end, from where an earlier attempt stopped.
 
+    In the first of several ranks: the others, which wait in `jobs.proxy_ranks.serve`, go along.
+
     Raises:
-        ConfigError: the sequences are longer than the model reads.
+        ConfigError: the sequences are longer than the model reads, or there are not as many ranks
+            as the settings say.
         DivergedError: a loss is not finite.
         OutputError: the disk refuses a write.
     """
+    return train_together(from_first(payload))
+
+
+def train_together(payload: dict[str, Any]) -> dict[str, Any]:
+    """What every rank does; the first one writes."""
     shop = open_workshop(payload)
     proxy = parse(Proxy, payload["proxy"])
-    data = open_data(shop, payload)
+    if proxy.ranks != num_ranks():
+        raise ConfigError(
+            f"mix.proxy.ranks is {proxy.ranks}, but the proxy is trained by {num_ranks()}",
+            fix=f"set mix.proxy.ranks to {num_ranks()}",
+        )
     folder, mark = Path(payload["folder"]), str(payload["fingerprint"])
-    begin(folder, mark)
+    if not own_rank():
+        begin(folder, mark)
+    from_first(None)  # the others look for a state only when what is not of this run has gone
+    data = open_data(shop, payload)
     optimiser = open_proxy(shop, proxy)
     make = cast(MakeRule, load(payload["rule"]))
     rule = make(Making(shop.settings, proxy, data, dict(payload["options"])))
     files = Files(folder=folder, fingerprint=mark)
     result = run_proxy(optimiser, shop.task, data, rule, proxy, files)
+    if own_rank():
+        return {"steps": proxy.steps}
     if proxy.keep_model:
         replace_folder(
             folder / "model", lambda target: write_model(optimiser.model, shop.tokenizer, target)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from curate.data.partitions import Output
 from curate.errors import CurateError, InputError, OutputError, TryAgainError, counted
 from jobs.cluster import Pool, is_cluster_lost, is_worker_lost
+from jobs.watching import watching
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +58,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Sent to the caller after each task."""
+    """Sent to the caller after each task, and once a second while a task says how far it is."""
 
     stage: str
     done: int
     total: int
     name: str
+    detail: str = ""
+    """What the task called `name` says while it runs; empty when it has finished."""
+    part: float = 0.0
+    """Tasks' worth of work that is done by those that run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,7 @@ def run_tasks(
         tasks: in the order in which they start.
         work: a module-level function; it writes `task.output` and returns a receipt.
         pool: where it runs.
-        listener: told after each task.
+        listener: told after each task, and while a task runs that says how far it is.
 
     Returns:
         The outcome, failures included: see `raise_failures`.
@@ -120,6 +126,8 @@ def run_tasks(
     attempts: dict[str, int] = {}
     alone: list[Task] = []  # were running when a worker died: each is tried again by itself
     running: dict[Future[Receipt], Task] = {}
+    watch = ExitStack()
+    watch.enter_context(watching_tasks(stage, due, outcome, total, listener))
     try:
         while queue or alone or running:
             while queue and len(running) < pool.window:
@@ -156,10 +164,23 @@ def run_tasks(
                 log.debug("%s: %s failed: %s", stage, task.name, error)
                 outcome.failures[task.name] = error
     finally:
+        watch.close()
         for future in running:
             future.cancel()
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def watching_tasks(
+    stage: str, due: Sequence[Task], outcome: Outcome, total: int, listener: Listener
+) -> AbstractContextManager[None]:
+    """Inside, the listener hears how far the tasks are that say so."""
+
+    def tell(name: str, detail: str, part: float) -> None:
+        finished = len(outcome.done) + len(outcome.skipped)
+        listener(Progress(stage, finished, total, name, detail, part))
+
+    return watching([(task.name, task.payload) for task in due], tell)
 
 
 def raise_failures(stage: str, outcome: Outcome) -> None:

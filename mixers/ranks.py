@@ -1,7 +1,13 @@
 """Numbers of all ranks of a step; in a single process they are what they were.
 
+On GPUs the process group needs gloo beside NCCL, as torch's default has it: small sums stay on the
+CPU.
+
 Shapes: n numbers, m rows of this rank, c columns.
 """
+
+import json
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,3 +50,16 @@ def all_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     found = [torch.zeros_like(padded) for _ in range(ranks)]
     dist.all_gather(found, padded, group=group)
     return torch.cat([each[: int(size)] for each, size in zip(found, sizes, strict=True)])
+
+
+def from_first(value: Any) -> Any:
+    """The first rank's JSON value, on each; what the others give does not matter."""
+    if num_ranks() == 1:
+        return value
+    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    size = torch.tensor([len(text)])
+    dist.broadcast(size, 0)
+    if own_rank():
+        text = torch.zeros(int(size), dtype=torch.uint8)
+    dist.broadcast(text, 0)
+    return json.loads(bytes(text.tolist()))

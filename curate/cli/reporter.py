@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 
 _OURS = ("curate", "jobs", "scorers", "mixers")
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_DETAILS = 20.0
 
 
 class _Stderr(logging.Handler):
@@ -60,14 +61,22 @@ class Reporter:
         self._quiet = quiet
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
-        self._last_line = time.monotonic()
+        self._last_line = self._last_detail = time.monotonic()
 
     def __call__(self, progress: "Progress") -> None:
-        """One task of a stage has finished."""
+        """One task of a stage has finished, or says how far it is."""
         self.event("progress", **asdict(progress))
         if self._bars is not None:
             self._advance(self._bars, progress)
-        elif not self._quiet:
+        elif self._quiet:
+            return
+        elif progress.detail:
+            now = time.monotonic()
+            if now > self._last_detail + _SECONDS_BETWEEN_DETAILS:
+                self._last_detail = now
+                text = f"{progress.stage}: {progress.name}: {progress.detail}"
+                print(text, file=sys.stderr)
+        else:
             now = time.monotonic()
             if progress.done == progress.total or now > self._last_line + _SECONDS_BETWEEN_LINES:
                 self._last_line = now
@@ -82,8 +91,15 @@ class Reporter:
 
     def _advance(self, bars: "Bars", progress: "Progress") -> None:
         if progress.stage not in self._tasks:
-            self._tasks[progress.stage] = bars.add_task(progress.stage, total=progress.total)
-        bars.update(self._tasks[progress.stage], completed=progress.done, total=progress.total)
+            self._tasks[progress.stage] = bars.add_task(
+                progress.stage, total=progress.total, detail=""
+            )
+        bars.update(
+            self._tasks[progress.stage],
+            completed=progress.done + progress.part,
+            total=progress.total,
+            detail=progress.detail,
+        )
 
 
 @contextlib.contextmanager
@@ -93,7 +109,7 @@ def reporting(*, events: str | None, quiet: bool) -> Generator[Reporter]:
         stream = _open_events(events, stack)
         bars = None
         if not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-            bars = stack.enter_context(_make_bars())
+            bars = stack.enter_context(make_bars(sys.stderr))
         yield Reporter(events=stream, quiet=quiet, bars=bars)
 
 
@@ -114,15 +130,19 @@ def _open_events(events: str | None, stack: contextlib.ExitStack) -> TextIO | No
         ) from error
 
 
-def _make_bars() -> "Bars":
+def make_bars(stream: TextIO) -> "Bars":
+    """A bar for each stage, and behind it what its running task says of itself."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
+    from rich.table import Column
 
     return Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
         Remaining(),
-        console=Console(stderr=True),
+        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, ratio=1)),
+        expand=True,
+        console=Console(file=stream),
     )

@@ -1,6 +1,7 @@
 """The stage commands: settings, run folder, pool, stages, result."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ _CHECKED = ("score", "task", "model", "checkpoints", "target")
 
 def run_command(command: str, common: Common) -> None:
     """Run one stage, or all, with what must come before it; or only say what is due."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        _run_command(command, common)
+        return
+    from jobs.proxy_ranks import under_torchrun
+
+    with under_torchrun() as is_first:
+        if is_first:
+            _run_command(command, common)
+
+
+def _run_command(command: str, common: Common) -> None:
     if common.measure and not common.dry_run:
         raise ConfigError("--measure belongs to --dry-run", fix="add --dry-run")
     start_logging(quiet=common.quiet, verbose=common.verbose)
