@@ -45,6 +45,7 @@ def test_the_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         "web": Rows(20, 0),
         "code": Rows(5, 1),
         "weighted": Rows(16, 2),
+        "target": Rows(6, 3),
         "collator": collate,
         "measured": {"web": 1.0, "code": 2.0},
         "Trainer": Trainer,
