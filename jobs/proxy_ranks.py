@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from curate.errors import ConfigError, CurateError, TryAgainError
+from curate.errors import ConfigError, CurateError, DivergedError, TryAgainError
 from jobs.cluster import Pool, is_cluster_lost, is_worker_lost
 from jobs.own_passes import DrivenPhase, Phase
 from jobs.proxy_work import train_together
@@ -254,16 +254,25 @@ def under_torchrun() -> Generator[bool]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Before the first one trains it may index for hours; torchrun itself ends all where one dies.
     dist.init_process_group(_backend(), timeout=timedelta(days=7))
-    is_first = dist.get_rank() == 0
-    if not is_first:
-        serve()
-    yield is_first
-    if is_first:
-        from_first(None)
-    dist.destroy_process_group()
+    try:
+        if dist.get_rank():
+            serve()
+            yield False
+        else:
+            yield True
+            from_first(None)
+    except RuntimeError as error:
+        if dist.get_rank() and is_connection_lost(error):
+            raise SystemExit(1) from None  # the first one has said why
+        raise
+    finally:
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
 
 
 def serve() -> None:
     """As a rank that is not the first: train what the first one says, until it is over."""
     while (payload := from_first(None)) is not None:
-        train_together(payload)
+        # It is raised in every rank; the first one says so, and may have more to train.
+        with suppress(DivergedError):
+            train_together(payload)

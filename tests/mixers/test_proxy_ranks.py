@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 import torch
 from proxy_case import VOCABULARY, make_optimiser, make_task
+from tiny_models import byte_tokenizer, save_language_model
 from torch import Tensor
 
 from curate.errors import ConfigError
@@ -38,7 +39,7 @@ SETTINGS = Proxy(
 )
 UNIFORM = torch.full((3,), 1 / 3, dtype=torch.float64)
 MOSTLY_ONE = torch.tensor([0.8, 0.1, 0.1], dtype=torch.float64)
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
 
 
 class OwnPiecesRule:
@@ -108,6 +109,7 @@ WAYS: dict[str, tuple[str, Proxy]] = {
 
 def write_ragged(path: Path) -> Path:
     """Sequences of 4 to 16 tokens, of which some do not count; a rare domain has three in all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(3)
     sizes = {"common": 60, "rare": 3, "some": 30}
     num = sum(sizes.values())
@@ -263,18 +265,21 @@ def test_the_script_of_the_page_trains_under_torchrun(tmp_path: Path):
     """The first Python block of the page, by the real torchrun, on one process and on two."""
     page = (Path(__file__).parents[2] / "docs" / "proxies.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "train.py").write_text(code)
-    write_ragged(tmp_path / "data.safetensors")
     found: list[dict[str, float]] = []
     for ranks in (1, 2):
-        command = [*TORCHRUN[:-1], str(ranks), "--master-port", str(free_port()), "train.py"]
+        folder = tmp_path / str(ranks)
+        write_ragged(folder / "run" / "proxies" / "sequences" / "key" / "part.safetensors")
+        save_language_model(folder / "model", tokenizer=byte_tokenizer(merges=False))
+        (folder / "train.py").write_text(code)
+        command = [*TORCHRUN, str(ranks), "--master-port", str(free_port()), "train.py"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        assert pl.read_parquet(tmp_path / "proxy" / "trajectory.parquet").height > 0
+        assert pl.read_parquet(folder / "proxy" / "trajectory.parquet").height > 0
+    assert len(set(found[0].values())) == 3
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
