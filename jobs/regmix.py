@@ -15,7 +15,7 @@ from curate.config import parse, plain
 from curate.data.files import digest_file, replace, write_json
 from curate.data.layout import RunFolder
 from curate.data.tables import write_table
-from curate.errors import InputError
+from curate.errors import ConfigError, InputError
 from curate.plan.mixture import DomainSize, Phase
 from jobs.lengths import lengths_digest
 from jobs.mix import budget_tokens, domain_sizes
@@ -28,6 +28,7 @@ from jobs.run import Task
 from jobs.settings import Settings
 from mixers.laws import Floats
 from mixers.mixture_draws import USAGE, swarm
+from mixers.mixture_fits import SPARE_RUNS
 from mixers.mixture_report import Proposal
 from mixers.mixture_results import Runs, chosen_losses, read_runs, runs_table
 from mixers.regmix import RegMix, proposal
@@ -52,6 +53,7 @@ def passes(settings: Settings, mixer: RegMix) -> MixPasses:
         return MixPasses((), partial(_from_files, settings, mixer), inputs=digests)
     base, sequences = proxy_base(settings, "regmix", mixer.proxy)
     sizes = domains_with_tokens(settings)
+    _check(mixer, len(sizes))
     budget = budget_tokens(settings.plan.kept, sizes)
     runs = [
         base.task(
@@ -67,6 +69,21 @@ def passes(settings: Settings, mixer: RegMix) -> MixPasses:
     if checked is not None:
         phases.append(Work("regmix: check", [checked], train_run))
     return MixPasses(tuple(phases), partial(_from_runs, settings, mixer, runs, checked))
+
+
+def _check(mixer: RegMix, num_domains: int) -> None:
+    """Before anything is trained: are there enough runs to fit and to test?"""
+    if num_domains < 2:
+        raise ConfigError(
+            "there is one domain with training tokens, and nothing to mix",
+            fix="set the domain of sources, or domains: clusters",
+        )
+    num, least = mixer.num_runs(num_domains), num_domains + SPARE_RUNS
+    if num < least:
+        raise ConfigError(
+            f"mix.runs is {num}, too few for {num_domains} domains",
+            fix=f"set mix.runs to {3 * (num_domains + 1)}; {least} is the least",
+        )
 
 
 def proposed(making: Making) -> Rule:

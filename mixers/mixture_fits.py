@@ -21,6 +21,8 @@ FITS: dict[str, Fit] = {
     "log_linear": mixing_law.fit,
     "boosted": boosted_law.fit,
 }
+SPARE_RUNS = 3
+"""Runs beyond the number of domains with which a law can be fitted and tested."""
 MANY_RUNS = 128
 """From here on trees are better than the log-linear form, below it is the other way round."""
 _LEAST_FOR_TREES = 20
@@ -68,7 +70,7 @@ def fitted(
         MissingDependencyError: `boosted` was asked for and LightGBM is not installed.
     """
     num, size = mixtures.shape
-    least = size + 3
+    least = size + SPARE_RUNS
     if num < least:
         raise InputError(
             f"{num} runs are too few for {size} domains: {least} can be fitted and tested",

@@ -11,7 +11,7 @@ import pytest
 from tiny_models import LLAMA, byte_tokenizer
 
 from curate.data.files import read_json
-from curate.errors import DivergedError, InputError
+from curate.errors import ConfigError, DivergedError, InputError
 from jobs import proxy_results
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
@@ -29,15 +29,15 @@ PROXY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def settings_of(root: Path, **mix: Any) -> Settings:
+def settings_of(root: Path, *, rows: int = 420, **mix: Any) -> Settings:
     """Three domains of different letters; the index is made."""
     generator = np.random.default_rng(0)
-    rows = [
+    made = [
         {"text": "".join(generator.choice(list(letters), 30)), "topic": name}
         for name, letters in LETTERS.items()
         for _ in range({"high": 120, "low": 60, "sums": 30}[name])
     ]
-    pl.DataFrame(rows).write_parquet(root / "rows.parquet")
+    pl.DataFrame(made[:rows]).write_parquet(root / "rows.parquet")
     byte_tokenizer(merges=False).save_pretrained(root / "tokenizer")
     settings = parse_settings(
         {
@@ -147,6 +147,26 @@ def test_too_few_or_no_proxies_are_left(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(InputError, match="2 runs are too few") as caught:
         mix_run(settings, pool=INLINE)
     assert "6 of 8 proxies diverged" in caught.value.what
+
+
+def test_learning_rates_beyond_all_reason_are_named_as_such(tmp_path: Path):
+    settings = settings_of(tmp_path, proxy={**PROXY, "lr": 1e30, "warmup": 0.0})
+    with pytest.raises(InputError, match="all proxies diverged; natural: the loss of") as caught:
+        mix_run(settings, pool=INLINE)
+    assert "lower mix.proxy.lr" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("mix", "rows", "message"),
+    [({"runs": 5}, 420, "mix.runs is 5, too few for 3"), ({}, 100, "one domain with training")],
+)
+def test_what_cannot_be_fitted_is_refused_before_training(
+    tmp_path: Path, mix: dict[str, Any], rows: int, message: str
+):
+    settings = settings_of(tmp_path, rows=rows, **mix)
+    with pytest.raises(ConfigError, match=message):
+        mix_run(settings, pool=INLINE)
+    assert not (tmp_path / "run" / "proxies" / "regmix").exists()
 
 
 def test_results_in_files_need_no_training_and_their_content_counts(tmp_path: Path):

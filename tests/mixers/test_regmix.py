@@ -112,13 +112,13 @@ def test_the_mixture_stays_within_the_shares_that_the_runs_had():
     assert any(f"edge of what the runs tried: {', '.join(edge)};" in n for n in found.notes)
 
 
-def test_trees_propose_nearly_the_same():
+def test_trees_find_most_of_the_gain():
     pytest.importorskip("lightgbm")
-    found = proposal(RegMix(fit="boosted"), runs_of(160), SIZES, 1e5)
+    found = proposal(RegMix(fit="boosted", target={"code": 1.0}), runs_of(100), SIZES, 1e5)
     weights = np.array([found.weights[name] for name in DOMAINS])
-    best = best_of(grid(), [1 / 3] * 3, 0.05)
-    losses = LAW.losses(np.stack([weights, best, np.array([0.2, 0.3, 0.5])])).mean(1)
-    assert losses[0] - losses[1] < 0.1 * (losses[2] - losses[1])
+    best = best_of(grid(), [0, 1, 0], 0.05)
+    losses = LAW.losses(np.stack([weights, best, np.array([0.2, 0.3, 0.5])]))[:, 1]
+    assert losses[0] - losses[1] < 0.25 * (losses[2] - losses[1])
 
 
 @pytest.mark.usefixtures("quick")
@@ -144,7 +144,7 @@ def test_a_domain_that_only_the_runs_have_gets_nothing_and_one_only_the_data_hav
 def test_few_or_noisy_runs_are_told_of():
     few = proposal(RegMix(), runs_of(8), SIZES, 1e5)
     assert any("8 runs are few for 3 domains: 12 are a start" in note for note in few.notes)
-    noisy = proposal(RegMix(), runs_of(30, noise=2.0), SIZES, 1e5)
+    noisy = proposal(RegMix(), runs_of(15, noise=2.0), SIZES, 1e5)
     assert any("order of mixtures is hardly known" in note for note in noisy.notes)
     clear = proposal(RegMix(), runs_of(30), SIZES, 1e5)
     assert not any("hardly known" in note or "are few" in note for note in clear.notes)
