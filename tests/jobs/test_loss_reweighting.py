@@ -141,18 +141,20 @@ def test_unknown_domains_and_a_missing_model_are_refused(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_twice_it_ends_in_the_same_bytes(tmp_path: Path):
     configs: list[Path] = []
     for run in ("whole", "killed"):
-        proxy = {"steps": 150, "resume_every_seconds": 0.0}
+        proxy = {"steps": 100, "resume_every_seconds": 0.0}
         path = tmp_path / f"{run}.yaml"
-        path.write_text(yaml.safe_dump(values_of(tmp_path, run=run, robust=True, proxy=proxy)))
+        values = values_of(tmp_path, run=run, robust=True, proxy=proxy)
+        path.write_text(yaml.safe_dump(values))
         configs.append(path)
-        run_to_end(curate_command("index", path))
+        index_run(parse_settings(values), pool=INLINE)
     whole, killed = configs
     run_to_end(curate_command("mix", whole))
     folder = tmp_path / "killed" / "proxies" / "loss_reweighting" / "seed-0"
-    for step in (20, 70):
+    for step in (20, 60):
 
         def moment(least: int = step) -> bool:
             if not found(folder, "trajectory.parquet"):
