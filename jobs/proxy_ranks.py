@@ -153,26 +153,20 @@ def _together(
 
 def _wait(client: Any, futures: Sequence[Any], workers: Sequence[str]) -> None:
     """Until all ranks have ended; where one has failed, the others for a while."""
+    pairs = list(zip(futures, workers, strict=True))
+    gone = set[str]()
     failed_at = looked_at = 0.0
-    while not all(future.done() for future in futures):
+    while stuck := [w for future, w in pairs if not future.done() and w not in gone]:
         time.sleep(_WAKE_SECONDS)
         now = time.monotonic()
-        if not failed_at and any(future.status in ("error", "lost") for future in futures):
-            failed_at = now
         if now - looked_at > _LOOK_SECONDS:
             looked_at = now
             # A function that was sent to a worker which is gone would wait for it for ever.
             gone = set(workers) - set(client.nthreads())
-            failed_at = failed_at or (now if gone else 0.0)
+        if not failed_at and (gone or any(f.status in ("error", "lost") for f in futures)):
+            failed_at = now
         if failed_at and now - failed_at > _GRACE_SECONDS:
-            alive = client.nthreads()
-            stuck = [
-                worker
-                for future, worker in zip(futures, workers, strict=True)
-                if not future.done() and worker in alive
-            ]
-            if stuck:
-                client.restart_workers(stuck)
+            client.restart_workers([worker for worker in stuck if worker not in gone])
             return
 
 
