@@ -122,7 +122,7 @@ def _fit_one(mixtures: Floats, losses: Floats) -> tuple[float, float, Floats]:
         start = np.concatenate([[floor, float(logs.mean())], logs - logs.mean()])
         found = least_squares(
             residuals, start, cast(Any, jacobian), method="trf", xtol=1e-15, ftol=1e-15, gtol=1e-15,
-            max_nfev=2000,
+            max_nfev=300,
         )  # fmt: skip
         if best is None or found.cost < best.cost:
             best = found

@@ -58,13 +58,14 @@ def test_the_mean_of_the_best_draws_lies_at_the_minimum_and_within_the_limits():
     draws = drawn(20_000, 3, seed=2)
     free = drawn_optimum(law, wanted(3, 1), draws)
     np.testing.assert_allclose(free, [0.5, 0.3, 0.2], atol=0.01)
-    want = wanted(3, 1, low=[0, 0.35, 0], caps=[0.4, 1, 0.15])
+    want = wanted(3, 1, low=[0, 0, 0.3], caps=[0.4, 1, 1])
     held = drawn_optimum(law, want, draws)
     assert held.sum() == pytest.approx(1)
     assert (held <= want.high + 1e-12).all()
     assert (held >= want.low - 1e-12).all()
-    # On the face where the first share is at its cap the bowl's nearest point has the third at its.
-    np.testing.assert_allclose(held, [0.4, 0.45, 0.15], atol=0.02)
+    # The bowl's nearest point with the third share at its least is (0.45, 0.25, 0.3); the first
+    # is then cut to 0.4.
+    np.testing.assert_allclose(held, [0.4, 0.3, 0.3], atol=0.02)
 
 
 def test_a_penalty_draws_the_best_draws_to_the_natural_mixture():

@@ -112,6 +112,16 @@ def test_the_mixture_stays_within_the_shares_that_the_runs_had():
     assert any(f"edge of what the runs tried: {', '.join(edge)};" in n for n in found.notes)
 
 
+@pytest.mark.usefixtures("quick")
+def test_more_than_any_run_had_is_not_proposed():
+    near = np.array([0.2, 0.3, 0.5]) + np.random.default_rng(0).uniform(-0.05, 0.05, (40, 3))
+    near /= near.sum(1, keepdims=True)
+    settings = RegMix(penalty=0.0, target={"code": 1.0})
+    found = proposal(settings, runs_of(40, mixtures=near), SIZES, 1e5)
+    assert found.weights["code"] == pytest.approx(near[:, 1].max())
+    assert any("edge of what the runs tried" in note for note in found.notes)
+
+
 def test_trees_find_most_of_the_gain():
     pytest.importorskip("lightgbm")
     found = proposal(RegMix(fit="boosted", target={"code": 1.0}), runs_of(100), SIZES, 1e5)
