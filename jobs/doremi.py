@@ -5,57 +5,35 @@ wait for each other within a phase. References learn from one half of the traini
 the excess is measured on the other, so that what a reference has by heart does not look hard.
 """
 
-import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from curate.config import parse, plain
+from curate.config import plain
 from curate.data.files import fingerprint
-from curate.data.files import replace as replace_file
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output
 from curate.errors import ConfigError
 from curate.models.checkpoints import weights_digest
-from curate.models.epochs import random_seed
-from curate.models.load import load_model
-from curate.models.sequence_losses import Computed, SequenceLosses, compute_losses, write_losses
-from curate.models.sequences import Sequences
-from curate.models.settings import Model
 from curate.models.tokens import load_tokenizer, tokenizer_digest
 from curate.plan.mixture import DomainSize, Phase
+from jobs.doremi_work import read_result, reference_losses, train_reference, train_round
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
-from jobs.proxy_work import (
-    Making,
-    ProxyBase,
-    proxy_base,
-    proxy_seed,
-    result_output,
-    tiny_note,
-    train_proxy,
-)
+from jobs.proxy_work import ProxyBase, proxy_base, result_output, tiny_note
 from jobs.run import Task
-from jobs.sequences import open_sequences
-from jobs.settings import Settings, task_settings
+from jobs.settings import Settings
 from jobs.tokenizer import run_tokenizer
-from jobs.training_work import begin, open_workshop
-from mixers.doremi import DoReMi, DoReMiRule
-from mixers.orders import Order
-from mixers.proxy_draws import stratified_counts
+from mixers.doremi import DoReMi
 from mixers.proxy_settings import Proxy
-from mixers.rules import Rule
 
 VERSION = 1
+"""Raised when the same reference would give other losses."""
 
-_LOSS_TOKENS = 16_384
+_MANY_EPOCHS = 4
+"""Of a domain, beyond which a model begins to know it by heart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,115 +49,33 @@ def passes(settings: Settings, mixer: DoReMi) -> MixPasses:
 
     Raises:
         ConfigError: there is no model, or the reference is of another tokenizer.
-        InputError: the index has not been made.
+        InputError: the index has not been made, or there is no reference.
     """
     base, sequences = proxy_base(settings, "doremi", mixer.proxy)
     if mixer.reference.path is not None:
         _check_reference(settings, mixer.reference.path)
     phases = [*sequences]
     chains = _chains(mixer)
+    references: list[Task] = []
     before: dict[str, Task] = {}
     for number in range(1, mixer.rounds + 1):
-        references = {c.name: _reference(base, mixer, c, number, before) for c in chains}
-        losses = {
-            c.name: _losses(base, mixer, c, number, references[c.name], before) for c in chains
-        }
-        proxies = {c.name: _proxy(base, mixer, c, number, losses[c.name], before) for c in chains}
         label = f", round {number}" if mixer.rounds > 1 else ""
-        trained = [task for task in references.values() if task is not None]
-        if trained:
-            phases.append(Work(f"doremi: references{label}", trained, train_reference))
+        losses: dict[str, list[Task]] = {}
+        references = []
+        for chain in chains:
+            reference = _reference(base, mixer, chain, number, before)
+            references += [] if reference is None else [reference]
+            losses[chain.name] = _losses(base, mixer, chain, number, reference, before)
+        proxies = {c.name: _proxy(base, mixer, c, number, losses[c.name], before) for c in chains}
+        if references:
+            phases.append(Work(f"doremi: references{label}", references, train_reference))
         tasks = [task for own in losses.values() for task in own]
         phases.append(Work(f"doremi: losses of the references{label}", tasks, reference_losses))
         phases.append(Work(f"doremi: proxies{label}", list(proxies.values()), train_round))
         before = proxies
-    last = {c.name: Path(before[c.name].payload["folder"]) for c in chains}
-    return MixPasses(tuple(phases), lambda sizes: _finish(mixer, last, sizes))
-
-
-def make_rule(making: Making) -> Rule:
-    """DoReMi's rule for a proxy."""
-    options = dict(making.options)
-    settings = DoReMi(**{name: options[name] for name in ("eta", "smoothing", "warm_share")})
-    return DoReMiRule(settings, len(making.data.sequences.domains))
-
-
-def open_reference(payload: Mapping[str, Any]) -> SequenceLosses:
-    """The cached losses that a proxy's task names."""
-    return SequenceLosses([Path(path) for path in payload["options"]["losses"]])
-
-
-def train_reference(payload: dict[str, Any]) -> dict[str, Any]:
-    """Train a reference, unless the rounds have come to rest."""
-    before = payload["options"].get("from")
-    if before is not None and _result(Path(before).parent).get("at_rest"):
-        return _at_rest(payload, Path(before).parent)
-    return train_proxy(payload)
-
-
-def reference_losses(payload: dict[str, Any]) -> dict[str, Any]:
-    """Write the losses of a reference on those sequences of a file that its proxy will draw."""
-    shop = open_workshop(payload)
-    key, before = str(payload["sequences"]), payload["before"]
-    sequences = open_sequences(shop.settings, key, ["proxy"])
-    numbers = np.empty(0, dtype=np.int64)
-    if before is None or not _result(Path(before)).get("at_rest"):
-        proxy = parse(Proxy, payload["proxy"])
-        drawn = drawn_numbers(sequences, proxy, proxy_seed(shop.settings, proxy))
-        first, last = sequences.offsets[payload["file"] : payload["file"] + 2]
-        numbers = drawn[(drawn >= first) & (drawn < last)]
-    own = shop.settings.model
-    source = Model(name=payload["model"], dtype=own.dtype, device=own.device)
-    computed = Computed(np.zeros((3, 0), np.int64), np.zeros(0, np.float16))
-    if len(numbers):
-        model = load_model(source, task_settings(shop.settings)).model.eval()
-        budget = _LOSS_TOKENS
-        computed = compute_losses(model, shop.task, sequences, numbers, batch_tokens=budget)
-    write_losses(Output(Path(payload["output"])), computed, str(payload["fingerprint"]))
-    return {"rows": len(numbers)}
-
-
-def train_round(payload: dict[str, Any]) -> dict[str, Any]:
-    """Train a proxy, unless the rounds have come to rest; says whether they have now."""
-    options = payload["options"]
-    before = options["before"]
-    if before is not None and _result(Path(before)).get("at_rest"):
-        return _at_rest(payload, Path(before))
-    train_proxy(payload)
-    if before is None:
-        return {"at_rest": False}
-    folder = Path(payload["folder"])
-    result, earlier = _result(folder), _result(Path(before))
-    moved = max(
-        abs(weight - earlier["mixture"].get(name, 0.0))
-        for name, weight in result["mixture"].items()
-    )
-    facts = {**result, "moved": moved, "at_rest": moved < options["tolerance"]}
-    _write(folder, facts, str(payload["fingerprint"]))
-    return {"at_rest": facts["at_rest"]}
-
-
-def drawn_numbers(sequences: Sequences, proxy: Proxy, seed: int) -> npt.NDArray[np.int64]:
-    """Ascending numbers of the sequences that uniform batches draw in a whole run.
-
-    Args:
-        sequences: of the proxy.
-        proxy: its steps and batches.
-        seed: of its optimiser.
-    """
-    num = len(sequences.domains)
-    counts = np.zeros(num, dtype=np.int64)
-    for step in range(1, proxy.steps + 1):
-        step_seed = random_seed(seed, "proxy", "counts", step)
-        counts += stratified_counts(np.full(num, 1 / num), proxy.sequences, step_seed)
-    found: list[npt.NDArray[np.int64]] = []
-    for name, size, count in zip(sequences.domains, sequences.sizes, counts, strict=True):
-        numbers = sequences.numbers_of(name)
-        if count < size:
-            key = random_seed(seed, "proxy", "batch", name, 0)
-            numbers = numbers[Order(int(size), key).at(np.arange(count))]
-        found.append(numbers)
-    return np.sort(np.concatenate(found))
+    last = {name: Path(task.payload["folder"]) for name, task in before.items()}
+    beside = [Path(task.payload["folder"]) for task in references]
+    return MixPasses(tuple(phases), lambda sizes: _finish(mixer, last, beside, sizes))
 
 
 def _chains(mixer: DoReMi) -> list[_Chain]:
@@ -188,7 +84,9 @@ def _chains(mixer: DoReMi) -> list[_Chain]:
     for place, model in enumerate(models):
         for seed in mixer.reference.seeds:
             name = f"seed-{seed}" if len(models) == 1 else f"model-{place}-seed-{seed}"
-            found.append(_Chain(name, replace(mixer.proxy, model=model, seed=seed)))
+            found.append(
+                _Chain(name, replace(mixer.proxy, model=model, seed=mixer.proxy.seed + seed))
+            )
     return found
 
 
@@ -202,8 +100,9 @@ def _reference(
     options: dict[str, Any] = {"shares": shares}
     after: list[str] = []
     if before:
-        options = {"from": str(result_output(Path(before[chain.name].payload["folder"])).path)}
-        after = [before[chain.name].fingerprint]
+        earlier = before[chain.name]
+        options = {"from": _within(base, result_output(Path(earlier.payload["folder"])).path)}
+        after = [earlier.fingerprint]
     return base.task(
         f"{chain.name}/round-{number}/reference",
         rule="jobs.proxy_rules:plain",
@@ -229,7 +128,6 @@ def _losses(
         model, made_from = str(path.resolve()), weights_digest(path)
     else:
         model, made_from = f"{reference.payload['folder']}/model", reference.fingerprint
-    earlier = before[chain.name].payload["folder"] if before else None
     steps = {"steps": chain.proxy.steps, "sequences": chain.proxy.sequences}
     tasks: list[Task] = []
     run = RunFolder(Path(base.settings.run))
@@ -247,7 +145,7 @@ def _losses(
             "file": place,
             "model": model,
             "proxy": plain(chain.proxy),
-            "before": earlier,
+            "before": before[chain.name].payload["folder"] if before else None,
             "output": str(output.path),
             "fingerprint": mark,
         }
@@ -267,17 +165,17 @@ def _proxy(
         "eta": mixer.eta,
         "smoothing": mixer.smoothing,
         "warm_share": mixer.warm_share,
-        "losses": [str(task.output.path) for task in losses],
-        "before": before[chain.name].payload["folder"] if before else None,
+        "losses": [_within(base, task.output.path) for task in losses],
+        "before": _within(base, Path(before[chain.name].payload["folder"])) if before else None,
         "tolerance": mixer.tolerance,
     }
     return base.task(
         f"{chain.name}/round-{number}/proxy",
-        rule="jobs.doremi:make_rule",
+        rule="jobs.doremi_work:make_rule",
         proxy=chain.proxy,
         options=options,
         parts=("proxy",),
-        reference="jobs.doremi:open_reference",
+        reference="jobs.doremi_work:open_reference",
         after=[task.fingerprint for task in losses],
     )
 
@@ -298,9 +196,19 @@ def _check_reference(settings: Settings, path: str) -> None:
         )
 
 
-def _finish(mixer: DoReMi, folders: Mapping[str, Path], sizes: Mapping[str, DomainSize]) -> Found:
+def _within(base: ProxyBase, path: Path) -> str:
+    """A path as seen from the run, so that a run that is moved stays done."""
+    return path.relative_to(base.settings.run).as_posix()
+
+
+def _finish(
+    mixer: DoReMi,
+    proxies: Mapping[str, Path],
+    references: Sequence[Path],
+    sizes: Mapping[str, DomainSize],
+) -> Found:
     """The mean over the chains, their spread, and what else must be known."""
-    results = [_result(folder) for folder in folders.values()]
+    results = [read_result(folder) for folder in proxies.values()]
     weights = {name: [result["mixture"].get(name, 0.0) for result in results] for name in sizes}
     mean = {name: fmean(own) for name, own in weights.items()}
     total = sum(mean.values())
@@ -308,48 +216,55 @@ def _finish(mixer: DoReMi, folders: Mapping[str, Path], sizes: Mapping[str, Doma
     for name, own in weights.items():
         spread = f", {min(own):.3g} to {max(own):.3g} over {len(own)} references"
         why[name] = f"DoReMi's mean weight{spread if len(own) > 1 else ''}"
+    notes = [
+        tiny_note(min(result["num_parameters"] for result in results)),
+        _spread_note(weights),
+        _rounds_note(mixer, results),
+        _repeated_note([*results, *(read_result(folder) for folder in references)]),
+        *sorted({note for result in results for note in result["notes"]}),
+    ]
     return Found(
         (Phase(1.0, {name: weight / total for name, weight in mean.items()}),),
         why,
-        _notes(mixer, results, weights),
-        {chain: folder / "trajectory.parquet" for chain, folder in folders.items()},
+        tuple(note for note in notes if note),
+        {chain: folder / "trajectory.parquet" for chain, folder in proxies.items()},
     )
 
 
-def _notes(
-    mixer: DoReMi, results: list[dict[str, Any]], weights: Mapping[str, list[float]]
-) -> tuple[str, ...]:
-    found = [tiny_note(result["num_parameters"]) for result in results[:1]]
-    if len(results) > 1:
-        widest = max(weights, key=lambda name: max(weights[name]) - min(weights[name]))
-        spread = max(weights[widest]) - min(weights[widest])
-        found.append(
-            f"over {len(results)} references the weights differ by {spread:.3g} at most ({widest})"
-        )
-    else:
-        found.append("one reference: how much the weights depend on it is not known")
-    if mixer.rounds > 1:
-        rest = sum(bool(result.get("at_rest")) for result in results)
-        found.append(f"{rest} of {len(results)} chains came to rest within {mixer.rounds} rounds")
-    found += sorted({note for result in results for note in result["notes"]})
-    return tuple(note for note in found if note)
+def _spread_note(weights: Mapping[str, list[float]]) -> str:
+    """How far the chains are apart."""
+    num = len(next(iter(weights.values())))
+    if num == 1:
+        return "one reference: how much the weights depend on it is not known"
+    widest = max(weights, key=lambda name: max(weights[name]) - min(weights[name]))
+    spread = max(weights[widest]) - min(weights[widest])
+    return f"over {num} references the weights differ by {spread:.3g} at most ({widest})"
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    """What a run ended with."""
-    return json.loads(result_output(folder).path.read_text(encoding="utf-8"))
+def _rounds_note(mixer: DoReMi, results: list[dict[str, Any]]) -> str | None:
+    """Whether the rounds have come to rest."""
+    if mixer.rounds == 1:
+        return None
+    rest = sum(bool(result["at_rest"]) for result in results)
+    moved = max(result["moved"] for result in results)
+    return (
+        f"{rest} of {len(results)} chains came to rest within {mixer.rounds} rounds;"
+        f" in the last that was trained a weight moved by {moved:.3g} at most"
+    )
 
 
-def _at_rest(payload: Mapping[str, Any], before: Path) -> dict[str, Any]:
-    """Take over what the round before has found."""
-    folder = Path(payload["folder"])
-    begin(folder, str(payload["fingerprint"]))
-    for name in ("trajectory.parquet", "held_out.parquet"):
-        replace_file(folder / name, partial(shutil.copyfile, before / name))
-    _write(folder, {**_result(before), "at_rest": True}, str(payload["fingerprint"]))
-    return {"at_rest": True}
-
-
-def _write(folder: Path, facts: Mapping[str, Any], mark: str) -> None:
-    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-    result_output(folder).write(lambda path: path.write_text(text, encoding="utf-8"), mark)
+def _repeated_note(results: list[dict[str, Any]]) -> str | None:
+    """Domains that references or proxies went through again and again."""
+    often: dict[str, float] = {}
+    for result in results:
+        for name, epochs in result["epochs"].items():
+            if epochs > _MANY_EPOCHS:
+                often[name] = max(epochs, often.get(name, 0.0))
+    if not often:
+        return None
+    named = ", ".join(f"{name} ({often[name]:.3g})" for name in sorted(often)[:5])
+    more = f" and {len(often) - 5} more" if len(often) > 5 else ""
+    return (
+        f"references or proxies went more than {_MANY_EPOCHS} times through {named}{more}: what"
+        " they know by heart says little of how hard it is; fewer mix.proxy.steps repeat less"
+    )

@@ -22,13 +22,14 @@ def plain(making: Making) -> Rule:
     """Training at fixed shares of the tokens.
 
     Options: `shares`: "natural", "uniform", domain -> share, or a list of phases, each with
-    `share` and `weights`; or `from`: a result whose mixture is taken. `reweight`: options of loss
-    reweighting, for shares that stay the same.
+    `share` and `weights`; or `from`: a result in the run whose mixture is taken. `reweight`:
+    options of loss reweighting, for shares that stay the same.
     """
     options, sequences = making.options, making.data.sequences
     given: Any = options.get("shares")
     if "from" in options:
-        given = json.loads(Path(options["from"]).read_text(encoding="utf-8"))["mixture"]
+        path = Path(making.settings.run, options["from"])
+        given = json.loads(path.read_text(encoding="utf-8"))["mixture"]
     whole: list[dict[str, Any]] = [{"share": 1.0, "weights": given}]
     phases = cast(list[dict[str, Any]], given) if isinstance(given, list) else whole
     shares = torch.stack([sequence_shares(phase["weights"], sequences) for phase in phases])
