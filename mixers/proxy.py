@@ -43,6 +43,8 @@ from mixers.trajectory import Trajectory
 log = logging.getLogger(__name__)
 
 _SHOW_SECONDS = 1.0
+_KEEP_FACTOR = 30
+"""A large model's state takes seconds to write: at most a thirtieth of the time goes into it."""
 _CHECK_STEPS = 100
 """How often ranks make sure that their weights are the same."""
 _EVALUATION_TOKENS = 16_384
@@ -157,7 +159,9 @@ class _Loop:
     held_out: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     num_tokens: Tensor = field(init=False)
     """(K,) float64 counted tokens so far."""
-    kept_time: float = field(default_factory=time.monotonic)
+    kept_time: float = field(init=False)
+    keep_seconds: float = 0.0
+    """What the last state took to write."""
     shown_time: float = 0.0
     is_first: bool = field(init=False)
     """Whether this rank writes."""
@@ -174,6 +178,7 @@ class _Loop:
         total = self.optimiser.total_steps
         self.trajectory = Trajectory(domains, tuple(self.rule.columns), total)
         self.num_tokens = torch.zeros(len(domains), dtype=torch.float64)
+        self.kept_time = time.monotonic()
         self.is_first = own_rank() == 0
         start = getattr(self.rule, "start", None)
         if start is not None:
@@ -211,7 +216,7 @@ class _Loop:
             if told is not None:
                 told(step, seen.weights)
             self._show(seen, step)
-            if time.monotonic() - self.kept_time >= self.settings.resume_every_seconds:
+            if time.monotonic() - self.kept_time >= self._keep_every():
                 self._keep()
         self.flush()
 
@@ -331,9 +336,14 @@ class _Loop:
         facts = {"step": step, "total": total, "weights": told}
         write_json(self.files.progress, facts, flush=False)
 
+    def _keep_every(self) -> float:
+        """Seconds between two states: more than asked for where writing one takes long."""
+        asked = self.settings.resume_every_seconds
+        return max(asked, _KEEP_FACTOR * self.keep_seconds) if asked else 0.0
+
     def _keep(self) -> None:
         """Write the state to resume from, and what was seen so far."""
-        self.kept_time = time.monotonic()
+        self.kept_time = started = time.monotonic()
         if not self.is_first:
             return
         groups = {
@@ -355,3 +365,5 @@ class _Loop:
         }
         save_state(self.files.state, tensors, facts)
         self.flush()
+        self.kept_time = time.monotonic()
+        self.keep_seconds = self.kept_time - started

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from curate.errors import InputError
 from curate.models.epochs import random_seed
-from curate.models.optimiser import Optimiser
+from curate.models.optimiser import Optimiser, seed_draws
 from curate.models.sequences import Sequences
 from curate.models.tasks.protocol import Batch, Task
 from curate.models.tasks.windows import IGNORED
@@ -166,7 +166,7 @@ class LoopStep:
         return self._optimiser.trained
 
     def tokens(self, piece: Piece, model: nn.Module | None = None) -> Tokens:
-        torch.manual_seed(piece.seed)
+        seed_draws(piece.seed, self._optimiser.device)
         with self._optimiser.precision():
             flat = self._task.logits_and_targets(model or self.model, piece.batch)
         losses = functional.cross_entropy(flat.logits.float(), flat.targets, reduction="none")

@@ -107,6 +107,29 @@ def test_a_state_before_the_first_row_of_a_trajectory_is_resumed(tmp_path: Path)
     ]
 
 
+def test_states_that_take_long_to_write_are_written_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A clock that moves by a second with each step, and by ten with each state."""
+    now = [0.0]
+    kept: list[float] = []
+
+    def save(path: Path, tensors: Any, facts: Any) -> None:
+        kept.append(now[0])
+        now[0] += 10
+
+    def told(step: int, _: Tensor) -> None:
+        now[0] += 1
+
+    monkeypatch.setattr("mixers.proxy.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mixers.proxy.save_state", save)
+    settings = Proxy(steps=700, sequences=3, held_out=0, resume_every_seconds=30)
+    data = open_data([write_domains(tmp_path / "data.safetensors", SIZES)])
+    rule = PlainRule(uniform()[None], torch.ones(1), total_steps=700)
+    run(data, rule, tmp_path, settings, told=told)
+    assert kept == [30, 340, 650]
+
+
 def test_a_trajectory_of_many_domains_has_fewer_rows():
     num, steps = 1000, 5000
     names = [str(number) for number in range(num)]
