@@ -24,6 +24,8 @@ from mixers.scalebio import ScaleBiO, notes
 from mixers.scalebio_rule import ScaleBiORule
 from mixers.sizes import token_shares
 
+_FEW_SEQUENCES = 4
+"""Of a source in a step, below which its losses are mostly noise."""
 _MANY_EPOCHS = 20
 """Of the target, beyond which it may be known by heart."""
 
@@ -129,6 +131,13 @@ def _notes(
 ) -> list[str]:
     first = results[0]
     found = [tiny_note(first["num_parameters"]), *notes(mixer, first["steps"])]
+    each = mixer.proxy.sequences / len(first["mixture"])
+    if each < _FEW_SEQUENCES:
+        found.append(
+            f"a step has {each:.2g} sequences of each source, of which weights move slowly and"
+            f" mostly by noise; {_FEW_SEQUENCES} need mix.proxy.sequences"
+            f" {_FEW_SEQUENCES * len(first['mixture'])}"
+        )
     if len(results) > 1:
         widest = max(weights, key=lambda name: max(weights[name]) - min(weights[name]))
         spread = max(weights[widest]) - min(weights[widest])

@@ -145,14 +145,16 @@ def test_an_adapter_on_a_given_checkpoint(tmp_path: Path):
     assert (kept / "adapter_model.safetensors").exists()
 
 
-def test_no_target_and_too_low_a_rate_are_told(tmp_path: Path):
+def test_no_target_too_low_a_rate_and_few_sequences_are_told(tmp_path: Path):
     write_inputs(tmp_path)
     values = values_of(tmp_path)
     index_run(parse_settings(values), pool=INLINE)
     with pytest.raises(ConfigError, match="target"):
         mix_run(parse_settings({**values, "target": None}), pool=INLINE)
-    summary = mixed(settings_of(tmp_path, run="slow", lr=0.01, proxy={"steps": 6}))
+    few = {"steps": 6, "sequences": 6}
+    summary = mixed(settings_of(tmp_path, run="slow", lr=0.01, proxy=few))
     assert any("lr is 0.01, below 3 / steps = 0.5" in note for note in summary["notes"])
+    assert any("2 sequences of each source" in note for note in summary["notes"])
 
 
 @pytest.mark.slow
