@@ -3,12 +3,13 @@
     python -m pytest tests/benchmarks/test_proxy_loop.py -s -o addopts=--import-mode=importlib
 
 A Llama of 5 layers of width 256 (5.4 M parameters); 64 sequences of 128 bytes of six domains in a
-step; one thread. All ways train a model of their own on the same batches and take turns, step by
-step, in another order each round; a time is user CPU seconds. The bare loop has its batches ready
-as tensors, AdamW with the same groups, clipping and the mean loss of the model's logits, and
-nothing else. DoReMi reads cached losses of a file.
+step (CURATE_BENCH_SEQUENCES); one thread. All ways train a model of their own on the same batches
+and take turns, step by step, in another order each round; a time is user CPU seconds. The bare loop
+has its batches ready as tensors, AdamW with the same groups, clipping and the mean loss of the
+model's logits, and nothing else. DoReMi reads cached losses of a file.
 """
 
+import ctypes
 import os
 import random
 import statistics
@@ -43,7 +44,9 @@ from mixers.proxy_step import Data, Feed
 from mixers.rules import Rule
 
 ROUNDS = int(os.environ.get("CURATE_BENCH_ROUNDS", "8"))
-SEQUENCES, LENGTH, NUM_DOMAINS, VOCABULARY = 64, 128, 6, 260
+SEQUENCES = int(os.environ.get("CURATE_BENCH_SEQUENCES", "64"))
+LENGTH, NUM_DOMAINS, VOCABULARY = 128, 6, 260
+LIBC = ctypes.CDLL("libc.so.6")
 BARE, PLAIN = "bare PyTorch", "loop, plain"
 SETTINGS = Proxy(steps=ROUNDS + 2, sequences=SEQUENCES, held_out=0)
 UNIFORM = torch.full((NUM_DOMAINS,), 1 / NUM_DOMAINS, dtype=torch.float64)
@@ -117,6 +120,7 @@ class Turns:
     def step(self) -> None:
         self._go.release()
         self._done.acquire()
+        LIBC.malloc_trim(0)  # else each way keeps the memory of its activations
 
 
 def bare_loop(data: Data, layers: int, width: int, turn: Callable[..., None]) -> None:
@@ -172,6 +176,7 @@ def proxy_loop(
 
 def measured(folder: Path, layers: int, width: int) -> dict[str, list[float]]:
     """Way -> user CPU seconds of each round; two steps of each come before."""
+    LIBC.mallopt(-8, 1)  # one arena for all threads: they take turns
     data = random_data(folder)
     ways = {BARE: Turns(lambda turn: bare_loop(data, layers, width, turn))}
     for name in RULES:

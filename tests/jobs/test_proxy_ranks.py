@@ -93,6 +93,7 @@ def driven(task: Task) -> DrivenPhase:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_workers_find_what_one_process_finds_and_again_where_one_dies(root: Path):
     alone = task_of(root, "alone", {"kind": "inline"}, ranks=1)
     train_proxy(alone.payload)
@@ -127,11 +128,11 @@ def when_there(path: Path, act: Any) -> Any:
     done: list[bool] = []
 
     def wait() -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while not path.exists() and time.monotonic() < end:
             time.sleep(0.01)
+        done.append(path.exists())
         act()
-        done.append(True)
 
     thread = threading.Thread(target=wait)
     thread.start()
