@@ -133,6 +133,8 @@ def _together(
     folder = Path(payload["folder"])
     meeting = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}.meeting")
     meeting.parent.mkdir(parents=True, exist_ok=True)
+    for left in meeting.parent.glob(f".{folder.name}-*.meeting"):
+        left.unlink(missing_ok=True)
     workers = sorted(client.nthreads())[:ranks]
     futures = [
         client.submit(
