@@ -2,10 +2,11 @@
 
     CURATE_DATA=... pytest tests/benchmarks/test_cooldown.py -s -o addopts=--import-mode=importlib
 
-Two pools, byte-level models of width 64, three seeds. `languages`: a quarter of the help pages in
-38 languages, the natural long tail, under a falling learning rate; nothing is repeated often.
-`small`: one large English domain and five languages of 3 kB each, which are over-fitted, under a
-constant rate. `CURATE_BENCH_RUNS` names a folder in which runs are kept, for going on later.
+Two pools, byte-level models of width 64. `languages`: help pages in 38 languages, a natural long
+tail, under a falling learning rate; few bytes come more than twice. `small`: English novels and
+five languages of 1 to 2 kB each, under a constant rate, so that the small ones are over-fitted.
+`CURATE_BENCH_RUNS` names a folder in which runs are kept, for going on later, and
+`CURATE_BENCH_SEEDS` the seeds, `0 1 2` by default.
 """
 
 import os
@@ -170,8 +171,8 @@ def check(found: dict[str, list[Result]], large: str) -> None:
     assert others["cooldown 5 to 1"][-1] < others["tau 1"][-1]
     if WEIGHTED not in found:
         return
-    # The small domains are over-fitted before the end.
-    assert min(others["tau 5"]) < others["tau 5"][-1] - 0.05
+    # The small domains are over-fitted before the end where they come most often.
+    assert min(others["uniform"]) < others["uniform"][-1] - 0.05
     norms = {name: norm_variance(found[name]) for name in ("tau 5", WEIGHTED)}
     print("variance of gradient lengths: ", norms)
     assert norms[WEIGHTED] > norms["tau 5"]

@@ -17,6 +17,7 @@ from curate.errors import ConfigError, CurateError
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
 from jobs.mix import mix_run, plan_mix
+from jobs.opening import open_run
 from jobs.settings import Settings, parse_settings
 
 INLINE = Pool(InlineExecutor(), 1)
@@ -141,7 +142,7 @@ def test_unknown_domains_and_a_missing_model_are_refused(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_twice_it_ends_in_the_same_bytes(tmp_path: Path):
     configs: list[Path] = []
     for run in ("whole", "killed"):
@@ -150,7 +151,8 @@ def test_killed_twice_it_ends_in_the_same_bytes(tmp_path: Path):
         values = values_of(tmp_path, run=run, robust=True, proxy=proxy)
         path.write_text(yaml.safe_dump(values))
         configs.append(path)
-        index_run(parse_settings(values), pool=INLINE)
+        with open_run(parse_settings(values), command="index") as settings:
+            index_run(settings, pool=INLINE)
     whole, killed = configs
     run_to_end(curate_command("mix", whole))
     folder = tmp_path / "killed" / "proxies" / "loss_reweighting" / "seed-0"
