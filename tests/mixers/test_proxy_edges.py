@@ -1,7 +1,7 @@
 """The loop at its edges: numbers that are none, few sequences, many domains, half precision."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -160,7 +160,7 @@ def test_float16_is_refused_for_gradients_of_domains_and_bfloat16_trains(tmp_pat
     data = open_data([write_domains(tmp_path / "data.safetensors", SIZES)])
 
     class ByDomain(PlainRule):
-        by_domain = True
+        by_domain: ClassVar[bool] = True
 
     rule = ByDomain(uniform()[None], torch.ones(1), total_steps=20)
     half: Any = _Half()
