@@ -141,6 +141,7 @@ def when_there(path: Path, act: Any) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_rank_that_diverges_says_so_and_the_others_stop(root: Path):
     task = task_of(root, "diverges", step_size=1e30, clip_norm=0.0)
     with open_pool(Cluster(**TWO)) as pool:
@@ -164,6 +165,7 @@ def test_ranks_without_as_many_workers_are_refused(root: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_torchrun_trains_the_proxies_of_a_command(root: Path):
     """Two processes of one `curate mix`; its mixture is that of a single process."""
     proxy = {**PROXY, "steps": 6, "lr": 3e-3}

@@ -202,6 +202,7 @@ def on_two_ranks(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_ranks_find_the_weights_and_the_model_of_one(tmp_path: Path):
     """With sequences of unequal lengths, so that ranks hold different numbers of tokens."""
     data = write_ragged(tmp_path / "data.safetensors")
@@ -236,6 +237,7 @@ def test_the_case_has_what_it_is_for(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_ranks_that_are_killed_twice_end_in_the_same_bits(tmp_path: Path):
     data = write_ragged(tmp_path / "data.safetensors")
     ways = ["reweighted", "doremi"]
@@ -261,6 +263,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_script_of_the_page_trains_under_torchrun(tmp_path: Path):
     """The first Python block of the page, by the real torchrun, on one process and on two."""
     page = (Path(__file__).parents[2] / "docs" / "proxies.md").read_text(encoding="utf-8")
