@@ -19,7 +19,13 @@ from curate.errors import ConfigError
 from curate.models.checkpoints import weights_digest
 from curate.models.tokens import load_tokenizer, tokenizer_digest
 from curate.plan.mixture import DomainSize, Phase
-from jobs.doremi_work import read_result, reference_losses, train_reference, train_round
+from jobs.doremi_work import (
+    WEIGHT_OPTIONS,
+    read_result,
+    reference_losses,
+    train_reference,
+    train_round,
+)
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
 from jobs.proxy_work import ProxyBase, proxy_base, result_output, tiny_note
@@ -162,9 +168,7 @@ def _proxy(
     before: Mapping[str, Task],
 ) -> Task:
     options = {
-        "eta": mixer.eta,
-        "smoothing": mixer.smoothing,
-        "warm_share": mixer.warm_share,
+        **{name: getattr(mixer, name) for name in WEIGHT_OPTIONS},
         "losses": [_within(base, task.output.path) for task in losses],
         "before": _within(base, Path(before[chain.name].payload["folder"])) if before else None,
         "tolerance": mixer.tolerance,

@@ -35,12 +35,15 @@ from mixers.proxy_draws import Draw, stratified_counts
 from mixers.proxy_settings import Proxy
 from mixers.rules import Rule
 
+WEIGHT_OPTIONS = ("eta", "eta_schedule", "smoothing", "warm_share")
+"""Settings of DoReMi that its rule reads."""
+
 _BATCH_TOKENS = 16_384
 
 
 def make_rule(making: Making) -> Rule:
     """DoReMi's rule for a proxy."""
-    options = {name: making.options[name] for name in ("eta", "smoothing", "warm_share")}
+    options = {name: making.options[name] for name in WEIGHT_OPTIONS}
     return DoReMiRule(DoReMi(**options), len(making.data.sequences.domains))
 
 

@@ -110,6 +110,8 @@ class DoReMi:
     """Rounds end where no weight has moved by more."""
     eta: float = 1.0
     """Step of the weights; 0.1 where they go to a single domain."""
+    eta_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Of the step over the run; the latter two fall to 0 at its end."""
     smoothing: float = 1e-3
     """The paper's c: share of uniform in every step. Without any excess the weights return to
     uniform with a half-life of ln 2 / c steps, so that long runs need a smaller one."""
@@ -131,6 +133,15 @@ class DoReMi:
                     f"{name} is {getattr(self, name)}, outside [0, 1)",
                     fix=f"remove {name} to use its default",
                 )
+
+    def eta_at(self, num_steps: int, total_steps: int) -> float:
+        """Step of the weights after so many steps of a run."""
+        done = min(1.0, num_steps / total_steps)
+        if self.eta_schedule == "linear":
+            return self.eta * (1 - done)
+        if self.eta_schedule == "cosine":
+            return self.eta * (1 + math.cos(math.pi * done)) / 2
+        return self.eta
 
     def update(
         self, state: DomainWeights, sums: Tensor, counts: Tensor, *, total_steps: int
@@ -159,7 +170,8 @@ class DoReMi:
         rest = excess[seen].mean() if bool(seen.any()) else torch.zeros((), dtype=torch.float64)
         log_weights = state.log_weights
         if state.num_steps >= self.warm_share * total_steps:
-            moved = log_weights + self.eta * torch.where(seen, excess, rest)
+            eta = self.eta_at(state.num_steps, total_steps)
+            moved = log_weights + eta * torch.where(seen, excess, rest)
             moved = moved.log_softmax(0)
             if self.smoothing:
                 floor = torch.full_like(moved, math.log(self.smoothing / len(moved)))

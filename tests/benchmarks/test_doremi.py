@@ -23,6 +23,7 @@ import pytest
 
 from jobs.cluster import InlineExecutor, Pool
 from jobs.doremi import passes
+from jobs.doremi_work import WEIGHT_OPTIONS
 from jobs.index import index_run
 from jobs.mix import mix_run
 from jobs.mix_passes import run_mix_passes
@@ -108,7 +109,7 @@ def run_timed(what: str, tasks: list[Task], work: Any) -> None:
 def without_reference(settings: Settings) -> list[Task]:
     """The proxies of DoReMi, with losses of 0 in place of the reference's."""
     base, _ = proxy_base(settings, "benchmark", PROXY)
-    options = {"eta": 1.0, "smoothing": 1e-3, "warm_share": 0.02}
+    options = {name: getattr(DoReMi(), name) for name in WEIGHT_OPTIONS}
     return [
         base.task(
             f"none/seed-{seed}",

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,24 @@ def test_the_weights_stay_uniform_at_the_start_of_a_run():
         assert uniform == (step < 2)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0.25]),
+        ("cosine", [1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_the_step_of_the_weights_may_fall_over_the_run(schedule: str, steps: list[float]):
+    rule = DoReMi(eta=2.0, eta_schedule=schedule, smoothing=0.0, warm_share=0.0)  # pyright: ignore[reportArgumentType]
+    state = DomainWeights.uniform(2)
+    for share in steps:
+        before = state.weights.log()
+        state = rule.update(state, vector(0.3, 0.0), torch.ones(2), total_steps=4)
+        moved = (state.weights.log() - before).diff()
+        assert float(moved) == pytest.approx(-0.3 * 2 * share, abs=1e-6)
+
+
 def test_a_proxy_that_is_its_reference_leaves_the_weights_alone():
     losses = torch.rand(30, dtype=torch.float64)
     domains = torch.arange(30) % 4
@@ -172,6 +191,7 @@ def test_without_excess_the_weights_forget_by_half_in_ln_2_over_c_steps():
 def test_losses_that_are_no_numbers_and_rules_that_cannot_work_are_refused():
     with pytest.raises(DivergedError, match="domain 1 is nan in step 1"):
         NOW.update(DomainWeights.uniform(2), vector(0.1, math.nan), torch.ones(2), total_steps=5)
-    for options in ({"eta": 0.0}, {"smoothing": 1.0}, {"warm_share": -0.1}):
+    wrong: list[dict[str, Any]] = [{"eta": 0.0}, {"smoothing": 1.0}, {"warm_share": -0.1}]
+    for options in wrong:
         with pytest.raises(ConfigError, match=next(iter(options))):
             DoReMi(**options)
