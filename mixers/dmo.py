@@ -30,6 +30,8 @@ from mixers.proxy_settings import Proxy
 
 FACTORS = (1 / 3, 1 / 2, 2.0, 3.0)
 """Of a domain's amount, in the runs in which it alone varies."""
+STEEPEST = 3.0
+"""Largest beta of a fit; one that reaches it is not determined by its runs."""
 _HUBER = 0.01
 """Nats from which residuals count linearly."""
 _STARTS = ((0.3, 0.15, 0.3), (0.3, 0.5, 0.8), (0.8, 0.15, 0.8), (0.8, 0.5, 0.3))
@@ -173,7 +175,7 @@ def _fit_one(own: Floats, others: Floats, losses: Floats) -> tuple[float, ...]:
         ones = np.ones_like(part)
         return np.column_stack([part, by_loan, by_growth, -part * np.log(total), ones])
 
-    bounds = ([-20.0, -15.0, 0.0, 1e-3, 0.0], [20.0, 10.0, 1.0, 3.0, max(low, 1e-9)])
+    bounds = ([-20.0, -15.0, 0.0, 1e-3, 0.0], [20.0, 10.0, 1.0, STEEPEST, max(low, 1e-9)])
 
     def descended(start: Floats, most: int) -> Any:
         return least_squares(

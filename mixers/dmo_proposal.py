@@ -12,7 +12,7 @@ import numpy as np
 from curate.config import nearest
 from curate.errors import ConfigError
 from curate.plan.mixture import DomainSize
-from mixers.dmo import DMO, AtBudget, TransferLaw, fit
+from mixers.dmo import DMO, STEEPEST, AtBudget, TransferLaw, fit
 from mixers.law_optimum import smooth_optimum, wanted
 from mixers.laws import Floats, HeldOut, held_out
 from mixers.mixture_report import Proposal, all_used, check_domains
@@ -60,7 +60,7 @@ def proposal(
     asked = np.stack([best, tokens / tokens.sum(), there / there.sum()])
     values: list[float] = (at_budget.losses(asked) @ shares).tolist()
     foretold = {"mixture": values[0], "natural": values[1], "uniform": values[2]}
-    notes += _notes(runs, told, budget_tokens, foretold)
+    notes += _notes(runs, law, told, budget_tokens, foretold)
     weights = {name: float(best[runs.domains.index(name)]) for name in sizes}
     high = dict(zip(runs.domains, caps.tolist(), strict=True))
     rules = {
@@ -87,13 +87,25 @@ def _target_shares(settings: DMO, runs: Amounts) -> Floats:
     return shares / shares.sum()
 
 
-def _notes(runs: Amounts, told: HeldOut, budget: float, foretold: Mapping[str, float]) -> list[str]:
+def _notes(
+    runs: Amounts, law: TransferLaw, told: HeldOut, budget: float, foretold: Mapping[str, float]
+) -> list[str]:
     ranks = dict(zip(runs.domains, told.spearman.tolist(), strict=True))
     worst = min(ranks, key=lambda name: -1.0 if np.isnan(ranks[name]) else ranks[name])
     notes = [
         f"runs left out in turn are foretold within {told.error.mean():.3g} nats; the lowest rank "
         f"correlation is {ranks[worst]:.3f}, of {worst}"
     ]
+    steep = [
+        name
+        for name, beta in zip(runs.domains, law.decays.tolist(), strict=True)
+        if beta > 0.999 * STEEPEST
+    ]
+    if steep:
+        notes.append(
+            f"beta has reached its limit of {STEEPEST:g}, so the runs do not determine the law of "
+            f"{', '.join(steep)}: do not trust it beyond their amounts"
+        )
     largest = float(runs.tokens.sum(1).max())
     if budget > _FAR * largest:
         notes.append(

@@ -45,7 +45,7 @@ TESTED = 8
 POOL = Pool(InlineExecutor(), 1)
 
 
-def settings_of(root: Path, **mix: Any) -> Settings:
+def settings_of(root: Path, *, mixer: str = "regmix", **mix: Any) -> Settings:
     table = pl.read_parquet(DATA / "domains_en" / "train.parquet", columns=["text", "domain"])
     table = table.filter(pl.col("domain").is_in(DOMAINS))
     table.filter(pl.int_range(pl.len()) % PARTS == 0).write_parquet(root / "pool.parquet")
@@ -59,7 +59,7 @@ def settings_of(root: Path, **mix: Any) -> Settings:
             "model": {"tokenizer": str(root / "tokenizer"), "device": "cpu"},
             "index": {"held_out": 0.15},
             "plan": {"keep": {"tokens": 300_000}},
-            "mix": {"mixer": "regmix", "runs": 32, "proxy": PROXY, **mix},
+            "mix": {"mixer": mixer, "proxy": PROXY, **mix},
         }
     )
 
@@ -68,7 +68,7 @@ def test_held_out_mixtures_are_ranked_and_the_proposed_one_is_good(tmp_path: Pat
     root = Path(KEPT) if KEPT else tmp_path
     root.mkdir(exist_ok=True)
     folder = root / "run" / "mixtures" / "regmix"
-    free = settings_of(root, penalty=0.0)
+    free = settings_of(root, runs=32, penalty=0.0)
     index_run(free, pool=POOL)
     proposed = {"proposed, no penalty": mix_run(free, pool=POOL)}
     facts = {"proposed, no penalty": read_json(folder / "fits.json")}
@@ -76,7 +76,7 @@ def test_held_out_mixtures_are_ranked_and_the_proposed_one_is_good(tmp_path: Pat
     law = mixing_law.fit(runs.mixtures[:-TESTED], runs.losses[:-TESTED])
     ranks = show_law(runs, law)
     show_fits(facts["proposed, no penalty"]["fits"])
-    proposed["proposed, penalty 0.05"] = mix_run(settings_of(root), pool=POOL)
+    proposed["proposed, penalty 0.05"] = mix_run(settings_of(root, runs=32), pool=POOL)
     facts["proposed, penalty 0.05"] = read_json(folder / "fits.json")
     show_mixtures(runs, law, proposed, facts)
 
@@ -86,6 +86,26 @@ def test_held_out_mixtures_are_ranked_and_the_proposed_one_is_good(tmp_path: Pat
     assert sum(own) >= 4
     assert measured["mixture"] <= mean.min() + 0.02
     assert measured["mixture"] < measured["uniform"]
+
+
+def test_dmo_foretells_its_runs_and_proposes_a_good_mixture(tmp_path: Path):
+    root = Path(KEPT) if KEPT else tmp_path
+    root.mkdir(exist_ok=True)
+    settings = settings_of(root, mixer="dmo")
+    index_run(settings, pool=POOL)
+    summary = mix_run(settings, pool=POOL)
+    facts = read_json(root / "run" / "mixtures" / "dmo" / "fits.json")
+    shares = " ".join(f"{entry['weight']:.3f}" for entry in summary["domains"])
+    print(f"\ndmo, {facts['num_runs']} runs, from equal amounts: {shares}")
+    print("| domain | rank correlation | mean error, nats | beta | alpha | E |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, told in facts["held_out"].items():
+        law = facts["laws"][name]
+        numbers = (law["decays"], law["growths"], law["floors"])
+        shown = " | ".join(f"{number:.2f}" for number in numbers)
+        print(f"| {name} | {told['spearman']:.3f} | {told['error']:.3f} | {shown} |")
+    print({name: round(value, 4) for name, value in facts["measured"].items()})
+    assert facts["measured"]["mixture"] < facts["measured"]["uniform"]
 
 
 def show_law(runs: Runs, law: MixingLaw) -> Floats:

@@ -1,5 +1,6 @@
 """DMO: the published constants' optimum by other means, what five runs can say, and the limits."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,16 @@ def test_noise_is_told_of():
     found = proposal(DMO(), runs, SIZES, 1e6)
     errors = [each["error"] for each in found.report["held_out"].values()]
     assert 0.002 < np.mean(errors) < 0.05
+
+
+def test_a_law_that_its_runs_do_not_determine_is_named():
+    runs = runs_of()
+    losses = runs.losses.copy()
+    losses[:, 1] = 2 + np.exp(-runs.tokens[:, 1] / 1e5)  # falls faster than any power
+    found = proposal(DMO(), replace(runs, losses=losses), SIZES, 1e6)
+    assert any("do not determine the law of code:" in note for note in found.notes)
+    clear = proposal(DMO(), runs, SIZES, 1e6)
+    assert not any("do not determine" in note for note in clear.notes)
 
 
 def test_results_from_a_file(tmp_path: Path):
