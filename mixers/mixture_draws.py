@@ -7,7 +7,8 @@ arXiv:2407.01492, and the code of its authors: 15 strengths between 0.1 and 5, e
 their logarithm; caps of 15 times the natural share; shares in steps of 0.0002.
 
 Departures: rounded shares add up to 1, by giving the largest remainders a step more. Natural and
-uniform mixtures are wanted beside the draws and are put in front of them (`swarm`).
+uniform mixtures are wanted beside the draws and are put in front of them (`swarm`). Draws are taken
+as they come, so that those of a smaller swarm are the first of a larger one.
 Cost: none.
 Shapes: m domains, n mixtures.
 """
@@ -25,7 +26,9 @@ USAGE = 15.0
 STEP = 2e-4
 """Smallest share, and the unit of all."""
 _TIMES = 100
-"""Draws for each mixture that is wanted."""
+"""Draws for each mixture that is wanted, after which no more are tried."""
+_NUMBERS = 1 << 18
+"""Shares drawn at a time."""
 
 
 def swarm(tokens: Floats, num: int, *, caps: Floats | None = None, seed: int = 0) -> Floats:
@@ -60,14 +63,21 @@ def drawn(tokens: Floats, num: int, *, caps: Floats | None = None, seed: int = 0
     """
     generator = np.random.default_rng(seed)
     high = np.minimum(USAGE * tokens / tokens.sum(), 1) if caps is None else caps
-    raw = scattered(tokens, _TIMES * max(num, 1), generator)
-    found = np.unique(_steps(raw[(raw <= high).all(1)]), axis=0)
+    # Of a size that `num` has no part in: how many are wanted must not change the first ones.
+    size = max(1, _NUMBERS // len(tokens))
+    found: dict[bytes, Floats] = {}
+    for _ in range(0, _TIMES * num, size):
+        if len(found) >= num:
+            break
+        raw = scattered(tokens, size, generator)
+        for row in _steps(raw[(raw <= high).all(1)]):
+            found.setdefault(row.tobytes(), row)
     if len(found) < num:
         raise ConfigError(
             f"only {len(found)} different mixtures of these domains were found, not {num}",
             fix="ask for fewer runs (mix.runs), or join the smallest domains",
         )
-    return found[generator.permutation(len(found))[:num]] * STEP
+    return np.array(list(found.values())[:num]).reshape(num, len(tokens)) * STEP
 
 
 def scattered(tokens: Floats, num: int, generator: np.random.Generator) -> Floats:

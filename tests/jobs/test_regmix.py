@@ -15,7 +15,10 @@ from curate.errors import ConfigError, DivergedError, InputError
 from jobs import proxy_results
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
-from jobs.mix import mix_run, plan_mix
+from jobs.lengths import lengths_run
+from jobs.mix import mix_run, mixer_for, plan_mix
+from jobs.mix_passes import mix_passes
+from jobs.run import Task
 from jobs.settings import Settings, parse_settings
 from mixers.mixture_results import read_runs
 from tests.jobs.scored_run import bytes_of
@@ -54,6 +57,11 @@ def settings_of(root: Path, *, rows: int = 420, **mix: Any) -> Settings:
     )
     index_run(settings, pool=INLINE)
     return settings
+
+
+def tasks_of(settings: Settings) -> list[Task]:
+    name, mixer = mixer_for(settings)
+    return mix_passes(settings, name, mixer).tasks
 
 
 def test_proxies_are_fitted_and_the_mixture_found_is_checked(tmp_path: Path):
@@ -112,6 +120,19 @@ def test_it_goes_on_where_it_stopped_and_runs_outlive_another_target(
     assert plan_mix(other).done == 1 + 8
     mix_run(other, pool=INLINE)
     assert trained[10:] == ["check"]
+
+
+def test_more_runs_make_only_the_new_ones_due(tmp_path: Path):
+    few = settings_of(tmp_path, check=False)
+    lengths_run(few, pool=INLINE)
+    many = replace(few, mix={**few.mix, "runs": 40})
+    one, other = (
+        [(task.name, task.fingerprint) for task in tasks_of(each)] for each in (few, many)
+    )
+    # The first task makes the sequences.
+    assert len(one) == 1 + 8
+    assert len(other) == 1 + 40
+    assert other[: len(one)] == one
 
 
 def test_a_diverged_proxy_is_set_aside_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.errors import ConfigError
+from mixers import mixture_draws
+from mixers.laws import Floats
 from mixers.mixture_draws import STEP, drawn, scattered, swarm
 
 TOKENS = np.array([1e6, 2e5, 5e4, 3e3, 7e5])
@@ -31,6 +33,35 @@ def test_a_seed_gives_the_same_draws_and_another_one_others():
     one, two, other = (drawn(TOKENS, 20, seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("domains", [3, 40])
+def test_a_smaller_swarm_is_the_beginning_of_a_larger_one(domains: int):
+    tokens = np.random.default_rng(0).uniform(1e4, 1e6, domains)
+    most = swarm(tokens, 300, seed=5)
+    assert len(np.unique(np.round(most[2:] / STEP), axis=0)) == 298
+    for num in (2, 3, 32, 33, 131):
+        np.testing.assert_array_equal(swarm(tokens, num, seed=5), most[:num])
+
+
+def test_the_mixtures_are_not_biased_by_their_order():
+    found = drawn(TOKENS, 2000, caps=np.ones(5), seed=1)
+    centre = np.sqrt(TOKENS) / np.sqrt(TOKENS).sum()
+    np.testing.assert_allclose(found.mean(0), centre, atol=0.03)
+
+
+def test_a_thousand_domains_are_drawn_in_pieces(monkeypatch: pytest.MonkeyPatch):
+    asked = list[int]()
+
+    def watched(tokens: Floats, num: int, generator: np.random.Generator) -> Floats:
+        asked.append(num * len(tokens))
+        return scattered(tokens, num, generator)
+
+    monkeypatch.setattr(mixture_draws, "scattered", watched)
+    found = drawn(np.ones(1000), 300, caps=np.ones(1000))
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-9)
+    assert max(asked) <= 2**18
+    assert len(asked) > 1
 
 
 def test_natural_and_uniform_come_first():
