@@ -158,6 +158,28 @@ def test_the_step_goes_down_the_weighted_gradient():
             torch.testing.assert_close(parameter.grad, grad)
 
 
+def test_without_a_target_every_domain_counts_alike_however_many_tokens_it_has():
+    model = language_model()
+    batch = [piece(0, 4, seed=1), piece(1, 2, seed=2)]
+    other = [piece(0, 6, seed=4), piece(1, 1, seed=5)]
+
+    class Drawn(ModelStep):
+        def more(self, purpose: str, each: int | Tensor) -> list[Piece]:
+            return other
+
+    step = Drawn(model, batch, num_domains=2)
+    rule = DoGERule(replace(RAW, mode="universal"), 2, peak_lr=0.1)
+    found = rule.step(step).values["alignment"]
+
+    def gradient(given: Piece) -> Tensor:
+        loss = step.tokens(given).losses.mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, step.parameters)])
+
+    both = gradient(other[0]) + gradient(other[1])
+    wanted = torch.stack([gradient(each) @ both for each in batch])
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+
+
 def test_forward_mode_goes_the_same_way():
     ways = [replace(RAW, lag=False), replace(RAW, lag=False, how="forward")]
     found = [toy_run(each, steps=20)[1].weights for each in ways]
