@@ -139,8 +139,13 @@ def test_the_excess_is_measured_on_what_the_reference_has_not_read(tmp_path: Pat
         for own in [np.concatenate([sequences.numbers_of(d) for d in SIZES])]
     ]
     assert not texts[0] & texts[1]
-    folder = tmp_path / "run" / "proxies" / "doremi" / "seed-0" / "round-1"
-    assert (folder / "reference" / "model").is_dir()
+    # What each was trained on: with other sequences the epochs would not fit the draws.
+    for run, sequences in (("reference", seen), ("proxy", measured)):
+        epochs = result_of(settings, f"seed-0/round-1/{run}")["epochs"]
+        sizes = dict(zip(sequences.domains, sequences.sizes.tolist(), strict=True))
+        drawn = [epochs[name] * size for name, size in sizes.items()]
+        np.testing.assert_allclose(drawn, np.rint(drawn), atol=1e-9)
+        assert sum(drawn) == pytest.approx(PROXY["steps"] * PROXY["sequences"])
     cached = losses_of(settings)
     for domain in SIZES:
         for number in seen.numbers_of(domain):
