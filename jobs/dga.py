@@ -19,6 +19,7 @@ from curate.errors import InputError
 from curate.plan.mixture import DomainSize, Phase
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
+from jobs.proxy_swallowed import SWALLOWED_WHY, swallowed_in, swallowed_notes
 from jobs.proxy_work import Making, proxy_base, result_output, tiny_note, train_proxy
 from jobs.settings import Settings
 from mixers.basis import make_basis, read_basis
@@ -126,7 +127,10 @@ def _finish(mixer: DGA, folders: list[Path], sizes: Mapping[str, DomainSize]) ->
         name: _why(name, means, results, tables, lasts[0]) if name in means else "no sequence of it"
         for name in names
     }
-    return Found(phases, why, tuple(_notes(mixer, results, tables, names)), trajectories)
+    gone = swallowed_in(results)
+    why |= dict.fromkeys((name for name in gone if name in why), SWALLOWED_WHY)
+    notes = (*swallowed_notes(gone), *_notes(mixer, results, tables, names))
+    return Found(phases, why, notes, trajectories)
 
 
 def _schedule(tables: list[pl.DataFrame], names: list[str]) -> tuple[Tensor, Tensor]:
@@ -217,7 +221,8 @@ def _notes(
             "nothing was measured: mix.proxy.steps is too few for mix.every and mix.warm_share,"
             " or all gradients were 0"
         )
-    unseen = [name for name in names if name not in first["mixture"]]
+    known = {*first["mixture"], *swallowed_in(results)}
+    unseen = [name for name in names if name not in known]
     if unseen:
         found.append(f"no sequence to learn from, so no weight: {', '.join(unseen)}")
     found += sorted({note for result in results for note in result["notes"]})

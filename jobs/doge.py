@@ -15,6 +15,7 @@ from curate.errors import ConfigError, InputError
 from curate.plan.mixture import DomainSize, Phase
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
+from jobs.proxy_swallowed import SWALLOWED_WHY, swallowed_in, swallowed_notes
 from jobs.proxy_work import Making, proxy_base, result_output, tiny_note, train_proxy
 from jobs.settings import Settings
 from mixers.doge import DoGE, DoGERule
@@ -101,10 +102,12 @@ def _finish(mixer: DoGE, folders: list[Path], sizes: Mapping[str, DomainSize]) -
         product = shown.get(name)
         seen = "no alignment measured" if product is None else f"mean alignment {product:.3g}"
         why[name] = f"DoGE's mean weight{spread if len(own) > 1 else ''}; {seen}"
+    gone = swallowed_in(results)
+    why |= dict.fromkeys((name for name in gone if name in why), SWALLOWED_WHY)
     return Found(
         (Phase(1.0, {name: weight / total for name, weight in mean.items()}),),
         why,
-        (*_few(mixer, len(shown)), *_notes(results, weights, shown)),
+        (*swallowed_notes(gone), *_few(mixer, len(shown)), *_notes(results, weights, shown)),
         trajectories,
     )
 
@@ -147,7 +150,8 @@ def _notes(
         found.append(
             f"the product with the target's gradient was 0 throughout: {', '.join(silent)}"
         )
-    unseen = sorted(name for name in weights if name not in first["mixture"])
+    known = {*first["mixture"], *swallowed_in(results)}
+    unseen = sorted(name for name in weights if name not in known)
     if unseen:
         found.append(f"no sequence to learn from, so no weight: {', '.join(unseen)}")
     found += sorted({note for result in results for note in result["notes"]})

@@ -23,6 +23,7 @@ from curate.models.sequences import Sequences
 from curate.models.settings import CausalLM, Model
 from jobs.all_stages import load
 from jobs.own_passes import Phase
+from jobs.proxy_swallowed import swallowed_domains
 from jobs.run import Task
 from jobs.sequences import left_out, open_sequences, open_target, sequence_tasks
 from jobs.sequences_work import make_sequences, make_target
@@ -215,12 +216,14 @@ def train_together(payload: dict[str, Any]) -> dict[str, Any]:
         replace_folder(
             folder / "model", lambda target: write_model(optimiser.model, shop.tokenizer, target)
         )
+    gone = left_out(shop.settings, str(payload["sequences"])) if payload["target_parts"] else {}
     facts = {
         "schema_version": 1,
         **result._asdict(),
         "steps": proxy.steps,
         "num_parameters": body_parameters(optimiser.model),
-        "notes": [*data.sequences.notes, *_left_out(shop.settings, payload)],
+        "swallowed": swallowed_domains(gone, data.sequences.domains),
+        "notes": [*data.sequences.notes, *_left_out(gone)],
     }
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     output = result_output(folder)
@@ -230,9 +233,8 @@ def train_together(payload: dict[str, Any]) -> dict[str, Any]:
     return {"steps": proxy.steps}
 
 
-def _left_out(settings: Settings, payload: Mapping[str, Any]) -> list[str]:
+def _left_out(counts: Mapping[str, int]) -> list[str]:
     """What is to be said of examples that stand in the target too."""
-    counts = left_out(settings, str(payload["sequences"])) if payload["target_parts"] else {}
     if not counts:
         return []
     named = ", ".join(f"{domain} ({count:,})" for domain, count in counts.items())

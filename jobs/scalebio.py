@@ -16,6 +16,7 @@ from curate.models.settings import CausalLM
 from curate.plan.mixture import DomainSize, Phase
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
+from jobs.proxy_swallowed import SWALLOWED_WHY, swallowed_in, swallowed_notes
 from jobs.proxy_work import Making, proxy_base, result_output, tiny_note, train_proxy
 from jobs.sequences import open_target
 from jobs.settings import Settings, task_settings
@@ -104,7 +105,9 @@ def _finish(
             f"ScaleBiO's weight of {mean[name]:.3g}{spread if len(own) > 1 else ''} of the"
             f" {'windows' if is_packed else 'examples'}{moved}"
         )
-    said = _notes(mixer, results, weights)
+    gone = swallowed_in(results)
+    why |= dict.fromkeys((name for name in gone if name in why), SWALLOWED_WHY)
+    said = [*swallowed_notes(gone), *_notes(mixer, results, weights)]
     drawn = mixer.proxy.steps * mixer.target_sequences
     size = int(open_target(settings, key, ("target",)).sizes.sum())
     if drawn > _MANY_EPOCHS * size:
@@ -142,7 +145,8 @@ def _notes(
         widest = max(weights, key=lambda name: max(weights[name]) - min(weights[name]))
         spread = max(weights[widest]) - min(weights[widest])
         found.append(f"over {len(results)} seeds the weights differ by {spread:.3g} ({widest})")
-    unseen = sorted(name for name in weights if name not in first["mixture"])
+    known = {*first["mixture"], *swallowed_in(results)}
+    unseen = sorted(name for name in weights if name not in known)
     if unseen:
         found.append(f"no sequence to learn from, so no weight: {', '.join(unseen)}")
     found += sorted({note for result in results for note in result["notes"]})

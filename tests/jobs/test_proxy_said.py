@@ -1,0 +1,67 @@
+"""What mixers that train proxies refuse before they train, and what they say first afterwards."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from tiny_models import byte_tokenizer, save_language_model
+
+from jobs.cluster import InlineExecutor, Pool
+from jobs.index import index_run
+from jobs.mix import mix_run
+from jobs.settings import Settings, parse_settings
+
+INLINE = Pool(InlineExecutor(), 1)
+DOMAINS = ("law", "maths", "news")
+PROXY: dict[str, Any] = {"steps": 4, "sequences": 12, "length": 32, "held_out": 2}
+
+
+def write_inputs(root: Path, *, wanted: str = "maths") -> None:
+    """20 texts of each domain; the target has all of one, and a few of its own."""
+    rows = [(f"{name} {row} of {'abc' * 12}", name) for name in DOMAINS for row in range(20)]
+    pl.DataFrame(rows, schema=["text", "topic"], orient="row").write_parquet(root / "rows.parquet")
+    own = [f"something else {row} {'xyz' * 10}" for row in range(8)]
+    texts = [text for text, name in rows if name == wanted] + own
+    pl.DataFrame({"text": texts}).write_parquet(root / "target.parquet")
+    save_language_model(root / "model", tokenizer=byte_tokenizer(merges=False))
+
+
+def settings_of(root: Path, mixer: str, **mix: Any) -> Settings:
+    proxy = PROXY | mix.pop("proxy", {})
+    return parse_settings(
+        {
+            "run": str(root / "run"),
+            "sources": {
+                "rows": {"path": str(root / "rows.parquet"), "text": "text", "domain": "topic"}
+            },
+            "target": {"path": str(root / "target.parquet"), "text": "text"},
+            "task": {"kind": "causal-lm", "max_tokens": 32},
+            "model": {"name": str(root / "model"), "device": "cpu"},
+            "index": {"held_out": 0.1},
+            "mix": {"mixer": mixer, "proxy": proxy, **mix},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("mixer", "options"),
+    [("doge", {}), ("dga", {"every": 2, "sequences": 2}), ("scalebio", {"lr": 0.1})],
+)
+def test_a_domain_that_stands_wholly_in_the_target_is_told_first(
+    tmp_path: Path, mixer: str, options: dict[str, Any]
+):
+    write_inputs(tmp_path)
+    settings = settings_of(tmp_path, mixer, **options)
+    index_run(settings, pool=INLINE)
+    summary = mix_run(settings, pool=INLINE)
+    first, *rest = summary["notes"]
+    assert first == (
+        "the domain maths stands wholly in the target, so nothing of it is left to train on and it"
+        " gets no weight: take it out of the target or the pool"
+    )
+    assert not any("so no weight" in note for note in rest)
+    rows = {row["domain"]: row for row in summary["domains"]}
+    assert rows["maths"]["weight"] == 0
+    assert "it stands wholly in the target" in rows["maths"]["why"]
+    assert rows["law"]["weight"] > 0
