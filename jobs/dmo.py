@@ -18,17 +18,18 @@ from curate.plan.mixture import DomainSize, Phase
 from jobs.mix import budget_tokens
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
+from jobs.proxy_checks import check_all_have_losses, check_num_runs, no_loss
 from jobs.proxy_results import Results, read_results, target_of, train_run
 from jobs.proxy_rules import plain as plain_rule
 from jobs.proxy_work import Making, ProxyBase, proxy_base, tiny_note
 from jobs.regmix import domains_with_tokens
 from jobs.run import Task
 from jobs.settings import Settings
-from mixers.dmo import DMO, design
+from mixers.dmo import DMO, FACTORS, design
 from mixers.dmo_proposal import proposal
 from mixers.laws import Floats
 from mixers.mixture_report import Proposal
-from mixers.mixture_results import Amounts, amounts_table, read_amounts
+from mixers.mixture_results import Amounts, amounts_table, check_target, read_amounts
 from mixers.rules import Rule
 
 Sizes = Mapping[str, DomainSize]
@@ -39,8 +40,10 @@ def passes(settings: Settings, mixer: DMO) -> MixPasses:
     """Proxies with less and more of each domain; nothing where results are given.
 
     Raises:
-        ConfigError: there is no model.
-        InputError: the index or the token counts have not been made, or a file is missing.
+        ConfigError: there is no model, or there are so many domains that no one would have as many
+            runs.
+        InputError: the index or the token counts have not been made, a file is missing, or a domain
+            has nothing held out.
     """
     if mixer.results is not None:
         path = Path(mixer.results)
@@ -49,6 +52,9 @@ def passes(settings: Settings, mixer: DMO) -> MixPasses:
         return MixPasses((), partial(_from_file, settings, mixer), inputs=(digest_file(path),))
     base, sequences = proxy_base(settings, "dmo", mixer.proxy)
     sizes = domains_with_tokens(settings)
+    check_num_runs(len(FACTORS) * len(sizes) + 1, len(sizes), can_be_set=False)
+    check_all_have_losses(settings, mixer.proxy, sizes)
+    check_target(mixer.target, tuple(sizes))
     runs = [_run(base, mixer, name, sizes, row) for name, row in _design(len(sizes))]
     phases = [*sequences, Work("dmo: proxies", runs, train_run)]
     checked: list[Task] = []
@@ -164,10 +170,7 @@ def _amounts(results: Results) -> Amounts:
     """
     silent = sorted(set(results.domains) - set(results.targets))
     if silent:
-        raise InputError(
-            f"the domain {silent[0]} has no held-out sequences, and its law needs a loss",
-            fix="raise index.held_out, or join the domain with another",
-        )
+        raise no_loss(silent)
     return Amounts(results.names, results.domains, results.tokens, results.losses, results.notes)
 
 

@@ -167,15 +167,15 @@ def _passes(settings: Settings, name: str, mixer: Any) -> MixPasses | None:
     return mix_passes(settings, name, mixer)
 
 
-def domain_sizes(run: RunFolder, lengths: str) -> dict[str, DomainSize]:
-    """What the training rows of each domain come to, in order of name; partition by partition.
+def domain_sizes(run: RunFolder, lengths: str, *, split: str = TRAIN) -> dict[str, DomainSize]:
+    """What the rows of a split come to, by domain in order of name; partition by partition.
 
     Raises:
         CurateError: index and token counts are not of the same examples.
     """
     sums: dict[str, list[int]] = {}
     for part in run.partitions():
-        table = _sizes_of(run, part, lengths)
+        table = _sizes_of(run, part, lengths, split)
         for domain, examples, tokens in table.iter_rows():
             total = sums.setdefault(domain, [0, 0])
             total[0] += examples
@@ -196,13 +196,13 @@ def budget_tokens(keep: Keep, sizes: Mapping[str, DomainSize]) -> float:
     return share * tokens
 
 
-def _sizes_of(run: RunFolder, part: Partition, lengths: str) -> pl.DataFrame:
-    """domain, examples, tokens of the training rows of a partition."""
+def _sizes_of(run: RunFolder, part: Partition, lengths: str, split: str) -> pl.DataFrame:
+    """domain, examples, tokens of the rows of a split in a partition."""
     examples = read_examples(run, part, [*KEY, "domain", "split"])
     counted = read_table(run.lengths(part, lengths).path)
     meet(examples, counted)
-    training = examples.with_columns(counted["num_tokens"]).filter(pl.col("split") == TRAIN)
-    return training.group_by("domain", maintain_order=True).agg(
+    rows = examples.with_columns(counted["num_tokens"]).filter(pl.col("split") == split)
+    return rows.group_by("domain", maintain_order=True).agg(
         pl.len().alias("examples"), pl.col("num_tokens").sum().alias("tokens")
     )
 

@@ -21,6 +21,7 @@ from jobs.lengths import lengths_digest
 from jobs.mix import budget_tokens, domain_sizes
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
+from jobs.proxy_checks import check_num_runs, domains_with_losses
 from jobs.proxy_results import Results, read_results, target_of, train_run
 from jobs.proxy_rules import plain as plain_rule
 from jobs.proxy_work import Making, ProxyBase, proxy_base, tiny_note
@@ -30,7 +31,7 @@ from mixers.laws import Floats
 from mixers.mixture_draws import USAGE, swarm
 from mixers.mixture_fits import SPARE_RUNS
 from mixers.mixture_report import Proposal
-from mixers.mixture_results import Runs, chosen_losses, read_runs, runs_table
+from mixers.mixture_results import Runs, check_target, chosen_losses, read_runs, runs_table
 from mixers.regmix import RegMix, proposal
 from mixers.rules import Rule
 
@@ -41,8 +42,10 @@ def passes(settings: Settings, mixer: RegMix) -> MixPasses:
     """Proxies on a swarm of mixtures and on the one found; nothing where results are given.
 
     Raises:
-        ConfigError: there is no model, or there are not so many different mixtures.
-        InputError: the index or the token counts have not been made, or a file is missing.
+        ConfigError: there is no model, the domains ask for too many runs or have not so many
+            different mixtures, or the target is no loss.
+        InputError: the index or the token counts have not been made, a file is missing, or
+            nothing is held out.
     """
     if mixer.results:
         files = [Path(path) for path in mixer.results]
@@ -54,6 +57,7 @@ def passes(settings: Settings, mixer: RegMix) -> MixPasses:
     base, sequences = proxy_base(settings, "regmix", mixer.proxy)
     sizes = domains_with_tokens(settings)
     _check(mixer, len(sizes))
+    check_target(mixer.target, domains_with_losses(settings, mixer.proxy, sizes))
     budget = budget_tokens(settings.plan.kept, sizes)
     runs = [
         base.task(
@@ -72,12 +76,14 @@ def passes(settings: Settings, mixer: RegMix) -> MixPasses:
 
 
 def _check(mixer: RegMix, num_domains: int) -> None:
-    """Before anything is trained: are there enough runs to fit and to test?"""
+    """Before anything is trained: are there enough runs to fit and to test, and not too many?"""
     if num_domains < 2:
         raise ConfigError(
             "there is one domain with training tokens, and nothing to mix",
             fix="set the domain of sources, or domains: clusters",
         )
+    if mixer.runs is None:
+        check_num_runs(mixer.num_runs(num_domains), num_domains, can_be_set=True)
     num, least = mixer.num_runs(num_domains), num_domains + SPARE_RUNS
     if num < least:
         raise ConfigError(

@@ -27,7 +27,9 @@ STEP = 2e-4
 """Smallest share, and the unit of all."""
 _TIMES = 100
 """Draws for each mixture that is wanted, after which no more are tried."""
-_NUMBERS = 1 << 18
+_ENOUGH = 10_000
+"""Draws of which one must be below the caps."""
+_NUMBERS = 1 << 14
 """Shares drawn at a time."""
 
 
@@ -59,15 +61,15 @@ def drawn(tokens: Floats, num: int, *, caps: Floats | None = None, seed: int = 0
 
     Raises:
         ConfigError: a hundred times as many draws did not hold so many that are different and
-            below the caps.
+            below the caps, or ten thousand held none.
     """
     generator = np.random.default_rng(seed)
     high = np.minimum(USAGE * tokens / tokens.sum(), 1) if caps is None else caps
     # Of a size that `num` has no part in: how many are wanted must not change the first ones.
     size = max(1, _NUMBERS // len(tokens))
     found: dict[bytes, Floats] = {}
-    for _ in range(0, _TIMES * num, size):
-        if len(found) >= num:
+    for tried in range(0, _TIMES * num, size):
+        if len(found) >= num or (tried >= _ENOUGH and not found):
             break
         raw = scattered(tokens, size, generator)
         for row in _steps(raw[(raw <= high).all(1)]):
@@ -75,7 +77,7 @@ def drawn(tokens: Floats, num: int, *, caps: Floats | None = None, seed: int = 0
     if len(found) < num:
         raise ConfigError(
             f"only {len(found)} different mixtures of these domains were found, not {num}",
-            fix="ask for fewer runs (mix.runs), or join the smallest domains",
+            fix="ask for fewer runs (mix.runs), or join domains, the smallest first",
         )
     return np.array(list(found.values())[:num]).reshape(num, len(tokens)) * STEP
 

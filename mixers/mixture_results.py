@@ -129,12 +129,7 @@ def chosen_losses(runs: Runs, target: Mapping[str, float]) -> tuple[Runs, Floats
     Raises:
         ConfigError: a loss is unknown, or no weight is above 0.
     """
-    for name in target:
-        if name not in runs.targets:
-            raise ConfigError(
-                f"mix.target names {name!r}, which is no loss of the runs",
-                fix=nearest(name, runs.targets) or f"use some of {', '.join(runs.targets[:10])}",
-            )
+    check_target(target, runs.targets)
     given = target or dict.fromkeys(runs.targets, 1.0)
     kept = [place for place, name in enumerate(runs.targets) if given.get(name, 0.0) > 0]
     if not kept:
@@ -153,6 +148,20 @@ def chosen_losses(runs: Runs, target: Mapping[str, float]) -> tuple[Runs, Floats
         notes=(*runs.notes, *_aside(named)),
     )
     return found, weights / weights.sum()
+
+
+def check_target(target: Mapping[str, float], known: Sequence[str]) -> None:
+    """Refuse a target that names a loss which the runs do not have.
+
+    Raises:
+        ConfigError: names it, and what it may be.
+    """
+    for name in target:
+        if name not in known:
+            raise ConfigError(
+                f"mix.target names {name!r}, which is no loss of the runs",
+                fix=nearest(name, known) or f"use some of {', '.join(known[:10])}",
+            )
 
 
 def runs_table(runs: Runs) -> pl.DataFrame:

@@ -179,7 +179,11 @@ def test_learning_rates_beyond_all_reason_are_named_as_such(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("mix", "rows", "message"),
-    [({"runs": 5}, 420, "mix.runs is 5, too few for 3"), ({}, 100, "one domain with training")],
+    [
+        ({"runs": 5}, 420, "mix.runs is 5, too few for 3"),
+        ({}, 100, "one domain with training"),
+        ({"target": {"hihg": 1.0}}, 420, "mix.target names 'hihg', which is no loss"),
+    ],
 )
 def test_what_cannot_be_fitted_is_refused_before_training(
     tmp_path: Path, mix: dict[str, Any], rows: int, message: str

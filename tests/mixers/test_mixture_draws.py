@@ -60,7 +60,7 @@ def test_a_thousand_domains_are_drawn_in_pieces(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(mixture_draws, "scattered", watched)
     found = drawn(np.ones(1000), 300, caps=np.ones(1000))
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-9)
-    assert max(asked) <= 2**18
+    assert max(asked) <= 2**14
     assert len(asked) > 1
 
 
