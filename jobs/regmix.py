@@ -98,7 +98,7 @@ def proposed(making: Making) -> Rule:
     sizes = {name: DomainSize(**size) for name, size in options["sizes"].items()}
     folder = RunFolder(Path(making.settings.run)).proxies / "regmix"
     runs, _ = _read([folder / name for name in options["runs"]])
-    found = _proposal(parse(RegMix, options["mixer"]), runs, sizes, options["budget"])
+    found = proposal(parse(RegMix, options["mixer"]), runs, sizes, options["budget"])
     return plain_rule(making._replace(options={"shares": found.weights}))
 
 
@@ -154,7 +154,7 @@ def _from_runs(
 ) -> Found:
     """The mixture, with what the check has shown."""
     runs, results = _read([Path(task.payload["folder"]) for task in tasks])
-    found = _proposal(mixer, runs, sizes, budget_tokens(settings.plan.kept, sizes))
+    found = proposal(mixer, runs, sizes, budget_tokens(settings.plan.kept, sizes))
     used, shares = chosen_losses(runs, mixer.target)
     report, notes = dict(found.report), list[str]()
     measured = dict(zip(used.names, (used.losses @ shares).tolist(), strict=True))
@@ -166,16 +166,6 @@ def _from_runs(
         notes.append(_verdict(report))
     tiny = tiny_note(results.num_parameters)
     return _found(settings, runs, found, report, (*notes, *([tiny] if tiny else [])))
-
-
-def _proposal(mixer: RegMix, runs: Runs, sizes: Sizes, budget: float) -> Proposal:
-    """The mixture that proxies say is best; where they are too few, why some are missing."""
-    try:
-        return proposal(mixer, runs, sizes, budget)
-    except InputError as error:
-        if not runs.notes:
-            raise
-        raise InputError(f"{error.what}; {'; '.join(runs.notes)}", fix=error.fix) from error
 
 
 def _found(

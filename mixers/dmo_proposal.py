@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from curate.config import nearest
-from curate.errors import ConfigError
+from curate.errors import ConfigError, InputError
 from curate.plan.mixture import DomainSize
 from mixers.dmo import DMO, STEEPEST, AtBudget, TransferLaw, fit
 from mixers.law_optimum import smooth_optimum, wanted
 from mixers.laws import Floats, HeldOut, held_out
-from mixers.mixture_report import Proposal, all_used, check_domains
+from mixers.mixture_report import Proposal, all_used, check_domains, with_notes
 from mixers.mixture_results import Amounts
 
 _FAR = 10.0
@@ -41,7 +41,10 @@ def proposal(
     check_domains(runs.domains, sizes)
     shares = _target_shares(settings, runs)
     tokens = np.array([sizes[name].num_tokens if name in sizes else 0.0 for name in runs.domains])
-    law = fit(runs.tokens, runs.losses)
+    try:
+        law = fit(runs.tokens, runs.losses)
+    except InputError as error:
+        raise with_notes(error, runs.notes) from error
     told = held_out(fit, runs.tokens, runs.losses)
     at_budget = AtBudget(law, budget_tokens)
     caps = np.minimum(settings.max_epochs * tokens / budget_tokens, 1)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from curate.config import nearest
-from curate.errors import ConfigError, counted
+from curate.errors import ConfigError, InputError, counted
 from mixers.laws import Floats, Law, SmoothLaw
 from mixers.mixture_fits import Fitted
 from mixers.mixture_results import Runs
@@ -47,6 +47,11 @@ def check_domains(known: Sequence[str], domains: Iterable[str]) -> None:
                 fix=nearest(name, known)
                 or f"name the results' columns as the domains; they are {shown}",
             )
+
+
+def with_notes(error: InputError, notes: Sequence[str]) -> InputError:
+    """The same error with what is known of the runs, such as why some are missing."""
+    return InputError("; ".join([error.what, *notes]), fix=error.fix)
 
 
 def all_used(max_epochs: float, total: float, budget: float) -> str:
@@ -150,6 +155,25 @@ def outlook(facts: Mapping[str, Any]) -> str:
         f"{told['uniform']:.4f}; the best of {counted(facts['num_runs'], 'run')} measured "
         f"{run['target']:.4f}: train and compare with natural and uniform at full size"
     )
+
+
+def held_back(facts: Mapping[str, Any], *, allowed: bool, penalty: float) -> list[str]:
+    """A note where another mixture is foretold better than the one proposed, and why it is not it.
+
+    Args:
+        facts: the report.
+        allowed: whether the uniform mixture lies within the limits.
+        penalty: nats for each nat of divergence from the natural mixture.
+    """
+    told = facts["foretold"]
+    if not told["uniform"] < told["mixture"] - _NEAR or not (penalty or not allowed):
+        return []
+    why = (
+        "the penalty keeps the mixture near natural (mix.penalty: 0 would not)"
+        if allowed
+        else "it lies outside of the limits"
+    )
+    return [f"uniform is foretold lower, by {told['mixture'] - told['uniform']:.4f}: {why}"]
 
 
 def _number(value: float) -> float | None:

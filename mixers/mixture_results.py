@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from curate.config import nearest
@@ -98,14 +99,15 @@ def read_amounts(path: Path) -> Amounts:
     names = _names(table, path)
     losses = _floats(table, [f"{LOSS}{name}" for name in domains], path, empty=True)
     tokens = _floats(table, [f"{TOKENS}{name}" for name in domains], path, empty=False)
-    good = np.isfinite(losses).all(axis=1)
+    finite = np.isfinite(losses)
+    good = finite.all(axis=1)
     kept: list[bool] = np.asarray(good).tolist()
     return Amounts(
         tuple(name for name, fine in zip(names, kept, strict=True) if fine),
         tuple(domains),
         tokens[good],
         losses[good],
-        _aside([name for name, fine in zip(names, kept, strict=True) if not fine]),
+        _aside(names, finite, domains),
     )
 
 
@@ -135,17 +137,18 @@ def chosen_losses(runs: Runs, target: Mapping[str, float]) -> tuple[Runs, Floats
     if not kept:
         raise ConfigError("no weight of mix.target is above 0", fix="give a loss a weight")
     losses = runs.losses[:, kept]
-    finite = np.isfinite(losses).all(axis=1)
-    good: list[bool] = np.asarray(finite).tolist()
-    named = [name for name, fine in zip(runs.names, good, strict=True) if not fine]
+    finite = np.isfinite(losses)
+    whole = finite.all(axis=1)
+    good: list[bool] = np.asarray(whole).tolist()
+    targets = tuple(runs.targets[place] for place in kept)
     weights = np.array([given[runs.targets[place]] for place in kept])
     found = replace(
         runs,
         names=tuple(name for name, fine in zip(runs.names, good, strict=True) if fine),
-        mixtures=runs.mixtures[finite],
-        targets=tuple(runs.targets[place] for place in kept),
-        losses=losses[finite],
-        notes=(*runs.notes, *_aside(named)),
+        mixtures=runs.mixtures[whole],
+        targets=targets,
+        losses=losses[whole],
+        notes=(*runs.notes, *_aside(runs.names, finite, targets)),
     )
     return found, weights / weights.sum()
 
@@ -234,12 +237,33 @@ def _table(path: Path) -> pl.DataFrame:
         ) from error
 
 
-def _aside(names: Sequence[str]) -> tuple[str, ...]:
-    """A note on runs without a loss."""
-    if not names:
+def _aside(
+    names: Sequence[str], finite: npt.NDArray[np.bool_], losses: Sequence[str]
+) -> tuple[str, ...]:
+    """A note on runs that lack a loss: how many, which, and which loss.
+
+    Args:
+        names: (n,) of the runs.
+        finite: (n, q) whether a loss is a finite number.
+        losses: (q,) their names.
+    """
+    aside = [name for name, row in zip(names, finite, strict=True) if not row.all()]
+    if not aside:
         return ()
-    shown = f"{', '.join(names[:10])}{' ...' if len(names) > 10 else ''}"
-    return (f"{counted(len(names), 'run')} without a finite loss set aside: {shown}",)
+    which = f" ({', '.join(aside[:10])}{' ...' if len(aside) > 10 else ''})"
+    lacking = {
+        f"{LOSS}{name}": int(count)
+        for name, count in zip(losses, (~finite).sum(0), strict=True)
+        if count
+    }
+    if len(lacking) == 1:
+        why = f"{next(iter(lacking))} is no finite number"
+    else:
+        worst = sorted(lacking, key=lambda name: -lacking[name])[:5]
+        named = ", ".join(f"{name} ({lacking[name]} of them)" for name in worst)
+        why = f"{named}{' ...' if len(lacking) > 5 else ''} are no finite numbers"
+    start = f"{len(aside)} of {counted(len(names), 'run')} set aside"
+    return (f"{start}{which if len(aside) < len(names) else ''}: {why}",)
 
 
 def _names(table: pl.DataFrame, path: Path) -> list[str]:

@@ -21,15 +21,25 @@ from dataclasses import dataclass, field
 from typing import ClassVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from curate.config import STRICT
-from curate.errors import ConfigError
+from curate.errors import ConfigError, InputError
 from curate.plan.mixture import DomainSize
 from mixers.law_optimum import Wanted, drawn_optimum, smooth_optimum, wanted
 from mixers.laws import Floats, Law, SmoothLaw
 from mixers.mixture_draws import scattered
 from mixers.mixture_fits import Choice, fitted
-from mixers.mixture_report import Proposal, all_used, check_domains, outlook, report, warnings
+from mixers.mixture_report import (
+    Proposal,
+    all_used,
+    check_domains,
+    held_back,
+    outlook,
+    report,
+    warnings,
+    with_notes,
+)
 from mixers.mixture_results import Runs, chosen_losses
 from mixers.proxy_settings import Proxy
 
@@ -104,19 +114,23 @@ def proposal(
 
     Raises:
         ConfigError: the runs say nothing of a domain, or the target names an unknown loss.
-        InputError: too few runs.
+        InputError: too few runs; says which were set aside.
         MissingDependencyError: LightGBM is asked for and not installed.
     """
     check_domains(runs.domains, sizes)
     used, shares = chosen_losses(runs, settings.target)
     tokens = np.array([sizes[name].num_tokens if name in sizes else 0.0 for name in used.domains])
-    found = fitted(used.mixtures, used.losses, shares, choice=settings.fit)
+    try:
+        found = fitted(used.mixtures, used.losses, shares, choice=settings.fit)
+    except InputError as error:
+        raise with_notes(error, used.notes) from error
     caps = np.minimum(settings.max_epochs * tokens / budget_tokens, 1)
     total = settings.max_epochs * tokens.sum()
     notes = [*used.notes, *found.notes]
     absent = [name for name in used.domains if name not in sizes]
     if absent:
         notes.append(f"domains of the runs that have no training tokens here: {', '.join(absent)}")
+    want: Wanted | None = None
     if total <= budget_tokens:
         best, covered = tokens / tokens.sum(), True
         notes.append(all_used(settings.max_epochs, float(total), budget_tokens))
@@ -126,6 +140,8 @@ def proposal(
     notes += warnings(used, found, best, covered=covered)
     facts = report(used, found, shares, best, tokens)
     notes.append(outlook(facts))
+    if want is not None:
+        notes += held_back(facts, allowed=_allows(want, tokens > 0), penalty=settings.penalty)
     weights = {name: float(best[used.domains.index(name)]) for name in sizes}
     rules = _rules(used, weights, found.name, caps)
     return Proposal(weights, rules, tuple(notes), facts)
@@ -146,6 +162,12 @@ def _limits(
         size, num_losses, shares=shares, low=low, caps=high, natural=tokens, penalty=penalty
     )
     return want, covered
+
+
+def _allows(want: Wanted, there: npt.NDArray[np.bool_]) -> bool:
+    """Whether the uniform mixture of the domains that are there (m,) lies within the limits."""
+    uniform = there / there.sum()
+    return bool(((want.low - _NEAR <= uniform) & (uniform <= want.high + _NEAR)).all())
 
 
 def _optimum(law: Law, want: Wanted, tokens: Floats) -> Floats:

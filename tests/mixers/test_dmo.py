@@ -161,7 +161,9 @@ def test_results_from_a_file(tmp_path: Path):
     table.with_columns(lost).write_csv(tmp_path / "lost.csv")
     fewer = read_amounts(tmp_path / "lost.csv")
     assert "3" not in fewer.names
-    assert fewer.notes == ("1 run without a finite loss set aside: 3",)
+    assert fewer.notes == (
+        f"1 of {len(runs.names)} runs set aside (3): loss.code is no finite number",
+    )
     table.drop("loss.code").write_csv(tmp_path / "bad.csv")
     with pytest.raises(InputError, match=r"no column loss\.code"):
         read_amounts(tmp_path / "bad.csv")

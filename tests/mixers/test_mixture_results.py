@@ -98,10 +98,15 @@ def test_losses_are_chosen_and_runs_without_them_set_aside(tmp_path: Path):
     assert runs.names == ("1", "4")
     np.testing.assert_array_equal(shares, [0.25, 0.75])
     np.testing.assert_array_equal(runs.losses, [[1, 2], [2, 5]])
-    assert runs.notes == ("2 runs without a finite loss set aside: 2, 3",)
+    assert runs.notes == ("2 of 4 runs set aside (2, 3): loss.a is no finite number",)
     everything, equal = chosen_losses(read_runs([path]), {})
     assert everything.targets == ("a", "b", "c")
     np.testing.assert_allclose(equal, 1 / 3)
+    assert everything.names == ("4",)
+    assert everything.notes == (
+        "3 of 4 runs set aside (1, 2, 3):"
+        " loss.a (2 of them), loss.c (1 of them) are no finite numbers",
+    )
 
 
 @pytest.mark.parametrize(

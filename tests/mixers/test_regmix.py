@@ -15,7 +15,7 @@ from mixers import boosted_law
 from mixers.laws import Floats, HeldOut
 from mixers.mixing_law import MixingLaw
 from mixers.mixture_fits import FITS, MANY_RUNS, Told, chosen, fitted
-from mixers.mixture_results import Runs, read_runs
+from mixers.mixture_results import Runs, read_runs, runs_table
 from mixers.regmix import RegMix, proposal
 
 DOMAINS = ("books", "code", "web")
@@ -161,6 +161,42 @@ def test_few_or_noisy_runs_are_told_of():
     with pytest.raises(InputError, match="5 runs are too few for 3 domains: 6 can be"):
         proposal(RegMix(), runs_of(5), SIZES, 1e5)
     assert proposal(RegMix(), runs_of(6), SIZES, 1e5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_error_says_which_loss_set_runs_aside(tmp_path: Path):
+    runs = runs_of(24)
+    table = runs_table(runs).with_columns(pl.lit(None, pl.Float64).alias("loss.code"))
+    table.write_csv(tmp_path / "runs.csv")
+    found = read_runs([tmp_path / "runs.csv"])
+    with pytest.raises(InputError) as caught:
+        proposal(RegMix(), found, SIZES, 1e5)
+    assert "24 of 24 runs set aside: loss.code is no finite number" in caught.value.what
+    assert "0 runs are too few" in caught.value.what
+    assert proposal(RegMix(target={"web": 1.0}), found, SIZES, 1e5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_note_says_that_the_penalty_holds_back_from_a_better_uniform_mixture():
+    # Of 0.9 natural web, a heavy penalty leaves little way towards the even mixture.
+    sizes = {**SIZES, "web": DomainSize(900, 10_000_000)}
+    held = proposal(RegMix(penalty=5.0), runs_of(40), sizes, 1e5)
+    told = held.report["foretold"]
+    assert told["uniform"] < told["mixture"]
+    (note,) = [note for note in held.notes if note.startswith("uniform is foretold lower")]
+    assert "the penalty keeps the mixture near natural" in note
+    assert f"by {told['mixture'] - told['uniform']:.4f}" in note
+    free = proposal(RegMix(penalty=0.0), runs_of(40), sizes, 1e5)
+    assert not any("is foretold lower" in note for note in free.notes)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_note_says_that_limits_hold_back_from_a_better_uniform_mixture():
+    # A budget of all tokens at 1.05 epochs each: nothing but the natural mixture is allowed.
+    sizes = {**SIZES, "web": DomainSize(900, 10_000_000)}
+    held = proposal(RegMix(penalty=0.0, max_epochs=1.05), runs_of(40), sizes, 10_500_000)
+    (note,) = [note for note in held.notes if note.startswith("uniform is foretold lower")]
+    assert "outside of the limits" in note
 
 
 @pytest.mark.usefixtures("quick")
