@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from curate.config import parse
-from curate.data.layout import RunFolder
-from curate.data.tables import read_examples
 from curate.errors import InputError
 from curate.plan.mixture import DomainSize, Phase
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
+from jobs.proxy_refusals import indexed_domains
 from jobs.proxy_swallowed import SWALLOWED_WHY, swallowed_in, swallowed_notes
 from jobs.proxy_work import Making, proxy_base, result_output, tiny_note, train_proxy
 from jobs.settings import Settings
@@ -46,7 +45,7 @@ def passes(settings: Settings, mixer: DGA) -> MixPasses:
     if mixer.basis is not None:
         options["basis"] = read_basis(mixer.basis)
     if mixer.basis is not None or mixer.start is not None:
-        mixer.start_weights(make_basis(_domains(settings), options["basis"]).names)
+        mixer.start_weights(make_basis(indexed_domains(settings), options["basis"]).names)
     tasks = [
         base.task(
             f"seed-{seed}",
@@ -88,14 +87,6 @@ def make_rule(making: Making) -> Rule:
 
 def _there(shares: dict[str, float], domains: Sequence[str]) -> dict[str, float]:
     return {name: share for name, share in shares.items() if name in domains}
-
-
-def _domains(settings: Settings) -> list[str]:
-    """Of all rows of the index."""
-    run, found = RunFolder(Path(settings.run)), set[str]()
-    for part in run.partitions():
-        found |= set(read_examples(run, part, ["domain"])["domain"].unique())
-    return sorted(found)
 
 
 def _finish(mixer: DGA, folders: list[Path], sizes: Mapping[str, DomainSize]) -> Found:

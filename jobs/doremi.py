@@ -28,6 +28,7 @@ from jobs.doremi_work import (
 )
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
+from jobs.proxy_refusals import check_proxy_model, check_shares
 from jobs.proxy_work import ProxyBase, proxy_base, result_output, tiny_note
 from jobs.run import Task
 from jobs.settings import Settings
@@ -54,10 +55,14 @@ def passes(settings: Settings, mixer: DoReMi) -> MixPasses:
     """Sequences, then for each round references, their losses and proxies.
 
     Raises:
-        ConfigError: there is no model, or the reference is of another tokenizer.
+        ConfigError: there is no model, `reference.shares` name an unknown domain, or the reference
+            is of another tokenizer.
         InputError: the index has not been made, or there is no reference.
     """
     base, sequences = proxy_base(settings, "doremi", mixer.proxy)
+    for place, model in enumerate(mixer.reference.models):
+        check_proxy_model(model, f"mix.reference.models[{place}]")
+    check_shares(settings, mixer.reference.shares, "mix.reference.shares")
     if mixer.reference.path is not None:
         _check_reference(settings, mixer.reference.path)
     phases = [*sequences]

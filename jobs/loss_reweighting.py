@@ -15,6 +15,7 @@ from curate.models.sequences import Sequences
 from curate.plan.mixture import DomainSize, Phase
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
+from jobs.proxy_refusals import check_shares
 from jobs.proxy_rules import sequence_shares
 from jobs.proxy_work import Making, proxy_base, result_output, tiny_note, train_proxy
 from jobs.sequences import open_sequences
@@ -34,10 +35,11 @@ def passes(settings: Settings, mixer: WeightsByLoss) -> MixPasses:
     """Sequences, then the proxies.
 
     Raises:
-        ConfigError: there is no model.
+        ConfigError: there is no model, or `shares` name an unknown domain.
         InputError: the index has not been made.
     """
     base, phases = proxy_base(settings, "loss_reweighting", mixer.proxy)
+    check_shares(settings, mixer.shares, "mix.shares")
     own = ("proxy", "seeds")
     options = {name: value for name, value in plain(mixer).items() if name not in own}
     tasks = [

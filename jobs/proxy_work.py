@@ -23,6 +23,7 @@ from curate.models.sequences import Sequences
 from curate.models.settings import CausalLM, Model
 from jobs.all_stages import load
 from jobs.own_passes import Phase
+from jobs.proxy_refusals import check_proxy_model, model_named
 from jobs.proxy_swallowed import swallowed_domains
 from jobs.run import Task
 from jobs.sequences import left_out, open_sequences, open_target, sequence_tasks
@@ -134,7 +135,8 @@ def proxy_base(
         with_target: the mixer reads a target; what stands in it is then no training example.
 
     Raises:
-        ConfigError: there is no model to train, no target, or a task without sequences.
+        ConfigError: there is no model to train or none can be made of `proxy.model`, there is no
+            target, or the task has no sequences.
         InputError: the index or the tokenizer is missing.
     """
     if proxy.model is None and settings.model.name is None and settings.model.config is None:
@@ -142,6 +144,7 @@ def proxy_base(
             f"the mixer {mixer} trains a proxy, but there is no model to train",
             fix="set mix.proxy.model to the fields of a configuration, or model.name",
         )
+    check_proxy_model(proxy.model)
     made = sequence_tasks(
         settings,
         packed=proxy.packed,
@@ -270,7 +273,8 @@ def open_proxy(shop: Workshop, proxy: Proxy) -> Optimiser:
     if chosen.config is not None:
         # How long the sequences are is compared below: the proxy's length may be another.
         short = replace(task, max_tokens=1) if hasattr(task, "max_tokens") else task
-        model: nn.Module = build_model(chosen, short, shop.tokenizer, model_seed)
+        with model_named("model.config" if proxy.model is None else "mix.proxy.model"):
+            model: nn.Module = build_model(chosen, short, shop.tokenizer, model_seed)
     else:
         model = load_model(chosen, task, head_seed=model_seed, dtype="float32").model
     limit = max_positions(model)

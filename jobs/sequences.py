@@ -28,7 +28,7 @@ from jobs.domains_use import domain_digests
 from jobs.lengths import content_settings
 from jobs.run import Task, require
 from jobs.settings import Settings, task_settings
-from jobs.target import target_stamp
+from jobs.target import target_files, target_stamp
 from jobs.training_work import Workshop, make_workshop
 
 VERSION = 1
@@ -185,6 +185,11 @@ def _check(settings: Settings, needs_target: bool) -> None:
             "the mixer looks at a target, and the settings name none",
             fix="set target: {path: ...} to examples of the kind that is wanted",
         )
+    if needs_target:
+        try:
+            target_files(settings)
+        except InputError as error:  # the setting is wrong: nothing that is made later mends it
+            raise ConfigError(error.what, fix=error.fix) from error
 
 
 def _how(shop: Workshop, packed: bool, length: int | None, exclude_target: bool) -> How:

@@ -12,7 +12,7 @@ from curate.config import plain
 from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output
-from curate.data.sources import find_files
+from curate.data.sources import InputFile, find_files
 from curate.errors import ConfigError, CurateError, InputError, TooManyBadError
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
@@ -61,8 +61,19 @@ def check_target(settings: Settings, scorer: str) -> None:
             f"scorer {scorer} compares every example with a target, and the settings name none",
             fix="set target: {path: ...} to examples of the kind that is wanted",
         )
+    target_files(settings)
+
+
+def target_files(settings: Settings) -> list[InputFile]:
+    """The files of the target.
+
+    Raises:
+        ConfigError: a setting of `target` does not fit.
+        InputError: its files are missing.
+    """
+    assert settings.target is not None
     try:
-        find_files(NAME, settings.target)
+        return find_files(NAME, settings.target)
     except (ConfigError, InputError) as error:
         raise _named_target(error) from error
 
@@ -83,7 +94,7 @@ def target_stamp(settings: Settings) -> str:
         version=VERSION,
         source=plain(settings.target),
         content=content_settings(settings.target),
-        files=[[file.file, file.stamp] for file in find_files(NAME, settings.target)],
+        files=[[file.file, file.stamp] for file in target_files(settings)],
         index=plain(settings.index),
         task=settings.task.get("num_classes"),
     )

@@ -32,12 +32,8 @@ def build_model(
         ConfigError: `config` is missing, names no model type, or has an unknown field.
     """
     fields = dict(model.config or {})
-    kind = fields.pop("model_type", None)
-    if kind is None:
-        raise ConfigError(
-            "model.config names no model_type",
-            fix="set it, as in model.config: {model_type: llama, hidden_size: 256}",
-        )
+    kind = _kind(fields)
+    del fields["model_type"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(xxhash.xxh3_64_intdigest(f"weights/{seed}".encode()) >> 1)
         if kind == mlp.MODEL_TYPE:
@@ -52,17 +48,39 @@ def build_model(
         return _build_transformer(kind, fields, task, tokenizer)
 
 
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration for `build_model` by its names alone; no model is made.
+
+    Raises:
+        ConfigError: `config` names no known model type, or has an unknown field.
+    """
+    kind = _kind(config)
+    fields = {key: value for key, value in config.items() if key != "model_type"}
+    if kind == mlp.MODEL_TYPE:
+        _check_mlp(fields)
+    elif kind == cnn.MODEL_TYPE:
+        _check_cnn(fields)
+    else:
+        _transformer_fields(kind, fields)
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    kind = config.get("model_type")
+    if kind is None:
+        raise ConfigError(
+            "model.config names no model_type",
+            fix="set it, as in model.config: {model_type: llama, hidden_size: 256}",
+        )
+    return kind
+
+
 def _build_mlp(fields: Mapping[str, Any], task: Any, num_features: int | None) -> nn.Module:
     if isinstance(task, ImageClassification):
         raise ConfigError(
             "an mlp reads rows of numbers, but task.kind is image-classification",
             fix="set model.config to {model_type: cnn, widths: [16, 32]}",
         )
-    unknown = set(fields) - {"hidden", "num_features", "num_classes"}
-    if unknown:
-        raise ConfigError(
-            f"unknown key model.config.{min(unknown)}", fix="known keys: model_type, hidden"
-        )
+    _check_mlp(fields)
     features = fields.get("num_features", num_features)
     if features is None:
         raise ConfigError(
@@ -75,7 +93,15 @@ def _build_mlp(fields: Mapping[str, Any], task: Any, num_features: int | None) -
     )
 
 
-def _build_cnn(fields: Mapping[str, Any], task: Any) -> nn.Module:
+def _check_mlp(fields: Mapping[str, Any]) -> None:
+    unknown = set(fields) - {"hidden", "num_features", "num_classes"}
+    if unknown:
+        raise ConfigError(
+            f"unknown key model.config.{min(unknown)}", fix="known keys: model_type, hidden"
+        )
+
+
+def _check_cnn(fields: Mapping[str, Any]) -> None:
     known = ("widths", "hidden", "norm", "grid")
     for key in fields:
         if key not in known:
@@ -83,6 +109,10 @@ def _build_cnn(fields: Mapping[str, Any], task: Any) -> nn.Module:
                 f"unknown key model.config.{key}",
                 fix=nearest(key, known) or "known keys: model_type, " + ", ".join(known),
             )
+
+
+def _build_cnn(fields: Mapping[str, Any], task: Any) -> nn.Module:
+    _check_cnn(fields)
     if not isinstance(task, ImageClassification):
         raise ConfigError(
             f"a cnn reads images, but task.kind is {task.kind}",
@@ -91,9 +121,8 @@ def _build_cnn(fields: Mapping[str, Any], task: Any) -> nn.Module:
     return cnn.CNN(channels=task.channels, num_classes=task.num_classes, **fields)
 
 
-def _build_transformer(
-    kind: str, fields: dict[str, Any], task: Any, tokenizer: Any | None
-) -> nn.Module:
+def _transformer_fields(kind: str, fields: Mapping[str, Any]) -> set[str]:
+    """All that a configuration of this kind may have; those given are among them."""
     from transformers import AutoConfig
 
     try:
@@ -110,6 +139,15 @@ def _build_transformer(
                 f"unknown key model.config.{key}",
                 fix=nearest(key, known) or f"see the fields of transformers' {kind} configuration",
             )
+    return known
+
+
+def _build_transformer(
+    kind: str, fields: dict[str, Any], task: Any, tokenizer: Any | None
+) -> nn.Module:
+    from transformers import AutoConfig
+
+    known = _transformer_fields(kind, fields)
     if tokenizer is not None:
         fields.setdefault("vocab_size", len(tokenizer))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -7,9 +7,10 @@ import polars as pl
 import pytest
 from tiny_models import byte_tokenizer, save_language_model
 
+from curate.errors import ConfigError, CurateError
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
-from jobs.mix import mix_run
+from jobs.mix import mix_run, plan_mix
 from jobs.settings import Settings, parse_settings
 
 INLINE = Pool(InlineExecutor(), 1)
@@ -65,3 +66,52 @@ def test_a_domain_that_stands_wholly_in_the_target_is_told_first(
     assert rows["maths"]["weight"] == 0
     assert "it stands wholly in the target" in rows["maths"]["why"]
     assert rows["law"]["weight"] > 0
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 16, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("mixer", "mix", "named"),
+    [
+        ("doge", {"proxy": {"model": {"model_type": "lama"}}}, "mix.proxy.model.model_type 'lama'"),
+        ("doremi", {"proxy": {"model": LLAMA | {"heads": 2}}}, "mix.proxy.model.heads"),
+        ("dga", {"proxy": {"model": {"hidden_size": 2}}}, "mix.proxy.model names no model_type"),
+        ("doremi", {"reference": {"models": [LLAMA, {"model_type": "lama"}]}},
+         "mix.reference.models[1].model_type"),
+        ("doremi", {"reference": {"shares": {"mathes": 1.0}}},
+         "mix.reference.shares gives a share to 'mathes'"),
+        ("loss_reweighting", {"shares": {"mathes": 1.0}}, "mix.shares gives a share to 'mathes'"),
+    ],
+)  # fmt: skip
+def test_a_dry_run_refuses_what_no_proxy_can_start_from(
+    tmp_path: Path, mixer: str, mix: dict[str, Any], named: str
+):
+    write_inputs(tmp_path)
+    settings = settings_of(tmp_path, mixer, **mix)
+    index_run(settings, pool=INLINE)
+    with pytest.raises(ConfigError) as refused:
+        plan_mix(settings)
+    assert named in str(refused.value)
+    assert "model.config" not in str(refused.value)
+
+
+@pytest.mark.parametrize("mixer", ["doge", "dga", "scalebio"])
+def test_a_dry_run_refuses_a_target_that_is_not_there(tmp_path: Path, mixer: str):
+    write_inputs(tmp_path)
+    (tmp_path / "target.parquet").unlink()
+    settings = settings_of(tmp_path, mixer)
+    index_run(settings, pool=INLINE)
+    with pytest.raises(ConfigError) as refused:
+        plan_mix(settings)
+    assert refused.value.what.startswith("target.path ")
+    assert "sources." not in str(refused.value)
+
+
+def test_sizes_that_no_model_can_have_are_of_the_proxy(tmp_path: Path):
+    write_inputs(tmp_path)
+    model = LLAMA | {"hidden_size": 15}
+    settings = settings_of(tmp_path, "loss_reweighting", proxy={"model": model})
+    index_run(settings, pool=INLINE)
+    with pytest.raises(CurateError, match=r"mix\.proxy\.model"):
+        mix_run(settings, pool=INLINE)
