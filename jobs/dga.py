@@ -212,6 +212,9 @@ def _notes(
             "nothing was measured: mix.proxy.steps is too few for mix.every and mix.warm_share,"
             " or all gradients were 0"
         )
+    bare = [name for name in first["mixture"] if not any(r["mixture"][name] for r in results)]
+    if mixer.basis is not None and bare:
+        found.append(f"no distribution of mix.basis has these domains: {', '.join(bare)}")
     known = {*first["mixture"], *swallowed_in(results)}
     unseen = [name for name in names if name not in known]
     if unseen:

@@ -15,7 +15,7 @@ from curate.config import plain
 from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output
-from curate.errors import ConfigError
+from curate.errors import ConfigError, counted
 from curate.models.checkpoints import weights_digest
 from curate.models.tokens import load_tokenizer, tokenizer_digest
 from curate.plan.mixture import DomainSize, Phase
@@ -227,6 +227,7 @@ def _finish(
         why[name] = f"DoReMi's mean weight{spread if len(own) > 1 else ''}"
     notes = [
         tiny_note(min(result["num_parameters"] for result in results)),
+        _warm_note(mixer),
         _spread_note(weights),
         _rounds_note(mixer, results),
         _repeated_note([*results, *(read_result(folder) for folder in references)]),
@@ -237,6 +238,17 @@ def _finish(
         why,
         tuple(note for note in notes if note),
         {chain: folder / "trajectory.parquet" for chain, folder in proxies.items()},
+    )
+
+
+def _warm_note(mixer: DoReMi) -> str | None:
+    """Whether the weights could move at all."""
+    steps = mixer.proxy.steps
+    if steps - 1 >= mixer.warm_share * steps:
+        return None
+    return (
+        f"{counted(steps, 'step')} with mix.warm_share {mixer.warm_share:g}: the weights stayed"
+        " uniform in all of them; raise mix.proxy.steps or lower mix.warm_share"
     )
 
 

@@ -61,7 +61,10 @@ class DomainWeights:
 
     @property
     def mean(self) -> Tensor:
-        """(K,) mean of alpha over the steps so far, without the uniform start: the mixture."""
+        """(K,) mean of alpha after each step so far: the mixture.
+
+        The uniform steps of `warm_share` are in it; the state before the first step is not.
+        """
         return self.sums / self.num_steps if self.num_steps else self.weights
 
 

@@ -277,7 +277,7 @@ class _Loop:
             raise DivergedError(
                 f"the loss of domain {name} at step {step} is {float(sums[wrong][0])}",
                 fix="lower mix.proxy.lr, or raise mix.proxy.warmup;"
-                f" the trajectory up to there is in {self.files.trajectory.name}",
+                f" the trajectory up to there is in {self.files.trajectory}",
             )
 
     def _check(self, seen: Seen, step: int) -> None:

@@ -79,6 +79,13 @@ class Proxy:
                 fix="set them to 0 to switch them off",
             )
 
+        if not self.resume_every_seconds >= 0:
+            raise ConfigError(
+                f"resume_every_seconds is {self.resume_every_seconds}, not 0 or more",
+                fix="set mix.proxy.resume_every_seconds to 0 to write the state after every step,"
+                " or to seconds such as 30",
+            )
+
     @property
     def train(self) -> Train:
         """What the optimiser reads."""

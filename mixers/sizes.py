@@ -10,6 +10,10 @@ Unit = Literal["tokens", "examples"]
 examples is multiplied by the mean length of each domain's examples."""
 
 
+_SHOWN_PHASES = 3
+"""Of more, a reason says the mean and the two ends."""
+
+
 def amounts(sizes: Mapping[str, DomainSize], unit: Unit) -> dict[str, float]:
     """Domain -> how much there is of it, in the unit."""
     if unit == "tokens":
@@ -55,7 +59,7 @@ def reasons(
     budget_tokens: float,
     rules: Mapping[str, str],
 ) -> dict[str, str]:
-    """Domain -> one sentence with its numbers.
+    """Domain -> one sentence with its numbers, of each phase where they are few.
 
     Args:
         phases: the mixture.
@@ -69,6 +73,11 @@ def reasons(
     for domain, size in sizes.items():
         share = " then ".join(f"{100 * phase.weights[domain]:.3g} %" for phase in phases)
         times = " then ".join(f"{each[domain]:.3g}" for each in passes)
+        if len(phases) > _SHOWN_PHASES:
+            mean = sum(phase.share * phase.weights[domain] for phase in phases)
+            ends = [100 * phases[place].weights[domain] for place in (0, -1)]
+            share = f"on average {100 * mean:.3g} % (first {ends[0]:.3g} %, last {ends[1]:.3g} %)"
+            times = f"{sum(each[domain] for each in passes):.3g}"
         found[domain] = (
             f"{size.num_tokens:,} tokens, {100 * size.num_tokens / pool:.3g} % of the pool: "
             f"{rules[domain]} gives {share} of the budget, {times} epochs"

@@ -115,3 +115,37 @@ def test_sizes_that_no_model_can_have_are_of_the_proxy(tmp_path: Path):
     index_run(settings, pool=INLINE)
     with pytest.raises(CurateError, match=r"mix\.proxy\.model"):
         mix_run(settings, pool=INLINE)
+
+
+def test_a_negative_time_between_states_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"mix\.proxy\.resume_every_seconds"):
+        settings_of(tmp_path, "doge", proxy={"resume_every_seconds": -1})
+
+
+def test_many_phases_are_told_by_their_mean_and_ends_and_what_a_basis_leaves_out(tmp_path: Path):
+    write_inputs(tmp_path, wanted="none")
+    basis = {"one": {"law": 1.0}, "two": {"maths": 1.0}}
+    proxy = {"steps": 12}
+    settings = settings_of(tmp_path, "dga", every=2, sequences=2, basis=basis, proxy=proxy)
+    index_run(settings, pool=INLINE)
+    summary = mix_run(settings, pool=INLINE)
+    assert len(summary["phases"]) > 3
+    for row in summary["domains"]:
+        assert " then " not in row["why"]
+        assert f"on average {100 * row['weight']:.3g} % (first " in row["why"]
+        assert f"{sum(row['epochs']):.3g} epochs" in row["why"]
+    assert "no distribution of mix.basis has these domains: news" in summary["notes"]
+
+
+@pytest.mark.parametrize(("steps", "is_told"), [(4, True), (20, False)])
+def test_weights_that_had_no_step_to_move_in_are_told(tmp_path: Path, steps: int, is_told: bool):
+    write_inputs(tmp_path, wanted="none")
+    proxy = {"steps": steps, "model": LLAMA | {"num_hidden_layers": 1, "intermediate_size": 16}}
+    reference = {"seeds": [0]}
+    settings = settings_of(tmp_path, "doremi", proxy=proxy, reference=reference, warm_share=0.9)
+    index_run(settings, pool=INLINE)
+    summary = mix_run(settings, pool=INLINE)
+    told = [note for note in summary["notes"] if "the weights stayed uniform" in note]
+    assert bool(told) == is_told
+    weights = [row["weight"] for row in summary["domains"]]
+    assert (weights == pytest.approx([1 / 3] * 3)) == is_told

@@ -204,8 +204,9 @@ def test_a_loss_that_is_no_number_names_the_domain_and_keeps_the_trajectory(tmp_
                 next(optimiser.model.parameters()).fill_(torch.nan)
 
     files = Files(folder=tmp_path, fingerprint="f")
-    with pytest.raises(DivergedError, match="domain count at step 6"):
+    with pytest.raises(DivergedError, match="domain count at step 6") as diverged:
         run_proxy(optimiser, make_task(), data, plain(), settings, files, told=told)
+    assert str(files.trajectory) in diverged.value.fix
     assert pl.read_parquet(files.trajectory)["step"].max() == 5
 
 
