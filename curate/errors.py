@@ -93,3 +93,10 @@ class Interrupted(BaseException):
 def counted(number: int, one: str, many: str | None = None) -> str:
     """`1 file`, `12,000 files`: a number with its noun, or with a phrase given in both forms."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def on_one_line(text: str) -> str:
+    """The text with line breaks and control characters escaped, as names in the data may hold."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )

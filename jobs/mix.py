@@ -20,7 +20,7 @@ from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples, read_table, write_table
-from curate.errors import InputError
+from curate.errors import InputError, on_one_line
 from curate.plan.mixture import DomainSize, Mixture, mixture_values
 from curate.plan.settings import Keep
 from jobs.cluster import Pool
@@ -77,7 +77,7 @@ def mix_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> d
         record_stage(run, "mix", outputs=[output], seconds=0.0, facts={"mixer": name})
     summary = _summary(read_json(output.path))
     for note in summary["notes"]:
-        log.warning("mix: %s", note)
+        log.warning("mix: %s", on_one_line(note))
     return summary
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import cast
 
-from curate.errors import CurateError, Interrupted
+from curate.errors import CurateError, Interrupted, on_one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BROKEN_PIPE = 141
@@ -97,7 +97,7 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 def _fail(what: str, fix: str, code: int) -> int:
-    print(f"error: {what}\n  fix: {fix}", file=sys.stderr)
+    print(f"error: {on_one_line(what)}\n  fix: {on_one_line(fix)}", file=sys.stderr)
     return code
 
 

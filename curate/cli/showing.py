@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from curate.cli.text import number_text, place_text, table
+from curate.errors import on_one_line
 
 if TYPE_CHECKING:
     from jobs.show import Quarantine, Shown, View
@@ -63,10 +64,7 @@ def quarantine_lines(found: "Quarantine") -> Iterator[str]:
 def preview(text: str, *, width: int = _PREVIEW_CHARS) -> str:
     """Text of the data on one line; control characters cannot reach the terminal."""
     line = re.sub(r"\s+", " ", text).strip()
-    safe = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in line[: width + 1]
-    )
+    safe = on_one_line(line[: width + 1])
     return safe if len(safe) <= width else f"{safe[: width - 3]}..."
 
 

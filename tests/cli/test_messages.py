@@ -261,3 +261,15 @@ def test_every_scorer_that_fails_says_why(
     (score,) = (stage for stage in status["stages"] if stage["stage"] == "score")
     assert "1 different target point" in score["why"][0]
     assert reason in score["why"][1]
+
+
+def test_a_line_break_in_a_name_cannot_break_a_message(
+    curate: Curate, config: Config, tmp_path: Path
+):
+    runs = pl.DataFrame({"one": [0.5, 0.4], "so\nrare\x1b": [0.5, 0.6], "loss.one": [1.0, 2.0]})
+    runs.write_csv(tmp_path / "runs.csv")
+    path = config(mix={"mixer": "regmix", "results": [str(tmp_path / "runs.csv")]})
+    assert curate("index", path).code == 0
+    told = message(curate("mix", path), 2)
+    assert "the runs say nothing of the domain 'a' | " in told
+    assert told.endswith("they are one, so\\nrare\\x1b")
