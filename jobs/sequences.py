@@ -168,6 +168,23 @@ def left_out(settings: Settings, key: str) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
+def check_mix_target(settings: Settings) -> None:
+    """Refuse settings whose target is missing, for a mixer that reads one; needs no index.
+
+    Raises:
+        ConfigError: there is none, or its files are not there.
+    """
+    if settings.target is None:
+        raise ConfigError(
+            "the mixer looks at a target, and the settings name none",
+            fix="set target: {path: ...} to examples of the kind that is wanted",
+        )
+    try:
+        target_files(settings)
+    except InputError as error:  # the setting is wrong: nothing that is made later mends it
+        raise ConfigError(error.what, fix=error.fix) from error
+
+
 def _check(settings: Settings, needs_target: bool) -> None:
     kind = task_settings(settings)
     if getattr(task_class(kind), "needs_reference", False):
@@ -180,16 +197,8 @@ def _check(settings: Settings, needs_target: bool) -> None:
             "a proxy does not read windows that overlap, and task.window asks for them",
             fix="remove task.window; packed sequences lose no text",
         )
-    if needs_target and settings.target is None:
-        raise ConfigError(
-            "the mixer looks at a target, and the settings name none",
-            fix="set target: {path: ...} to examples of the kind that is wanted",
-        )
     if needs_target:
-        try:
-            target_files(settings)
-        except InputError as error:  # the setting is wrong: nothing that is made later mends it
-            raise ConfigError(error.what, fix=error.fix) from error
+        check_mix_target(settings)
 
 
 def _how(shop: Workshop, packed: bool, length: int | None, exclude_target: bool) -> How:

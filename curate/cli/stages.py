@@ -46,6 +46,10 @@ def _run_command(command: str, common: Common) -> None:
         from jobs.plan_check import check_plan
 
         check_plan(settings)
+    if "mix" in names:
+        from jobs.mix_check import check_mix
+
+        check_mix(settings)
     if command == "compare":
         from jobs.compare_check import check_compare
 

@@ -1,12 +1,16 @@
 """What mixers that train proxies refuse before they train, and what they say first afterwards."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from tiny_models import byte_tokenizer, save_language_model
 
+from curate.cli import main
+from curate.config import plain
 from curate.errors import ConfigError, CurateError
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
@@ -149,3 +153,29 @@ def test_weights_that_had_no_step_to_move_in_are_told(tmp_path: Path, steps: int
     assert bool(told) == is_told
     weights = [row["weight"] for row in summary["domains"]]
     assert (weights == pytest.approx([1 / 3] * 3)) == is_told
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "named"),
+    [
+        ({"model_type": "lama"}, "target.parquet", "mix.proxy.model.model_type 'lama'"),
+        (LLAMA, "missing.parquet", "target.path "),
+    ],
+)
+@pytest.mark.parametrize("command", ["mix", "run"])
+def test_before_there_is_an_index_the_command_refuses_too(
+    tmp_path: Path,
+    command: str,
+    model: dict[str, Any],
+    target: str,
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    write_inputs(tmp_path)
+    settings = settings_of(tmp_path, "doge", proxy={"model": model})
+    assert settings.target is not None
+    moved = replace(settings.target, path=str(tmp_path / target))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(plain(replace(settings, target=moved))))
+    assert main([command, str(config), "--dry-run"]) == 2
+    assert named in capsys.readouterr().err
