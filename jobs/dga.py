@@ -8,19 +8,26 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from curate.config import parse
-from curate.errors import InputError
+from curate.data.files import read_json
+from curate.data.layout import RunFolder
+from curate.errors import ConfigError, InputError
 from curate.plan.mixture import DomainSize, Phase
+from curate.vectors.domains import place
+from jobs.domains_work import centroids_output, names_output
 from jobs.mix_passes import Found, MixPasses
 from jobs.own_passes import Phase as Work
 from jobs.proxy_refusals import indexed_domains
 from jobs.proxy_swallowed import SWALLOWED_WHY, swallowed_in, swallowed_notes
 from jobs.proxy_work import Making, proxy_base, result_output, tiny_note, train_proxy
+from jobs.representations import open_vectors, representation
 from jobs.settings import Settings
+from jobs.target import target_folder
 from mixers.basis import make_basis, read_basis
 from mixers.dga import DGA
 from mixers.dga_rule import DGARule
@@ -42,6 +49,9 @@ def passes(settings: Settings, mixer: DGA) -> MixPasses:
     # Not read by the model's run: a change of them costs nothing.
     apart = ("proxy", "seeds", "phases")
     options = {name: value for name, value in asdict(mixer).items() if name not in apart}
+    if mixer.start == "target":
+        mixer = replace(mixer, start=nearest_clusters(settings))
+        options["start"] = mixer.start
     if mixer.basis is not None:
         options["basis"] = read_basis(mixer.basis)
     if mixer.basis is not None or mixer.start is not None:
@@ -60,6 +70,30 @@ def passes(settings: Settings, mixer: DGA) -> MixPasses:
     return MixPasses(
         (*phases, Work("dga: models", tasks, train_proxy)), partial(_finish, mixer, folders)
     )
+
+
+def nearest_clusters(settings: Settings) -> dict[str, float]:
+    """Domain -> how many target examples lie nearest to its centroid.
+
+    Raises:
+        ConfigError: the pool is not cut into clusters.
+        InputError: the target's vectors have not been made, or no target example has one.
+    """
+    if settings.domains is None:
+        raise ConfigError(
+            "mix.start is target, but the pool is not cut into clusters",
+            fix="add domains, such as domains: {clusters: 20}, or give mix.start by domain",
+        )
+    run = RunFolder(Path(settings.run))
+    name = representation(settings, settings.domains.vectors)
+    vectors = open_vectors(target_folder(run), name)
+    centroids = np.load(centroids_output(run).path, allow_pickle=False)
+    placed = place(vectors, centroids, threads=settings.cluster.threads)
+    if not any(placed.rows):
+        raise InputError("no target example has a vector", fix="check the files of target")
+    clusters = read_json(names_output(run).path)["clusters"]
+    pairs = zip(clusters, placed.rows, strict=True)
+    return {str(cluster["domain"]): float(count) for cluster, count in pairs}
 
 
 def make_rule(making: Making) -> Rule:

@@ -101,8 +101,9 @@ def reads_vectors(settings: Settings) -> bool:
 
 
 def reads_target(settings: Settings) -> bool:
-    """Whether a scorer reads the indexed target."""
-    return any(name in READS_TARGET for name in settings.score.named)
+    """Whether a scorer, or a mixer that starts from it, reads the indexed target."""
+    scored = any(name in READS_TARGET for name in settings.score.named)
+    return scored or settings.mix.get("start") == "target"
 
 
 def wants_target(settings: Settings) -> bool:

@@ -71,9 +71,10 @@ class DGA:
     """Least weight that a step starts from, since nothing comes back from 0; at most 0.1 / N."""
     max_epochs: float | None = None
     """Most passes over a domain."""
-    start: dict[str, float] | None = None
-    """Weights before the first measurement, by domain (or distribution), in any scale: such as how
-    many target examples lie nearest to each cluster. Uniform by default."""
+    start: dict[str, float] | Literal["target"] | None = None
+    """Weights before the first measurement, by domain (or distribution), in any scale. `target`,
+    for a pool that `domains` has cut into clusters: how many target examples lie nearest to each,
+    as importance sampling does. Uniform by default."""
     start_uniform: float = 0.1
     """Share of uniform that is mixed into `start`."""
     precondition: Literal["adam"] | None = None
@@ -186,6 +187,11 @@ class DGA:
         uniform = torch.full((len(names),), 1 / len(names), dtype=torch.float64)
         if self.start is None:
             return uniform
+        if self.start == "target":
+            raise ConfigError(
+                "start: target is found by `curate mix`, from clusters of a run",
+                fix="give the weights by domain",
+            )
         given = simplex(self.start, names, what="start")
         return (1 - self.start_uniform) * given + self.start_uniform * uniform
 

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -12,12 +13,19 @@ from killed import curate_command, is_killed, run_to_end
 from tiny_models import byte_tokenizer, save_language_model
 
 from curate.data.files import read_json
+from curate.data.layout import RunFolder
 from curate.errors import ConfigError, CurateError, InputError
 from curate.plan.mixture import load_mixture
 from jobs.cluster import InlineExecutor, Pool
+from jobs.domains import domains_run
+from jobs.domains_work import centroids_output, names_output
+from jobs.embedding import embed_run
 from jobs.index import index_run
 from jobs.mix import mix_run, plan_mix
+from jobs.opening import open_run
+from jobs.representations import open_vectors
 from jobs.settings import Settings, parse_settings
+from jobs.target import target_folder
 
 INLINE = Pool(InlineExecutor(), 1)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -204,3 +212,37 @@ def test_a_killed_command_goes_on_to_the_same_mixture(tmp_path: Path):
             (tmp_path / run / "mixtures" / "dga" / name).read_bytes() for run in configs
         )
         assert killed == whole, name
+
+
+def test_importance_sampling_is_a_start_where_the_pool_is_clustered(tmp_path: Path):
+    """By hand: the target's rows are compared with the centroids, one by one."""
+    write_inputs(tmp_path)
+    values = values_of(tmp_path, start="target", start_uniform=0.0, warm_share=0.99)
+    values |= {
+        "embed": {"grams": {"kind": "ngrams", "dim": 64, "ngrams": [1, 2]}},
+        "domains": {"clusters": 3},
+    }
+    with open_run(parse_settings(values)) as settings:
+        index_run(settings, pool=INLINE)
+        with pytest.raises(InputError, match="has no clustered domains yet"):
+            mix_run(settings, pool=INLINE)
+        embed_run(settings, pool=INLINE)
+        domains_run(settings, pool=INLINE)
+        found = {row["domain"]: row["weight"] for row in mix_run(settings, pool=INLINE)["domains"]}
+    run = RunFolder(tmp_path / "run")
+    target = open_vectors(target_folder(run), "grams")
+    rows = target.take(np.arange(len(target))).astype(np.float64)
+    centroids = np.load(centroids_output(run).path).astype(np.float64)
+    away = np.square(rows[:, None] - centroids).sum(-1)
+    names = [each["domain"] for each in read_json(names_output(run).path)["clusters"]]
+    expected = {name: float((away.argmin(1) == k).mean()) for k, name in enumerate(names)}
+    assert max(expected.values()) > 0.5
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_importance_sampling_needs_clusters(tmp_path: Path):
+    write_inputs(tmp_path)
+    settings = settings_of(tmp_path, start="target")
+    index_run(settings, pool=INLINE)
+    with pytest.raises(ConfigError, match=r"mix\.start is target, but the pool is not cut"):
+        mix_run(settings, pool=INLINE)
