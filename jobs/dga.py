@@ -56,16 +56,13 @@ def passes(settings: Settings, mixer: DGA) -> MixPasses:
         options["basis"] = read_basis(mixer.basis)
     if mixer.basis is not None or mixer.start is not None:
         mixer.start_weights(make_basis(indexed_domains(settings), options["basis"]).names)
-    tasks = [
-        base.task(
-            f"seed-{seed}",
-            rule="jobs.dga:make_rule",
-            proxy=replace(mixer.proxy, seed=mixer.proxy.seed + seed),
-            options=options,
-            target_parts=("target",),
-        )
-        for seed in mixer.seeds
-    ]
+    tasks = base.tasks(
+        mixer.seeds,
+        rule="jobs.dga:make_rule",
+        proxy=mixer.proxy,
+        options=options,
+        target_parts=("target",),
+    )
     folders = [Path(task.payload["folder"]) for task in tasks]
     return MixPasses(
         (*phases, Work("dga: models", tasks, train_proxy)), partial(_finish, mixer, folders)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -40,16 +40,13 @@ def passes(settings: Settings, mixer: DoGE) -> MixPasses:
     options = {
         name: value for name, value in asdict(mixer).items() if name not in ("proxy", "seeds")
     }
-    tasks = [
-        base.task(
-            f"seed-{seed}",
-            rule="jobs.doge:make_rule",
-            proxy=replace(mixer.proxy, seed=mixer.proxy.seed + seed),
-            options=options,
-            target_parts=("target",) if has_target else (),
-        )
-        for seed in mixer.seeds
-    ]
+    tasks = base.tasks(
+        mixer.seeds,
+        rule="jobs.doge:make_rule",
+        proxy=mixer.proxy,
+        options=options,
+        target_parts=("target",) if has_target else (),
+    )
     folders = [Path(task.payload["folder"]) for task in tasks]
     return MixPasses(
         (*phases, Work("doge: proxies", tasks, train_proxy)), partial(_finish, mixer, folders)

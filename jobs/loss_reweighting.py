@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -42,16 +42,13 @@ def passes(settings: Settings, mixer: WeightsByLoss) -> MixPasses:
     check_shares(settings, mixer.shares, "mix.shares")
     own = ("proxy", "seeds")
     options = {name: value for name, value in plain(mixer).items() if name not in own}
-    tasks = [
-        base.task(
-            f"seed-{seed}",
-            rule="jobs.loss_reweighting:make_rule",
-            proxy=replace(mixer.proxy, seed=mixer.proxy.seed + seed),
-            options=options,
-            parts=PARTS,
-        )
-        for seed in mixer.seeds
-    ]
+    tasks = base.tasks(
+        mixer.seeds,
+        rule="jobs.loss_reweighting:make_rule",
+        proxy=mixer.proxy,
+        options=options,
+        parts=PARTS,
+    )
     folders = [Path(task.payload["folder"]) for task in tasks]
     key = str(base.payload["sequences"])
 

@@ -122,6 +122,29 @@ class ProxyBase:
         }
         return Task(name, payload, result_output(self.folder(name)), mark)
 
+    def tasks(
+        self,
+        seeds: Sequence[int],
+        *,
+        rule: str,
+        proxy: Proxy,
+        options: Mapping[str, Any],
+        parts: Sequence[str] = ("reference", "proxy"),
+        target_parts: Sequence[str] = (),
+    ) -> list[Task]:
+        """One run for each seed, which is added to the proxy's own; else as `task`."""
+        return [
+            self.task(
+                f"seed-{seed}",
+                rule=rule,
+                proxy=replace(proxy, seed=proxy.seed + seed),
+                options=options,
+                parts=parts,
+                target_parts=target_parts,
+            )
+            for seed in seeds
+        ]
+
 
 def proxy_base(
     settings: Settings, mixer: str, proxy: Proxy, *, with_target: bool = False
