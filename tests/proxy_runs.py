@@ -2,15 +2,19 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 
-from curate.models.sequences import Sequences
+from curate.models import sequences as store
 from curate.plan.mixture import DomainSize
 from jobs.cluster import InlineExecutor, Pool
 from jobs.index import index_run
@@ -57,7 +61,7 @@ class Runs:
     proxy: Proxy
 
     @property
-    def sequences(self) -> Sequences:
+    def sequences(self) -> store.Sequences:
         key = str(self.base.payload["sequences"])
         return open_sequences(self.base.settings, key, ("reference", "proxy"))
 
@@ -136,3 +140,22 @@ def open_runs(folder: Path, rows: pl.DataFrame, proxy: Proxy, *, held_out: float
 
 def done(tasks: list[Task], name: str) -> None:
     raise_failures(name, run_tasks(name, tasks, train_proxy, pool=INLINE))
+
+
+def importance(
+    pool: pl.DataFrame, target: pl.DataFrame, domains: Sequence[str]
+) -> dict[str, float]:
+    """How many target examples lie nearest to each domain, by their frequencies of byte pairs."""
+
+    def pairs(texts: list[str]) -> npt.NDArray[np.float64]:
+        counts = np.zeros(65536)
+        for text in texts:
+            for pair, number in Counter(pairwise(text.encode())).items():
+                counts[256 * pair[0] + pair[1]] += number
+        return counts / np.linalg.norm(counts)
+
+    centres = np.stack(
+        [pairs(pool.filter(pl.col("domain") == name)["text"].to_list()[:300]) for name in domains]
+    )
+    nearest = [int((centres @ pairs([text])).argmax()) for text in target["text"]]
+    return {name: nearest.count(place) / len(nearest) for place, name in enumerate(domains)}

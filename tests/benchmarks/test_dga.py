@@ -12,10 +12,8 @@ from: DGA has the other domains for a basis. CURATE_BENCH_RUNS keeps what was do
 
 import os
 import statistics
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import pytest
 import torch
 from gradient_ways import peak_mb, seconds
 from proxy_case import make_task
-from proxy_runs import INLINE, MODEL, Result, data_set, done, run_folder
+from proxy_runs import INLINE, MODEL, Result, data_set, done, importance, run_folder
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from curate.models.optimiser import Optimiser
@@ -204,24 +202,6 @@ def natural(pool: pl.DataFrame) -> dict[str, float]:
     return {name: float(size) for name, size in found.iter_rows() if name in POOL}
 
 
-def importance(pool: pl.DataFrame, target: pl.DataFrame) -> dict[str, float]:
-    """How many target examples lie nearest to each domain, by their frequencies of byte pairs."""
-
-    def pairs(texts: list[str]) -> np.ndarray:
-        counts = np.zeros(65536)
-        for text in texts:
-            raw = text.encode()
-            for pair, number in Counter(pairwise(raw)).items():
-                counts[256 * pair[0] + pair[1]] += number
-        return counts / np.linalg.norm(counts)
-
-    centres = np.stack(
-        [pairs(pool.filter(pl.col("domain") == name)["text"].to_list()[:300]) for name in POOL]
-    )
-    nearest = [int((centres @ pairs([text])).argmax()) for text in target["text"]]
-    return {name: nearest.count(place) / len(nearest) for place, name in enumerate(POOL)}
-
-
 class Arms:
     """Models of the same sequences, trained in different ways."""
 
@@ -289,7 +269,7 @@ def last_shares(result: Result) -> dict[str, float]:
 def test_it_leads_to_the_domain_like_the_target(tmp_path: Path):
     torch.set_num_threads(1)
     arms = Arms(run_folder("dga", tmp_path))
-    near = importance(arms.pool, arms.target)
+    near = importance(arms.pool, arms.target, POOL)
     print("\nimportance sampling", {name: round(share, 3) for name, share in near.items()})
     plain: dict[str, Any] = {
         "uniform": dict.fromkeys(POOL, 1.0),

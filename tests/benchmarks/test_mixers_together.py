@@ -7,6 +7,7 @@ of three seeds; then models of three other seeds are trained on each mixture at 
 is CPU time by that of one plain training of as many steps. CURATE_BENCH_RUNS keeps what was done.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from proxy_runs import INLINE, MODEL, Runs, data_set, open_runs, run_folder
+from proxy_runs import INLINE, MODEL, Runs, data_set, importance, open_runs, run_folder
 
 from curate.data.files import read_json, write_json
 from jobs.index import index_run
@@ -97,8 +98,16 @@ def plain_seconds(folder: Path, runs: Runs) -> float:
     return float(read_json(saved)["seconds"])
 
 
-def arms(runs: Runs, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Arm -> shares of the tokens; the target gets none."""
+def arms(
+    runs: Runs, found: Mapping[str, Mapping[str, Any]], near: Mapping[str, float]
+) -> dict[str, Any]:
+    """Arm -> shares of the tokens; the target gets none.
+
+    Args:
+        runs: gives the sizes.
+        found: mixer -> its mixture.
+        near: domain -> share of the target's examples that lie nearest to it.
+    """
     sizes = {name: size for name, size in runs.sizes().items() if name != TARGET}
     tokens = {name: float(size.num_tokens) for name, size in sizes.items()}
     unimax = UniMax(max_epochs=1).mixture(sizes, budget_tokens=runs.budget)
@@ -106,6 +115,8 @@ def arms(runs: Runs, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "natural": tokens,
         "uniform": dict.fromkeys(sizes, 1.0),
         "unimax": unimax.phases[0].weights,
+        "importance": {name: 0.9 * near[name] + 0.1 / len(near) for name in near},
+        "only code_csharp": {"code_csharp": 1.0},
     }
     for name, mixture in found.items():
         arms[name] = mixture["mean"]
@@ -120,9 +131,15 @@ def test_mixers_beside_each_other(tmp_path: Path):
     found = {name: find_mixture(folder, name, frame) for name in MIXERS}
     runs = open_runs(folder, frame, PROXY, held_out=0.2)
     plain = plain_seconds(folder, runs)
+    target = frame.filter(pl.col("domain") == TARGET).head(600)
+    near = importance(frame, target, [*POOL, "noise"])
+    print(f"\nnearest: { {name: round(share, 3) for name, share in near.items()} }")
     results = {
-        arm: [runs.run(arm.replace(", ", "-"), 10 + seed, {"shares": shares}) for seed in SEEDS]
-        for arm, shares in arms(runs, found).items()
+        arm: [
+            runs.run(arm.replace(", ", "-").replace(" ", "-"), 10 + seed, {"shares": shares})
+            for seed in SEEDS
+        ]
+        for arm, shares in arms(runs, found, near).items()
     }
     names = [*POOL, "noise"]
     print(f"\n{'arm':22} {'cost':>6} " + " ".join(f"{name[:12]:>12}" for name in names))
@@ -133,10 +150,10 @@ def test_mixers_beside_each_other(tmp_path: Path):
             print(f"{arm:22} {found[arm]['seconds'] / plain:6.1f} {told}")
     print(f"\n{'loss, nats per byte':22} {'target':>14} {'mean':>7} {'worst':>7}")
     for arm, own in results.items():
-        target = [result.held_out[TARGET] for result in own]
+        losses = [result.held_out[TARGET] for result in own]
         means = [fmean(result.held_out[name] for name in POOL) for result in own]
         worst = [max(result.held_out[name] for name in POOL) for result in own]
-        spread = f"{fmean(target):7.3f} ± {np.std(target, ddof=1):.3f}"
+        spread = f"{fmean(losses):7.3f} ± {np.std(losses, ddof=1):.3f}"
         print(f"{arm:22} {spread:>14} {fmean(means):7.3f} {fmean(worst):7.3f}")
         print("   " + ", ".join(
             f"{name} {fmean(result.held_out[name] for result in own):.3f}" for name in names
