@@ -135,10 +135,7 @@ def test_mixers_beside_each_other(tmp_path: Path):
     near = importance(frame, target, [*POOL, "noise"])
     print(f"\nnearest: { {name: round(share, 3) for name, share in near.items()} }")
     results = {
-        arm: [
-            runs.run(arm.replace(", ", "-").replace(" ", "-"), 10 + seed, {"shares": shares})
-            for seed in SEEDS
-        ]
+        arm: [runs.run(re.sub(r"\W+", "-", arm), 10 + seed, {"shares": shares}) for seed in SEEDS]
         for arm, shares in arms(runs, found, near).items()
     }
     names = [*POOL, "noise"]
