@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from curate.config import resolve
 from curate.data.layout import RunFolder
@@ -12,7 +12,10 @@ from curate.errors import OutputError, TryAgainError
 from jobs.cluster import Pool
 from jobs.run import Listener, Outcome, Progress, Receipt, Task, run_tasks, watching_tasks
 from jobs.settings import Settings
-from scorers.protocol import Scorer
+
+if TYPE_CHECKING:
+    # It imports torch, and phases are read by stages that do without.
+    from scorers.protocol import Scorer
 
 OWN: dict[str, str] = {
     "aum_threshold": "jobs.aum_threshold:passes",
@@ -82,14 +85,14 @@ class OwnPasses:
         return [task for phase in self.phases for task in phase.tasks]
 
 
-def own_passes(settings: Settings, name: str, scorer: Scorer) -> OwnPasses:
+def own_passes(settings: Settings, name: str, scorer: "Scorer") -> OwnPasses:
     """The passes of a scorer in `OWN`; writes nothing.
 
     Raises:
         ConfigError: what it needs is not in the settings.
         InputError: what it stands on has not been made yet.
     """
-    passes = cast(Callable[[Settings, Scorer], OwnPasses], resolve(OWN, name, what="scorer"))
+    passes = cast("Callable[[Settings, Scorer], OwnPasses]", resolve(OWN, name, what="scorer"))
     return passes(settings, scorer)
 
 
