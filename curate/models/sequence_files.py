@@ -199,9 +199,16 @@ class MappedFiles:
 
     def num_scored(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """(B,) tokens that count in some sequences."""
+        return self._each("num_scored", numbers)
+
+    def lengths(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """(B,) what some sequences cost in a batch, without reading them."""
+        return self._each("lengths", numbers)
+
+    def _each(self, name: str, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         found = np.zeros(len(numbers), dtype=np.int64)
         for file, places, rows in self._by_file(numbers):
-            found[places] = file["num_scored"][rows]
+            found[places] = file[name][rows]
         return found
 
     def _by_file(

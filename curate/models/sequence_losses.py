@@ -7,8 +7,9 @@ Shapes: S sequences of a file, B that are asked for, n counted tokens.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,10 @@ from curate.models.tasks.protocol import Task
 Integers = npt.NDArray[np.int64]
 
 
+_OPEN = 128
+"""Files that are mapped at a time."""
+
+
 class SequenceLosses:
     """Cached losses of several files, mapped into memory.
 
@@ -36,15 +41,12 @@ class SequenceLosses:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        try:
-            files = [np.load(path, mmap_mode="r") for path in paths]
-            tables = [np.load(_places_of(path)) for path in paths]
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"the losses of the reference are missing or damaged: {error}",
-                fix="remove what is left of them and run `curate mix` on the run again",
-            ) from error
-        self._losses = files
+        tables = [_read(_places_of(path)) for path in paths]
+        self._paths = tuple(paths)
+        # Each map takes a file handle, and there may be thousands of files.
+        self._losses = lru_cache(maxsize=_OPEN)(self._open)
+        for file in range(len(paths)):  # what is damaged is found before anything is trained
+            self._losses(file)
         self._numbers = np.concatenate([np.zeros(0, np.int64), *(table[0] for table in tables)])
         self._starts = np.concatenate([np.zeros(0, np.int64), *(table[1] for table in tables)])
         self._sizes = np.concatenate([np.zeros(0, np.int64), *(table[2] for table in tables)])
@@ -64,13 +66,16 @@ class SequenceLosses:
                 "the reference has not seen a sequence that the proxy draws",
                 fix="remove the run's proxies folder and run `curate mix` again",
             )
-        pieces = [
-            self._losses[file][start : start + size]
+        pieces = [  # copies: a view would keep its file open
+            np.array(self._losses(file)[start : start + size], dtype=np.float32)
             for file, start, size in zip(
                 self._files[places], self._starts[places], self._sizes[places], strict=True
             )
         ]
-        return np.concatenate([np.zeros(0, np.float32), *pieces]).astype(np.float32)
+        return np.concatenate([np.zeros(0, np.float32), *pieces])
+
+    def _open(self, file: int) -> npt.NDArray[np.float16]:
+        return _read(self._paths[file], is_mapped=True)
 
 
 class Computed(NamedTuple):
@@ -99,9 +104,12 @@ def compute_losses(
     sizes: list[npt.NDArray[np.int64]] = []
     losses: list[npt.NDArray[np.float16]] = []
     first = 0
+    lengths = sequences.lengths(numbers)
     while first < len(numbers):
-        longest = int(sequences.read(numbers[first : first + 1]).lengths[0])
-        chosen = numbers[first : first + max(1, batch_tokens // longest)]
+        # What a batch costs with padding, had it so many sequences more.
+        costs = np.maximum.accumulate(lengths[first : first + batch_tokens])
+        costs *= np.arange(1, len(costs) + 1)
+        chosen = numbers[first : first + max(1, int((costs <= batch_tokens).sum()))]
         encoded = sequences.read(chosen)
         batch = task.collate(encoded, np.arange(len(chosen)))
         flat = task.logits_and_targets(model, {k: v.to(device) for k, v in batch.items()})
@@ -120,6 +128,16 @@ def write_losses(output: Output, computed: Computed, fingerprint: str) -> None:
     output.write(
         lambda target: _save(target, computed.losses), fingerprint, rows=computed.places.shape[1]
     )
+
+
+def _read(path: Path, *, is_mapped: bool = False) -> npt.NDArray[Any]:
+    try:
+        return np.load(path, mmap_mode="r" if is_mapped else None, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the losses of the reference are missing or damaged: {error}",
+            fix="remove what is left of them and run `curate mix` on the run again",
+        ) from error
 
 
 def _places_of(path: Path) -> Path:

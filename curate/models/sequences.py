@@ -163,6 +163,10 @@ class Sequences:
         """(B,) sequences by their number."""
         return self._files.read(numbers)
 
+    def lengths(self, numbers: Integers) -> Integers:
+        """(B,) what some sequences cost in a batch: their tokens; none is read for it."""
+        return self._files.lengths(numbers)
+
     def limited(self, most: Mapping[str, int], *, seed: int) -> "Sequences":
         """The same with at most so many sequences of some domains, drawn at random.
 

@@ -1,5 +1,6 @@
 """Cached losses: those of a fresh pass, in the order of tokens; refused where there are none."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from proxy_case import LENGTH, make_model, make_task, open_data, write_domains
 
 from curate.data.partitions import Output
 from curate.errors import InputError
-from curate.models.sequence_losses import SequenceLosses, compute_losses, write_losses
+from curate.models import sequence_losses
+from curate.models.sequence_files import write_sequences
+from curate.models.sequence_losses import Computed, SequenceLosses, compute_losses, write_losses
+from curate.models.sequences import Sequences
+from curate.models.tasks.protocol import Encoded
 
 SIZES = {"count": 24, "noise": 16}
 
@@ -77,3 +82,62 @@ def test_a_file_without_sequences_is_no_harm_and_one_that_is_cut_off_is_named(
     outputs[0].unlink()
     with pytest.raises(InputError, match="missing or damaged"):
         SequenceLosses(outputs)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files as Linux does")
+def test_more_files_of_losses_are_read_than_may_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import resource
+
+    paths = [tmp_path / f"{number}.npy" for number in range(60)]
+    for number, path in enumerate(paths):
+        own = Computed(np.array([[number], [0], [2]]), np.full(2, number, dtype=np.float16))
+        write_losses(Output(path), own, "f")
+    monkeypatch.setattr(sequence_losses, "_OPEN", 4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
+    free = [number for number in range(soft) if number not in taken]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[20], hard))  # the 20 below it are left
+    try:
+        found = SequenceLosses(paths)(np.arange(60)[::-1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found.tolist() == np.repeat(np.arange(60)[::-1], 2).tolist()
+
+
+def test_a_batch_with_its_padding_stays_within_the_tokens(tmp_path: Path):
+    """A short sequence comes first: the batch may not be sized by it."""
+    sizes = [2, 16, 16, 3, 9, 2, 2, 2, 16, 5]
+    flat = np.random.default_rng(0).integers(1, 32, sum(sizes)).astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    counted = np.ones(len(flat), dtype=np.bool_)
+    counted[starts[:-1]] = False
+    encoded = Encoded(
+        lengths=np.array(sizes),
+        num_scored=np.array(sizes) - 1,
+        truncated=np.zeros(len(sizes), dtype=np.bool_),
+        arrays={"tokens": flat, "starts": starts, "counted": counted},
+        problems={},
+    )
+    path = tmp_path / "ragged.safetensors"
+    place = np.zeros(len(sizes), dtype=np.int32)
+    write_sequences(
+        path, encoded, domain=place, part=np.ones(len(sizes), dtype=np.uint8), names=["a"]
+    )
+    sequences = Sequences.open([path], parts=("proxy",))
+    model = make_model(seed=2).eval()
+    shapes: list[tuple[int, int]] = []
+
+    def note(module: Any, args: Any, given: dict[str, Any]) -> None:
+        shapes.append(tuple(given["input_ids"].shape))
+
+    model.model.register_forward_pre_hook(note, with_kwargs=True)
+    numbers = np.arange(len(sizes))
+    together = compute_losses(model, make_task(), sequences, numbers, batch_tokens=32)
+    assert all(rows * width <= 32 for rows, width in shapes)
+    assert len(shapes) < len(sizes)
+    alone = compute_losses(model, make_task(), sequences, numbers, batch_tokens=1)
+    np.testing.assert_allclose(together.losses, alone.losses, rtol=2e-3)
+    assert np.array_equal(together.places, alone.places)
+    assert together.places[2].tolist() == [size - 1 for size in sizes]
