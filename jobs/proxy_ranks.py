@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -202,6 +203,7 @@ def train_rank(payload: dict[str, Any], work: Work, meeting: str, rank: int, ran
 @contextmanager
 def _group(meeting: str, rank: int, ranks: int) -> Generator[None]:
     """Inside, this process is one of several."""
+    _before_joining()
     try:
         store = dist.FileStore(meeting, ranks)  # pyright: ignore[reportPrivateImportUsage]
         store.set_timeout(_MEETING)
@@ -222,6 +224,16 @@ def _group(meeting: str, rank: int, ranks: int) -> Generator[None]:
         if dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+
+
+def _before_joining() -> None:
+    """Load torch's compiler, as transformers does with a model.
+
+    A group that is there when it is imported is held for ever: its threads then run on into the
+    end of the interpreter, which at times aborts the process ("terminate called without an active
+    exception", torch 2.13).
+    """
+    import_module("torch._dynamo")
 
 
 def _backend() -> str:
@@ -248,6 +260,7 @@ def under_torchrun() -> Generator[bool]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    _before_joining()
     # Before the first one trains it may index for hours; torchrun itself ends all where one dies.
     dist.init_process_group(_backend(), timeout=timedelta(days=7))
     try:

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+import torch._dynamo  # pyright: ignore[reportUnusedImport]  # see jobs.proxy_ranks
 from proxy_case import LENGTH, make_optimiser, make_task, open_data, write_domains
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # pyright: ignore[reportUnusedImport]  # see jobs.proxy_ranks
 from online_training import (
     LENGTH,
     VOCABULARY,

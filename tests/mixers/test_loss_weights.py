@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # pyright: ignore[reportUnusedImport]  # see jobs.proxy_ranks
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st

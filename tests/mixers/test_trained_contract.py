@@ -16,6 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 import torch
+import torch._dynamo  # pyright: ignore[reportUnusedImport]  # see jobs.proxy_ranks
 from tiny_models import LLAMA, byte_tokenizer
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # pyright: ignore[reportUnusedImport]  # see jobs.proxy_ranks
 from online_training import examples, language_model, parameters, trainer
 from torch.multiprocessing.spawn import spawn
 

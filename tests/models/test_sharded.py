@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # pyright: ignore[reportUnusedImport]  # see jobs.proxy_ranks
 import torch.distributed as dist
 from gradient_loop import assert_squares, gradient_loop, squares_of
 from tiny_models import save_language_model
