@@ -155,6 +155,7 @@ def _losses(
         payload = base.payload | {
             "file": place,
             "model": model,
+            "trained": made_from,
             "proxy": plain(chain.proxy),
             "before": before[chain.name].payload["folder"] if before else None,
             "output": str(output.path),
@@ -185,6 +186,7 @@ def _proxy(
         options=options,
         parts=("proxy",),
         reference="jobs.doremi_work:open_reference",
+        facts="jobs.doremi_work:round_facts",
         after=[task.fingerprint for task in losses],
     )
 

@@ -7,13 +7,14 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from curate.config import parse
 from curate.data.files import replace
@@ -25,7 +26,7 @@ from curate.models.packing import check_packing
 from curate.models.sequence_losses import Computed, SequenceLosses, compute_losses, write_losses
 from curate.models.sequences import Sequences
 from curate.models.settings import CausalLM, Model
-from jobs.proxy_work import Making, proxy_seed, result_output, train_proxy
+from jobs.proxy_work import Making, proxy_seed, result_output, train_proxy, write_result
 from jobs.run import Receipt
 from jobs.sequences import open_sequences
 from jobs.settings import task_settings
@@ -39,6 +40,7 @@ WEIGHT_OPTIONS = ("eta", "eta_schedule", "smoothing", "warm_share")
 """Settings of DoReMi that its rule reads."""
 
 _BATCH_TOKENS = 16_384
+_OF_A_FILE = ("file", "output", "fingerprint")
 
 
 def make_rule(making: Making) -> Rule:
@@ -62,19 +64,22 @@ def train_reference(payload: dict[str, Any]) -> Receipt:
 
 
 def train_round(payload: dict[str, Any]) -> Receipt:
-    """Train a proxy, unless the rounds have come to rest; the result says whether they have now."""
+    """Train a proxy, unless the rounds have come to rest."""
     options = payload["options"]
     before = None if options["before"] is None else _at(payload, options["before"])
     if before is not None and is_at_rest(before):
         return _take_over(payload, before)
-    receipt = train_proxy(payload)
-    if before is not None:
-        folder = Path(payload["folder"])
-        result, earlier = read_result(folder), read_result(before)["mixture"]
-        moved = max(abs(weight - earlier[name]) for name, weight in result["mixture"].items())
-        facts = {**result, "moved": moved, "at_rest": moved < options["tolerance"]}
-        _write(folder, facts, str(payload["fingerprint"]))
-    return receipt
+    return train_proxy(payload)
+
+
+def round_facts(payload: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a round, with how far the weights have moved since the one before."""
+    options = payload["options"]
+    if options["before"] is None:
+        return dict(facts)
+    earlier = read_result(_at(payload, options["before"]))["mixture"]
+    moved = max(abs(weight - earlier[name]) for name, weight in facts["mixture"].items())
+    return {**facts, "moved": moved, "at_rest": moved < options["tolerance"]}
 
 
 def reference_losses(payload: dict[str, Any]) -> Receipt:
@@ -85,15 +90,16 @@ def reference_losses(payload: dict[str, Any]) -> Receipt:
         InputError: it is missing or damaged.
     """
     shop, proxy = open_workshop(payload), parse(Proxy, payload["proxy"])
-    sequences = open_sequences(shop.settings, str(payload["sequences"]), ["proxy"])
     numbers = np.empty(0, dtype=np.int64)
-    if payload["before"] is None or not is_at_rest(Path(payload["before"])):
-        drawn = drawn_numbers(sequences, proxy, proxy_seed(shop.settings, proxy))
-        first, last = sequences.offsets[payload["file"] : payload["file"] + 2]
-        numbers = drawn[(drawn >= first) & (drawn < last)]
     computed = Computed(np.zeros((3, 0), np.int64), np.zeros(0, np.float16))
-    if len(numbers):
-        computed = _losses_of(str(payload["model"]), shop, proxy, sequences, numbers)
+    if payload["before"] is None or not is_at_rest(Path(payload["before"])):
+        shared = {key: value for key, value in payload.items() if key not in _OF_A_FILE}
+        reference = _open_losses(json.dumps(shared, sort_keys=True))
+        first, last = reference.sequences.offsets[payload["file"] : payload["file"] + 2]
+        drawn = reference.drawn
+        numbers = drawn[(drawn >= first) & (drawn < last)]
+        if len(numbers):
+            computed = _losses_of(reference, shop, proxy, numbers)
     write_losses(Output(Path(payload["output"])), computed, str(payload["fingerprint"]))
     return {"rows": len(numbers)}
 
@@ -132,17 +138,37 @@ def _at(payload: Mapping[str, Any], path: str) -> Path:
     return Path(payload["settings"]["run"], path)
 
 
+class _Losses(NamedTuple):
+    """What a reference's files share: a worker does one after the other."""
+
+    model: nn.Module
+    sequences: Sequences
+    drawn: npt.NDArray[np.int64]
+
+
+@lru_cache(maxsize=1)
+def _open_losses(shared_json: str) -> _Losses:
+    """`trained` in it says what the model at that path was made from."""
+    payload = json.loads(shared_json)
+    shop, proxy = open_workshop(payload), parse(Proxy, payload["proxy"])
+    sequences = open_sequences(shop.settings, str(payload["sequences"]), ["proxy"])
+    given = Model(name=str(payload["model"]), device=shop.settings.model.device)
+    model = load_model(given, task_settings(shop.settings), dtype="float32").model.eval()
+    drawn = drawn_numbers(sequences, proxy, proxy_seed(shop.settings, proxy))
+    return _Losses(model, sequences, drawn)
+
+
 def _losses_of(
-    path: str, shop: Workshop, proxy: Proxy, sequences: Sequences, numbers: npt.NDArray[np.int64]
+    reference: _Losses, shop: Workshop, proxy: Proxy, numbers: npt.NDArray[np.int64]
 ) -> Computed:
     """By a model that computes in the precision in which the proxy is trained."""
+    model, sequences, _ = reference
     own, kind = shop.settings.model, task_settings(shop.settings)
-    model = load_model(Model(name=path, device=own.device), kind, dtype="float32").model.eval()
     limit = max_positions(model)
-    longest = int(sequences.read(numbers).lengths.max())
+    longest = int(sequences.lengths(numbers).max())
     if limit is not None and longest > limit:
         raise ConfigError(
-            f"sequences have {longest} tokens, but the reference {path} reads {limit}",
+            f"sequences have {longest} tokens, but the reference reads {limit}",
             fix=f"set mix.proxy.length to {limit} or less",
         )
     if proxy.packed and isinstance(kind, CausalLM):
@@ -161,10 +187,5 @@ def _take_over(payload: Mapping[str, Any], before: Path) -> Receipt:
     begin(folder, mark)
     for name in ("trajectory.parquet", "held_out.parquet"):
         replace(folder / name, partial(shutil.copyfile, before / name))
-    _write(folder, read_result(before), mark)
+    write_result(folder, read_result(before), mark)
     return {"steps": 0}
-
-
-def _write(folder: Path, facts: Mapping[str, Any], mark: str) -> None:
-    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-    result_output(folder).write(lambda path: path.write_text(text, encoding="utf-8"), mark)

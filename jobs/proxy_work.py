@@ -82,6 +82,7 @@ class ProxyBase:
         parts: Sequence[str] = ("reference", "proxy"),
         target_parts: Sequence[str] = (),
         reference: str | None = None,
+        facts: str | None = None,
         after: Sequence[str] = (),
     ) -> Task:
         """One run.
@@ -94,6 +95,8 @@ class ProxyBase:
             parts: of the training sequences.
             target_parts: of the target's, where the rule reads a target.
             reference: `module:function(payload) -> Reference`, cached losses for the rule.
+            facts: `module:function(payload, facts) -> facts`, what the result says besides: it is
+                written once, with its mark, so that no kill leaves half of it.
             after: fingerprints of the tasks that it reads from.
         """
         mark = fingerprint(
@@ -117,6 +120,7 @@ class ProxyBase:
             "parts": list(parts),
             "target_parts": list(target_parts),
             "reference": reference,
+            "facts": facts,
             "fingerprint": mark,
             "progress": str(Files(folder=self.folder(name), fingerprint=mark).progress),
         }
@@ -203,6 +207,12 @@ def result_output(folder: Path) -> Output:
     return Output(folder / "result.json")
 
 
+def write_result(folder: Path, facts: Mapping[str, Any], mark: str) -> None:
+    """What a run ended with, and its mark."""
+    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    result_output(folder).write(lambda path: path.write_text(text, encoding="utf-8"), mark)
+
+
 def train_proxy(payload: dict[str, Any]) -> dict[str, Any]:
     """Train one proxy to the end, from where an earlier attempt stopped.
 
@@ -251,9 +261,9 @@ def train_together(payload: dict[str, Any]) -> dict[str, Any]:
         "swallowed": swallowed_domains(gone, data.sequences.domains),
         "notes": [*data.sequences.notes, *_left_out(gone)],
     }
-    text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-    output = result_output(folder)
-    output.write(lambda path: path.write_text(text, encoding="utf-8"), mark)
+    if payload["facts"] is not None:
+        facts = load(payload["facts"])(payload, facts)
+    write_result(folder, facts, mark)
     shutil.rmtree(files.state.parent, ignore_errors=True)
     files.progress.unlink(missing_ok=True)
     return {"steps": proxy.steps}

@@ -275,6 +275,26 @@ def test_rounds_end_where_the_weights_rest(tmp_path: Path):
     assert plan_mix(settings).done == plan_mix(settings).total
 
 
+def test_a_round_that_is_stopped_as_it_ends_says_whether_it_rests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its result is there, and whole, before anything else is tidied up."""
+    settings = settings_of(tmp_path, rounds=2, tolerance=1.0)
+
+    def stop(path: Path, **_: Any) -> None:
+        if "round-2/proxy" in str(path):
+            raise KeyboardInterrupt
+        rmtree(path, ignore_errors=True)
+
+    rmtree = shutil.rmtree
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.proxy_work.shutil.rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            mix_run(settings, pool=INLINE)
+    summary = mix_run(settings, pool=INLINE)
+    assert any("came to rest within 2 rounds" in note for note in summary["notes"])
+
+
 def test_a_change_redoes_what_depends_on_it_and_a_moved_run_stays_done(tmp_path: Path):
     settings = settings_of(tmp_path)
     num_parts = len(RunFolder(Path(settings.run)).partitions())
