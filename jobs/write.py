@@ -17,9 +17,15 @@ from curate.data.files import digest_file
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output
-from curate.data.recipe import Asked, Written, manifest, mixture
-from curate.data.shard_folder import refuse_foreign_files, text_digest, write_text
-from curate.data.shard_settings import Shards
+from curate.data.recipe import Asked, Written, files_of, manifest, mixture
+from curate.data.shard_folder import (
+    is_shard,
+    list_files,
+    refuse_foreign_files,
+    text_digest,
+    write_text,
+)
+from curate.data.shard_formats import open_format
 from curate.data.shard_survey import forecast
 from curate.data.shards import write_group
 from curate.errors import CurateError, counted
@@ -29,6 +35,7 @@ from jobs.run import Listener, Receipt, StageState, ignore, raise_failures, run_
 from jobs.settings import Settings
 from jobs.write_tasks import (
     Work,
+    context_from,
     find_work,
     group_from,
     is_planned,
@@ -139,7 +146,7 @@ def write_work(payload: dict[str, Any]) -> Receipt:
         run,
         group,
         schema=schema,
-        settings=Shards(**payload["shards"]),
+        context=context_from(payload["context"]),
         tokenizer=payload["tokenizer"],
     )
     text = json.dumps({"shards": receipts}, indent=1, ensure_ascii=False)
@@ -167,10 +174,18 @@ def _remove(stale: Sequence[Path], run: RunFolder) -> None:
 
 def _write_documents(run: RunFolder, written: Written) -> None:
     """The card, the mixture and, last, the manifest; a file that would not change is left alone."""
-    mixed = _json(mixture(written))
+    texts = {"mixture.json": _json(mixture(written))}
+    for name in written.formats:
+        mine = [s for s in (*written.shards, *written.others) if s["format"] == name]
+        texts |= open_format(name).documents(mine)
     write_text(run.shards / "README.md", card(written))
-    write_text(run.shards / "mixture.json", mixed)
-    files = {"mixture.json": text_digest(mixed)}
+    for file, text in texts.items():
+        write_text(run.shards / file, text)
+    shards = {file for s in (*written.shards, *written.others) for file, _ in files_of(s)}
+    for file in list_files(run.shards):  # beside shards of formats that are written no more
+        if file not in shards and file not in texts and is_shard(file):
+            (run.shards / file).unlink()
+    files = {file: text_digest(text) for file, text in texts.items()}
     write_text(run.shards / "manifest.json", _json(manifest(written, files=files)))
 
 
@@ -189,8 +204,12 @@ def _written(run: RunFolder, work: Work) -> Written:
         chosen = load_mixture(run.mixtures / work.mixer / "mixture.json")
         asked = [Asked(phase.share, phase.weights) for phase in chosen.phases]
     schemas = {"": next(iter(found.schemas.values()))} if found.is_uniform else found.schemas
+    receipts.sort(key=lambda s: (s["phase"], s["domain"], s["file"]))
+    first = work.formats[0]
     return Written(
-        shards=sorted(receipts, key=lambda s: (s["phase"], s["domain"], s["file"])),
+        shards=[s for s in receipts if s["format"] == first],
+        others=[s for s in receipts if s["format"] != first],
+        formats=work.formats,
         examples=found.examples,
         names=found.names,
         sources=found.sources,
@@ -220,7 +239,7 @@ def _summary(run: RunFolder, written: Written) -> dict[str, Any]:
         "rows": written.total("rows"),
         "tokens": written.total("tokens") if written.tokenizer is not None else None,
         "unit": written.unit,
-        "bytes": written.total("bytes"),
+        "bytes": written.size_bytes,
         "domains": domains,
         "load": load_lines(written, json.dumps(str(run.shards), ensure_ascii=False)),
     }

@@ -1,25 +1,36 @@
 """The tasks of `curate write`: which groups of shards there are, and which of them are done."""
 
 import base64
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from curate.config import plain
+from curate.config import parse, plain
+from curate.data.example import Source
 from curate.data.files import fingerprint, misshapen, read_document
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
-from curate.data.shard_folder import list_files
+from curate.data.recipe import files_of
+from curate.data.shard_folder import is_shard, list_files
+from curate.data.shard_formats import open_format
+from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Component, Group, Shard
+from curate.data.shard_settings import TOKEN_FORMATS, Shards
 from curate.data.shard_survey import Survey, survey
 from curate.errors import InputError
 from jobs.domains_use import domain_digests
 from jobs.run import Task
 from jobs.settings import Settings
 
-VERSION = 1
+_TEXT_FORMATS = (*TOKEN_FORMATS, "webdataset")
+"""Formats that set the text of an example apart."""
+
+_MEANING = ("text", "prompt", "response", "messages", "chosen", "rejected", "image", "label")
+
+VERSION = 2
 """Of what is written: raised when the same plan would give other bytes."""
 
 
@@ -33,6 +44,8 @@ class Work:
     """Digest of the one that counted for the plan."""
     mixer: str | None
     """Of the plan."""
+    formats: tuple[str, ...]
+    """Of the shards, the first of which counts."""
 
 
 def is_planned(run: RunFolder) -> bool:
@@ -69,7 +82,7 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
         raise misshapen(path, "it has no tokenizer or no mixer")
     tokenizer, mixer = summary["tokenizer"], summary["mixer"]
     tasks = [_task(run, settings, group, found, tokenizer) for group in found.groups]
-    return Work(found, tasks, tokenizer, mixer)
+    return Work(found, tasks, tokenizer, mixer, settings.shards.formats)
 
 
 def _task(
@@ -91,7 +104,7 @@ def _task(
     made_from = fingerprint(
         stage="write",
         version=VERSION,
-        settings=plain(settings.shards),
+        settings=_deciding(settings),
         group=portable,
         schema=xxhash.xxh3_128_hexdigest(schema),
         tokenizer=tokenizer,
@@ -99,7 +112,11 @@ def _task(
     )
     payload = {
         "run": str(run.root),
-        "shards": plain(settings.shards),
+        "context": {
+            "settings": plain(settings.shards),
+            "sources": {name: plain(source) for name, source in settings.sources.items()},
+            "tokenizer": None,
+        },
         "group": asdict(group),
         "schema": base64.b64encode(schema).decode(),
         "tokenizer": tokenizer,
@@ -108,14 +125,52 @@ def _task(
     return Task(group.name, payload, receipt(run, group.name), made_from)
 
 
+def _deciding(settings: Settings) -> dict[str, Any]:
+    """What of the settings the bytes of the shards depend on."""
+    shards = plain(settings.shards)
+    if not set(TOKEN_FORMATS) & set(settings.shards.formats):
+        del shards["packing"]
+    if not set(_TEXT_FORMATS) & set(settings.shards.formats):
+        return shards
+    meaning = {
+        name: {field: getattr(source, field) for field in _MEANING}
+        for name, source in settings.sources.items()
+    }
+    return {"shards": shards, "sources": meaning}
+
+
+def context_from(values: dict[str, Any]) -> Context:
+    """The context of a task's payload."""
+    return Context(
+        settings=parse(Shards, values["settings"]),
+        sources={name: parse(Source, source) for name, source in values["sources"].items()},
+        tokenizer=values["tokenizer"],
+    )
+
+
 def group_from(values: dict[str, Any]) -> Group:
     """The group that `asdict` took apart."""
     shards = [
-        Shard(shard["file"], Component(**shard["component"]), tuple(shard["row_groups"]))
+        Shard(
+            Component(**shard["component"]),
+            shard["folder"],
+            shard["number"],
+            shard["total"],
+            tuple(shard["row_groups"]),
+        )
         for shard in values["shards"]
     ]
     partitions = tuple(Partition(**part) for part in values["partitions"])
     return Group(values["name"], partitions, tuple(values["piece_rows"]), tuple(shards))
+
+
+def _is_document(file: str, folders: set[str]) -> bool:
+    """Whether a file stands beside shards of now, for their loader; it is written anew."""
+    folder, _, name = file.rpartition("/")
+    is_counted = re.search(r"\d{5}", name) is not None
+    return not is_counted and any(
+        place == folder or place.startswith(f"{folder}/") for place in folders
+    )
 
 
 def receipt(run: RunFolder, name: str) -> Output:
@@ -128,8 +183,9 @@ def is_whole(run: RunFolder, task: Task) -> bool:
     if not task.is_done():
         return False
     try:
-        shards = shards_of(task)
-        places = [(run.shards / shard["file"], shard["bytes"]) for shard in shards]
+        places = [
+            (run.shards / file, size) for shard in shards_of(task) for file, size in files_of(shard)
+        ]
     except (InputError, TypeError, KeyError):  # a damaged receipt vouches for nothing
         return False
     return all(path.is_file() and path.stat().st_size == size for path, size in places)
@@ -146,11 +202,15 @@ def shards_of(task: Task) -> list[dict[str, Any]]:
 
 def stale_files(run: RunFolder, work: Work) -> list[Path]:
     """Shards and receipts of an older plan, and what killed writers left behind."""
-    files = {shard.file for group in work.survey.groups for shard in group.shards}
+    formats = [open_format(name) for name in work.formats]
+    shards = [shard for group in work.survey.groups for shard in group.shards]
+    files = {file for shard in shards for layout in formats for file in layout.files(shard)}
+    folders = {file.rpartition("/")[0] for file in files}
     stale = [
         run.shards / file
         for file in list_files(run.shards)
-        if (file not in files and file.startswith("data/")) or file.endswith(".tmp")
+        if file.endswith(".tmp")
+        or (file not in files and is_shard(file) and not _is_document(file, folders))
     ]
     receipts = {task.output.path.name for task in work.tasks}
     done = sorted((run.root / "shards.done").glob("group-*.json"))

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from curate.data.recipe import Written, phase_entry
-from curate.data.shard_layout import Component, folder
+from curate.data.shard_layout import Component, folder_name
 
 _TABLE_ROWS = 200
 
@@ -19,6 +19,8 @@ _TABLE_ROWS = 200
 def configs(written: Written) -> dict[str, list[str]]:
     """Name of each configuration of the card -> patterns of its files, in the order to read."""
     found: dict[str, list[str]] = {}
+    if "parquet" not in written.formats:
+        return found
     phases = [phase for phase in written.phases if phase]
     if written.is_uniform:
         every = [f"data/phase-{phase}/*" for phase in phases] or ["data/*"]
@@ -27,13 +29,13 @@ def configs(written: Written) -> dict[str, list[str]]:
     else:
         for source, domains in sorted(written.sources.items()):
             found[written.names[source]] = [
-                folder(component, written.names[component.domain])
+                f"data/{folder_name(component, written.names[component.domain])}"
                 for component in written.sums("rows")
                 if component.domain in domains
             ]
     for component in written.sums("rows"):
         slug = written.names[component.domain]
-        path = folder(component, slug)
+        path = f"data/{folder_name(component, slug)}"
         if component.domain not in written.sources or written.is_uniform:
             found.setdefault(slug, []).append(path)
         if component.phase:

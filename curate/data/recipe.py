@@ -9,7 +9,7 @@ from typing import Any
 
 from curate.data.shard_layout import Component
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 CHARACTERS = "characters"
 """In place of a tokenizer's digest: characters stand for tokens, in all counts."""
@@ -30,7 +30,11 @@ class Written:
     """All that the documents of the folder are made from."""
 
     shards: Sequence[Mapping[str, Any]]
-    """Receipts of `curate.data.shards.write_group`, in canonical order."""
+    """Receipts of `curate.data.shards.write_group` in the first format, in canonical order."""
+    others: Sequence[Mapping[str, Any]]
+    """The same shards in the other formats."""
+    formats: Sequence[str]
+    """All of them, the first one first."""
     examples: Mapping[Component, int]
     """Different examples of each component; its rows count copies too."""
     names: Mapping[str, str]
@@ -68,8 +72,19 @@ class Written:
             found[component] = found.get(component, 0) + int(shard[key])
         return dict(sorted(found.items()))
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the shards in all formats."""
+        return sum(size for shard in (*self.shards, *self.others) for _, size in files_of(shard))
+
     def total(self, key: str) -> int:
         return sum(int(shard[key]) for shard in self.shards)
+
+
+def files_of(receipt: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Every file of a shard in one format, with its size in bytes."""
+    entries = [receipt, *receipt.get("companions", [])]
+    return [(str(entry["file"]), int(entry["bytes"])) for entry in entries]
 
 
 def mixture(written: Written) -> dict[str, Any]:
@@ -100,15 +115,15 @@ def manifest(written: Written, *, files: Mapping[str, str]) -> dict[str, Any]:
     domains = sorted({str(shard["domain"]) for shard in written.shards})
     return {
         "schema_version": SCHEMA_VERSION,
-        "format": "parquet",
+        "formats": list(written.formats),
         "unit": written.unit,
         "rows": written.total("rows"),
         "tokens": written.total("tokens") if written.tokenizer is not None else None,
-        "bytes": written.total("bytes"),
+        "bytes": written.size_bytes,
         "domains": {domain: written.names[domain] for domain in domains},
         "columns": written.columns,
         "files": dict(files),
-        "shards": [dict(shard) for shard in written.shards],
+        "shards": [dict(shard) for shard in (*written.shards, *written.others)],
     }
 
 

@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from curate.data.files import digest_file, read_json, replace
-from curate.data.recipe import SCHEMA_VERSION
+from curate.data.recipe import SCHEMA_VERSION, files_of
+from curate.data.shard_formats import FORMATS, open_format
 from curate.errors import CurateError, InputError, RunFolderError, counted
 
-_OURS = re.compile(
-    r"README\.md|mixture\.json|manifest\.json"
-    r"|data/(?:phase-\d+/)?[^/]+/train-\d{5,}-of-\d{5,}\.parquet"
-    # Left by a killed writer.
-    r"|(?:.*/)?\.[^/]+\.\d+\.tmp"
-)
+_DOCUMENTS = r"README\.md|mixture\.json|manifest\.json|recipes/[^/]+"
+_LEFT = r"(?:.*/)?\.[^/]+\.\d+\.tmp"
+"""By a killed writer."""
 
 _CHANGED = ("file is not as it was written", "files are not as they were written")
 
@@ -58,13 +55,23 @@ def refuse_foreign_files(folder: Path) -> None:
     Raises:
         RunFolderError: some are not; names the first of them.
     """
-    foreign = [file for file in list_files(folder) if _OURS.fullmatch(file) is None]
+    ours = re.compile("|".join((_DOCUMENTS, _LEFT, *_patterns())))
+    foreign = [file for file in list_files(folder) if ours.fullmatch(file) is None]
     if foreign:
         named = ", ".join(foreign[:5]) + (" and more" if len(foreign) > 5 else "")
         raise RunFolderError(
             f"{folder} holds files that are not shards of curate: {named}",
             fix="move them elsewhere, or choose another --out",
         )
+
+
+def is_shard(file: str) -> bool:
+    """Whether a file of the folder is a shard, or stands beside shards for their loader."""
+    return any(re.fullmatch(pattern, file) for pattern in _patterns())
+
+
+def _patterns() -> list[str]:
+    return [open_format(name).pattern for name in FORMATS]
 
 
 def check_shards(folder: Path) -> dict[str, Any]:
@@ -106,48 +113,65 @@ def check_shards(folder: Path) -> dict[str, Any]:
             fix="copy these files again, or run `curate write` again",
         )
     totals = {key: manifest[key] for key in ("rows", "tokens", "bytes")}
-    return {"folder": str(folder), "shards": len(manifest["shards"]), **totals}
+    return {"folder": str(folder), "shards": len(_of_first(manifest)), **totals}
+
+
+def _of_first(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The shards in the format that counts."""
+    return [shard for shard in manifest["shards"] if shard["format"] == manifest["formats"][0]]
 
 
 def _problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """One line for each file that is missing, changed or too many."""
     found: list[str] = []
     for shard in manifest["shards"]:
-        problem = _problem(folder / shard["file"], shard)
-        if problem is not None:
-            found.append(f"{shard['file']}: {problem}")
+        found += _shard_problems(folder, shard)
     for file, digest in manifest["files"].items():
         path = folder / file
         if not path.is_file():
             found.append(f"{file}: missing")
         elif digest_file(path) != digest:
             found.append(f"{file}: changed")
-    known = {shard["file"] for shard in manifest["shards"]}
-    # Loaders read data/ and any Parquet; notes beside the card disturb nobody.
+    known = {file for shard in manifest["shards"] for file, _ in files_of(shard)}
+    known |= set(manifest["files"])
+    # Loaders read the folders of the formats and any Parquet; notes beside the card disturb nobody.
+    roots = tuple(f"{file.split('/')[0]}/" for file in known if "/" in file)
     found += [
         f"{file}: not in the manifest"
         for file in list_files(folder)
-        if file not in known and (file.startswith("data/") or file.endswith((".parquet", ".tmp")))
+        if file not in known
+        and (is_shard(file) or file.startswith(roots) or file.endswith((".parquet", ".tmp")))
     ]
-    rows = sum(shard["rows"] for shard in manifest["shards"])
+    rows = sum(shard["rows"] for shard in _of_first(manifest))
     if rows != manifest["rows"]:
         found.append(f"manifest.json: the shards sum to {rows} rows, not {manifest['rows']}")
     return found
 
 
-def _problem(path: Path, shard: dict[str, Any]) -> str | None:
+def _shard_problems(folder: Path, shard: dict[str, Any]) -> list[str]:
+    entries = [shard, *shard.get("companions", [])]
+    found = [
+        f"{entry['file']}: {problem}"
+        for entry in entries
+        if (problem := _problem(folder / entry["file"], entry)) is not None
+    ]
+    if found:
+        return found
+    paths = [folder / entry["file"] for entry in entries]
+    try:
+        rows = open_format(shard["format"]).count_rows(paths)
+    except (OSError, pa.ArrowException) as error:
+        return [f"{shard['file']}: not readable: {error}"]
+    return [] if rows == shard["rows"] else [f"{shard['file']}: {rows} rows, not {shard['rows']}"]
+
+
+def _problem(path: Path, entry: dict[str, Any]) -> str | None:
     if not path.is_file():
         return "missing"
     size = path.stat().st_size
-    if size != shard["bytes"]:
-        return f"changed: {size} bytes, not {shard['bytes']}"
-    if digest_file(path) != shard["digest"]:
-        return "changed: its digest is another"
-    try:
-        rows = pq.read_metadata(path).num_rows
-    except (OSError, pa.ArrowException) as error:
-        return f"not readable: {error}"
-    return None if rows == shard["rows"] else f"{rows} rows, not {shard['rows']}"
+    if size != entry["bytes"]:
+        return f"changed: {size} bytes, not {entry['bytes']}"
+    return None if digest_file(path) == entry["digest"] else "changed: its digest is another"
 
 
 def write_text(path: Path, text: str) -> None:

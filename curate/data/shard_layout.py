@@ -54,11 +54,24 @@ class Kept:
 class Shard:
     """One output file."""
 
-    file: str
-    """Relative to the shards folder."""
     component: Component
+    folder: str
+    """Of `folder_name`."""
+    number: int
+    """From 0, within the component."""
+    total: int
+    """How many shards the component has."""
     row_groups: tuple[int, ...]
     """Rows of each row group."""
+
+    @property
+    def stem(self) -> str:
+        """Name of a file, without its suffix."""
+        return f"train-{self.number:05d}-of-{self.total:05d}"
+
+    def path(self, root: str, name: str) -> str:
+        """A file of the shard, relative to the shards folder; `root` is the format's."""
+        return "/".join(part for part in (root, self.folder, name) if part)
 
     @property
     def num_rows(self) -> int:
@@ -109,20 +122,24 @@ def _slugs(names: list[str], *, digits: int) -> dict[str, str]:
     return chosen
 
 
-def lay_out(kept: Sequence[Kept], *, size_bytes: float, names: Mapping[str, str]) -> list[Group]:
+def lay_out(
+    kept: Sequence[Kept], *, size_bytes: float, names: Mapping[str, str], num_formats: int = 1
+) -> list[Group]:
     """All groups and their shards, in canonical order.
 
     Args:
         kept: one entry for each partition with something to write, in canonical order.
         size_bytes: target size of a shard.
         names: of `slugs`, for every domain.
+        num_formats: in how many formats each shard is written; each has a file open.
     """
+    most = max(1, _OPEN_FILES // num_formats)
     groups: list[tuple[list[Kept], list[Component], bool]] = []
     for share in _cut(kept, size_bytes):
         components = sorted({component for entry in share for component in entry.rows})
-        for start in range(0, len(components), _OPEN_FILES):
-            bundle = components[start : start + _OPEN_FILES]
-            groups.append((share, bundle, len(components) > _OPEN_FILES))
+        for start in range(0, len(components), most):
+            bundle = components[start : start + most]
+            groups.append((share, bundle, len(components) > most))
     sizes = [
         {component: _sizes(share, component, size_bytes) for component in bundle}
         for share, bundle, _ in groups
@@ -139,8 +156,8 @@ def lay_out(kept: Sequence[Kept], *, size_bytes: float, names: Mapping[str, str]
             for row_groups in per_component[component]:
                 number = given.get(component, 0)
                 given[component] = number + 1
-                file = _file(component, names[component.domain], number, totals[component])
-                shards.append(Shard(file, component, row_groups))
+                place = folder_name(component, names[component.domain])
+                shards.append(Shard(component, place, number, totals[component], row_groups))
         name = share[0].partition.name.removeprefix("part-")
         if bundled:
             name += f"-{xxhash.xxh3_64_hexdigest(repr(bundle[0]).encode())[:8]}"
@@ -156,9 +173,9 @@ def _group(
     return Group(name, tuple(entry.partition for entry in read), pieces, tuple(shards))
 
 
-def folder(component: Component, slug: str) -> str:
-    """Folder of a component's files, relative to the shards folder."""
-    return f"data/phase-{component.phase}/{slug}" if component.phase else f"data/{slug}"
+def folder_name(component: Component, slug: str) -> str:
+    """Folder of a component's files within that of a format."""
+    return f"phase-{component.phase}/{slug}" if component.phase else slug
 
 
 def split_evenly(total: int, parts: int) -> tuple[int, ...]:
@@ -212,10 +229,6 @@ def _sizes(share: Sequence[Kept], component: Component, size_bytes: float) -> li
         least = _ROW_GROUPS if disk / num_shards > size_bytes / 2 else 1
         shards.append(split_evenly(rows, max(least, -int(-rows * memory // limit))))
     return shards
-
-
-def _file(component: Component, slug: str, number: int, total: int) -> str:
-    return f"{folder(component, slug)}/train-{number:05d}-of-{total:05d}.parquet"
 
 
 def _plain_slug(domain: str) -> str:

@@ -1,12 +1,36 @@
 """Settings of `curate write`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from curate.config import STRICT
 from curate.errors import ConfigError
 
+FormatName = Literal["parquet", "arrow", "jsonl", "mds", "webdataset", "packed", "megatron"]
+
+TOKEN_FORMATS = ("packed", "megatron")
+"""Formats that hold token ids in place of texts."""
+
 _LEVELS = {"zstd": (1, 22), "gzip": (1, 9), "lz4": (1, 12)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """How the formats `packed` and `megatron` make token ids of texts."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    length: int = 2048
+    """Tokens of a packed sequence; `megatron` cuts its own."""
+    tokenizer: str | None = None
+    """A folder or hub id, the trainer's; by default that of the plan or of the model."""
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise ConfigError(
+                f"length is {self.length}, too short to predict a token",
+                fix="set shards.packing.length to the trainer's, such as 2048",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,19 +39,46 @@ class Shards:
 
     __pydantic_config__: ClassVar = STRICT
 
+    format: FormatName | tuple[FormatName, ...] = "parquet"
+    """One format or several: parquet, arrow, jsonl, mds, webdataset, packed, megatron."""
+    order: Literal["input", "shuffled", "domain-interleaved", "scheduled"] = "input"
+    """Of the rows: as they come; a seeded random order within each domain; one stream of all
+    domains in which every stretch from the start follows the mixture; or such streams of all
+    phases, one after the other."""
+    weights: Literal["column", "copies", "domains"] = "column"
+    """How the plan's weights reach the trainer: as a column of loss weights beside written copies;
+    as whole numbers of copies alone, drawn without bias; or as a sampling probability of each
+    domain, with every example written once."""
     size_mb: float = 128.0
     """Target size of a shard on disk, in 10^6 bytes."""
+    min_files: int = 1
+    """At least so many shards for each domain that has as many rows: the trainer's ranks times its
+    loader workers."""
+    row_group_mb: float = 16.0
+    """Largest row group in memory, in 10^6 bytes."""
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
     """Parquet codec."""
     compression_level: int | None = None
     """Level of the codec: 1 to 22 for zstd, 1 to 9 for gzip, 1 to 12 for lz4; None is the codec's
     own default."""
-    format: Literal["parquet"] = "parquet"
-    """Format of the shards."""
+    packing: Packing = field(default_factory=Packing)
+    """For `packed` and `megatron`."""
 
     def __post_init__(self) -> None:
-        if not self.size_mb > 0:
-            raise ConfigError(f"size_mb is {self.size_mb}", fix="set shards.size_mb to 128")
+        if not (self.size_mb > 0 and self.row_group_mb > 0):
+            raise ConfigError(
+                f"size_mb is {self.size_mb}, row_group_mb {self.row_group_mb}: both are sizes above"
+                " 0",
+                fix="remove them to use the defaults",
+            )
+        if self.min_files < 1:
+            raise ConfigError(
+                f"min_files is {self.min_files}", fix="set shards.min_files to 1 or more"
+            )
+        if not self.formats or len(set(self.formats)) < len(self.formats):
+            raise ConfigError(
+                f"format is {list(self.formats)}", fix="name each format of the shards once"
+            )
         if self.compression_level is None:
             return
         if self.compression not in _LEVELS:
@@ -43,3 +94,8 @@ class Shards:
                 f" {low} to {high}",
                 fix="remove shards.compression_level to use the codec's own default",
             )
+
+    @property
+    def formats(self) -> tuple[FormatName, ...]:
+        """The formats, the first of which counts."""
+        return (self.format,) if isinstance(self.format, str) else tuple(self.format)

@@ -16,9 +16,10 @@ from curate.data.partitions import Partition
 from curate.data.payload import Payload
 from curate.data.reading import payload_schema, resolve_address
 from curate.data.shard_columns import shard_schema
+from curate.data.shard_formats.parquet import writer_options
 from curate.data.shard_layout import Component, Group, Kept, lay_out, slugs
 from curate.data.shard_settings import Shards
-from curate.data.shards import complete_rows, writer_options
+from curate.data.shards import complete_rows
 from curate.data.tables import read_examples
 from curate.errors import CurateError, InputError
 
@@ -113,7 +114,12 @@ def survey(run: RunFolder, partitions: Sequence[Partition], settings: Shards) ->
         kept.append(Kept(part, entry.rows, raw * sample.disk, raw * sample.memory))
         seconds += sum(entry.rows.values()) * raw * sample.seconds
     return Survey(
-        groups=lay_out(kept, size_bytes=settings.size_mb * 1e6, names=names),
+        groups=lay_out(
+            kept,
+            size_bytes=settings.size_mb * 1e6,
+            names=names,
+            num_formats=len(settings.formats),
+        ),
         schemas=schemas,
         is_uniform=is_uniform,
         examples=dict(sorted(examples.items())),

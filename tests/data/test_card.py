@@ -34,6 +34,8 @@ WRITTEN = Written(
     mixer="unimax",
     asked=[Asked(1.0, {"code": 0.5, "web": 0.5})],
     tokenizer="abc",
+    others=[],
+    formats=["parquet"],
 )
 
 
@@ -167,4 +169,4 @@ def test_the_manifest_maps_domains_to_folders_and_lists_every_shard():
     assert found["rows"] == 250
     assert found["bytes"] == 15_000
     assert [entry["file"] for entry in found["shards"]] == [s["file"] for s in WRITTEN.shards]
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2

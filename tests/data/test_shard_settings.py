@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.config import parse
+from curate.data.shard_formats.parquet import writer_options
 from curate.data.shard_settings import Shards
-from curate.data.shards import writer_options
 from curate.errors import ConfigError
 
 CODECS = get_args(get_type_hints(Shards)["compression"])
@@ -37,7 +37,12 @@ def test_a_codec_and_level_that_pass_can_be_written(codec: Any, level: int | Non
         ({"compression": "gzip", "compression_level": 10}, "gzip takes 1 to 9"),
         ({"compression": "zstd", "compression_level": 0}, "zstd takes 1 to 22"),
         ({"compresion": "zstd"}, "unknown key"),
-        ({"format": "mds"}, "format"),
+        ({"format": "tfrecord"}, "format"),
+        ({"format": ["arrow", "arrow"]}, "each format of the shards once"),
+        ({"format": []}, "each format"),
+        ({"min_files": 0}, "min_files is 0"),
+        ({"row_group_mb": 0}, "row_group_mb 0"),
+        ({"packing": {"length": 1}}, "too short"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(values: dict[str, Any], message: str):

@@ -18,6 +18,7 @@ from PIL import Image
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.shard_columns import ADDED, shard_schema
+from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Group
 from curate.data.shard_settings import Shards
 from curate.data.shard_survey import survey
@@ -82,7 +83,7 @@ def write_all(run: RunFolder, shards: Shards | None = None) -> list[Path]:
     found = survey(run, run.partitions(), shards)
     for group in found.groups:
         schema = found.schemas[group.partitions[0].source]
-        write_group(run, group, schema=schema, settings=shards, tokenizer=None)
+        write_group(run, group, schema=schema, context=Context(shards, {}, None), tokenizer=None)
     return sorted((run.root / "shards").rglob("*.parquet"))
 
 
@@ -274,7 +275,11 @@ def test_receipts_count_rows_and_tokens_of_each_shard(tmp_path: Path):
         receipt
         for group in found.groups
         for receipt in write_group(
-            run, group, schema=found.schemas["a"], settings=Shards(), tokenizer=TOKENIZER
+            run,
+            group,
+            schema=found.schemas["a"],
+            context=Context(Shards(), {}, None),
+            tokenizer=TOKENIZER,
         )
     ]
     assert len(receipts) > 3
@@ -296,7 +301,13 @@ def test_a_failing_group_leaves_no_file_behind(tmp_path: Path):
     gone = [*group.partitions[:-1], _elsewhere(group.partitions[-1])]
     broken = Group(group.name, tuple(gone), group.piece_rows, group.shards)
     with pytest.raises(Exception, match="there is no"):
-        write_group(run, broken, schema=found.schemas["a"], settings=Shards(), tokenizer=None)
+        write_group(
+            run,
+            broken,
+            schema=found.schemas["a"],
+            context=Context(Shards(), {}, None),
+            tokenizer=None,
+        )
     assert [path for path in run.shards.rglob("*") if path.is_file()] == []
 
 

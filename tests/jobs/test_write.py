@@ -598,7 +598,7 @@ def dying(original):
         return original(*args, **options)
     return call
 pq.ParquetWriter.write_table = dying(pq.ParquetWriter.write_table)
-import curate.data.shards as shards
+import curate.data.shard_writer as shards
 shards.publish = dying(shards.publish)
 settings = parse_settings(read_yaml(open({config!r}).read(), where="test"))
 with open_pool(settings.cluster) as pool:

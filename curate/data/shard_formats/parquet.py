@@ -1,0 +1,74 @@
+"""Parquet, the default: files with a page index, and pages cut by content.
+
+data/<domain>/train-00000-of-00024.parquet
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.data.shard_formats.sink import Context
+from curate.data.shard_layout import Shard
+from curate.data.shard_settings import Shards
+
+
+def writer_options(settings: Shards) -> dict[str, Any]:
+    """Keyword arguments of `pyarrow.parquet.ParquetWriter`."""
+    options: dict[str, Any] = {
+        "compression": settings.compression,
+        "compression_level": settings.compression_level,
+        "write_page_index": True,
+    }
+    if int(pa.__version__.split(".")[0]) >= 21:
+        # Pages are cut where the content says, so that a store that keeps equal chunks once
+        # takes in only what a new plan changed.
+        options["use_content_defined_chunking"] = True
+    return options
+
+
+class _Sink:
+    def __init__(self, path: Path, schema: pa.Schema, options: Mapping[str, Any]) -> None:
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pq.ParquetWriter(self._file, schema, **options)
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write_table(table, row_group_size=table.num_rows)
+
+    def close(self) -> dict[str, Any]:
+        self._writer.close()
+        self._file.close()
+        return {}
+
+    def discard(self) -> None:
+        # pyarrow would try to write the footer, and fail again, when it is collected.
+        self._writer.is_open = False
+        with suppress(OSError):
+            self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Parquet:
+    """See `curate.data.shard_formats.sink.Format`."""
+
+    pattern: str = r"data/(?:[^/]+/){0,2}train-\d{5,}-of-\d{5,}\.parquet"
+
+    def files(self, shard: Shard) -> tuple[str, ...]:
+        return (shard.path("data", f"{shard.stem}.parquet"),)
+
+    def open(self, paths: Sequence[Path], schema: pa.Schema, context: Context) -> _Sink:
+        return _Sink(paths[0], schema, writer_options(context.settings))
+
+    def documents(self, shards: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        del shards
+        return {}
+
+    def count_rows(self, paths: Sequence[Path]) -> int:
+        return pq.read_metadata(paths[0]).num_rows
+
+
+PARQUET = Parquet()
