@@ -34,7 +34,12 @@ def writer_options(settings: Shards) -> dict[str, Any]:
 class _Sink:
     def __init__(self, path: Path, schema: pa.Schema, options: Mapping[str, Any]) -> None:
         self._file = pa.OSFile(str(path), "wb")
-        self._writer = pq.ParquetWriter(self._file, schema, **options)
+        try:
+            self._writer = pq.ParquetWriter(self._file, schema, **options)
+        except OSError:
+            with suppress(OSError):
+                self._file.close()
+            raise
 
     def write(self, table: pa.Table) -> None:
         self._writer.write_table(table, row_group_size=table.num_rows)
