@@ -1,7 +1,7 @@
 """What the plan says of the examples of one partition, as the arrays that writing needs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,10 @@ class Choice:
     """Phase -> (N,) how often each example is written; 0 is not at all."""
     tokens: IntArray | None
     """(N,) or None where the task has no tokens."""
+    phase_weights: Mapping[int, npt.NDArray[np.float32]] = field(
+        default_factory=dict[int, npt.NDArray[np.float32]]
+    )
+    """Phase -> (N,) weights in place of `weights`, where they differ between phases."""
 
     def counts(self) -> dict[Component, int]:
         """Rows that each component gets, copies counted; no zeros."""
@@ -58,6 +62,7 @@ class Choice:
             domains=self.domains[index],
             copies={phase: copies[index] for phase, copies in self.copies.items()},
             tokens=self.tokens[index] if self.tokens is not None else None,
+            phase_weights={phase: each[index] for phase, each in self.phase_weights.items()},
         )
 
     def components(self) -> list[Component]:
@@ -68,6 +73,12 @@ class Choice:
         """(N,) how often a component gets each example."""
         place = self.names.index(component.domain)
         return np.where(self.domains == place, self.copies[component.phase], 0)
+
+    def in_phase(self, phase: int) -> "Choice":
+        """The same examples with the weights of one phase."""
+        if phase not in self.phase_weights:
+            return self
+        return replace(self, weights=self.phase_weights[phase], phase_weights={})
 
 
 def everything(rows: IntArray) -> Choice:
