@@ -27,6 +27,7 @@ from curate.data.shard_folder import (
 )
 from curate.data.shard_formats import open_format
 from curate.data.shard_survey import forecast
+from curate.data.shard_weights import unpack
 from curate.data.shards import write_group
 from curate.errors import CurateError, counted
 from curate.plan.mixture import load_mixture
@@ -145,6 +146,7 @@ def write_work(payload: dict[str, Any]) -> Receipt:
     receipts = write_group(
         run,
         group,
+        terms={name: unpack(terms) for name, terms in payload["terms"].items()},
         schema=schema,
         context=context_from(payload["context"]),
         tokenizer=payload["tokenizer"],

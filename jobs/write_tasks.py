@@ -20,6 +20,7 @@ from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Component, Group, Shard
 from curate.data.shard_settings import TOKEN_FORMATS, Shards
 from curate.data.shard_survey import Survey, survey
+from curate.data.shard_weights import pack
 from curate.errors import InputError
 from jobs.domains_use import domain_digests
 from jobs.run import Task
@@ -75,7 +76,7 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
         CurateError: the plan keeps nothing.
         InputError: an input file is gone, or its columns have no common type.
     """
-    found = survey(run, run.partitions(), settings.shards)
+    found = survey(run, run.partitions(), settings.shards, seed=settings.seed)
     path = run.plan / "summary.json"
     summary = read_document(path) or {}
     if not {"tokenizer", "mixer"} <= set(summary):
@@ -97,6 +98,7 @@ def _task(
         marks = [table.mark() or {} for table in tables]
         digests = [mark.get("digest") for mark in marks]
         inputs.append([part.stamp, *digests, *domain_digests(settings, part)])
+    terms = {part.name: pack(found.terms[part.name]) for part in group.partitions}
     # Where the files lie is no part of what the shards are.
     portable = asdict(group)
     for part in portable["partitions"]:
@@ -109,6 +111,7 @@ def _task(
         schema=xxhash.xxh3_128_hexdigest(schema),
         tokenizer=tokenizer,
         inputs=inputs,
+        terms=terms,
     )
     payload = {
         "run": str(run.root),
@@ -118,6 +121,7 @@ def _task(
             "tokenizer": None,
         },
         "group": asdict(group),
+        "terms": terms,
         "schema": base64.b64encode(schema).decode(),
         "tokenizer": tokenizer,
         "fingerprint": made_from,

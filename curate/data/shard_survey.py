@@ -19,6 +19,7 @@ from curate.data.shard_columns import shard_schema
 from curate.data.shard_formats.parquet import writer_options
 from curate.data.shard_layout import Component, Group, Kept, lay_out, slugs
 from curate.data.shard_settings import Shards
+from curate.data.shard_weights import Sum, Tally, Terms
 from curate.data.shards import complete_rows
 from curate.data.tables import read_examples
 from curate.errors import CurateError, InputError
@@ -40,6 +41,10 @@ class Survey:
     """Whether they do."""
     examples: dict[Component, int]
     """Different examples of each component; copies not counted."""
+    worth: dict[Component, Sum]
+    """Of each component, copies times weight summed up; empty where weights are a column."""
+    terms: dict[str, Terms]
+    """Name of a partition -> what its weights need to know of the others."""
     names: dict[str, str]
     """Domain or source -> slug."""
     sources: dict[str, list[str]]
@@ -68,21 +73,25 @@ class _Sample:
     seconds: float
 
 
-def survey(run: RunFolder, partitions: Sequence[Partition], settings: Shards) -> Survey:
+def survey(
+    run: RunFolder, partitions: Sequence[Partition], settings: Shards, *, seed: int
+) -> Survey:
     """Look through the plan; writes nothing.
 
     Args:
         run: the run folder.
         partitions: all of them, in canonical order, planned.
-        settings: size, codec and level of the shards.
+        settings: size, codec and level of the shards, and how weights reach the trainer.
+        seed: of the run, for copies that are drawn.
 
     Raises:
         CurateError: the plan keeps nothing.
         InputError: an input file is gone, or its columns have no common type.
     """
     counted: list[_Counted] = []
+    tally = Tally(settings.weights, seed)
     for part in partitions:
-        choice = read_choice(run, part, tokenizer=None)
+        choice = tally.take(read_choice(run, part, tokenizer=None))
         if rows := choice.counts():
             counted.append(_Counted(part, rows, choice.distinct()))
     if not counted:
@@ -123,6 +132,8 @@ def survey(run: RunFolder, partitions: Sequence[Partition], settings: Shards) ->
         schemas=schemas,
         is_uniform=is_uniform,
         examples=dict(sorted(examples.items())),
+        worth={component: tally.totals[component] for component in sorted(tally.totals)},
+        terms={part.name: tally.terms(nth) for nth, part in enumerate(partitions)},
         names=names,
         sources={source: sorted(domains) for source, domains in sources.items()},
         size_bytes=sum(sum(entry.rows.values()) * entry.disk_bytes for entry in kept),

@@ -17,17 +17,25 @@ from curate.data.partitions import Partition
 from curate.data.payload import Payload
 from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Component, Group, Shard
+from curate.data.shard_weights import Terms, weigh
 from curate.data.shard_writer import ComponentWriter
 
 
 def write_group(
-    run: RunFolder, group: Group, *, schema: pa.Schema, context: Context, tokenizer: str | None
+    run: RunFolder,
+    group: Group,
+    *,
+    terms: Mapping[str, Terms],
+    schema: pa.Schema,
+    context: Context,
+    tokenizer: str | None,
 ) -> list[dict[str, Any]]:
     """Write all shards of a group.
 
     Args:
         run: the run folder.
         group: partitions to read and shards to make of them.
+        terms: name of a partition -> what its weights need to know of the others.
         schema: of `shard_schema`.
         context: formats, codec and what they need to know.
         tokenizer: digest of the tokenizer whose counts are summed up; None counts nothing.
@@ -50,7 +58,8 @@ def write_group(
     try:
         with Payload(run) as payload:
             for part, piece_rows in zip(group.partitions, group.piece_rows, strict=True):
-                choice = read_choice(run, part, tokenizer=tokenizer)
+                planned = read_choice(run, part, tokenizer=tokenizer)
+                choice = weigh(planned, context.settings.weights, terms[part.name])
                 for start in range(0, len(choice.rows), piece_rows):
                     piece = choice.at(slice(start, start + piece_rows))
                     _deal(piece, part, payload=payload, writers=writers, schema=schema)
@@ -72,22 +81,22 @@ def _deal(
 ) -> None:
     """Read one piece of a partition and hand its rows to their components."""
     wanted = np.zeros(len(choice.rows), dtype=bool)
-    shares: list[tuple[ComponentWriter, IntArray]] = []
+    shares: list[tuple[ComponentWriter, Choice, IntArray]] = []
     for component in choice.components():
         if writer := writers.get(component):
             copies = choice.copies_of(component)
-            shares.append((writer, copies))
+            shares.append((writer, choice.in_phase(component.phase), copies))
             wanted |= copies > 0
     if not wanted.any():
         return
     batches = payload.batches(part, choice.rows[wanted], batch_rows=len(choice.rows))
-    for writer, copies in shares:
+    for writer, mine, copies in shares:
         for nth in range(1, int(copies.max()) + 1):
             for start, batch in batches:
                 inside = (choice.rows >= start) & (choice.rows < start + batch.num_rows)
                 index = np.flatnonzero((copies >= nth) & inside)
                 if len(index):
-                    table = complete_rows(batch, start, part, choice.at(index), schema)
+                    table = complete_rows(batch, start, part, mine.at(index), schema)
                     writer.add(table, choice.tokens[index] if choice.tokens is not None else None)
 
 

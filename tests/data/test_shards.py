@@ -80,10 +80,17 @@ def every_type(rows: int) -> pa.Table:
 def write_all(run: RunFolder, shards: Shards | None = None) -> list[Path]:
     """All shards of a planned run, without the stage around them."""
     shards = shards or Shards()
-    found = survey(run, run.partitions(), shards)
+    found = survey(run, run.partitions(), shards, seed=0)
     for group in found.groups:
         schema = found.schemas[group.partitions[0].source]
-        write_group(run, group, schema=schema, context=Context(shards, {}, None), tokenizer=None)
+        write_group(
+            run,
+            group,
+            terms=found.terms,
+            schema=schema,
+            context=Context(shards, {}, None),
+            tokenizer=None,
+        )
     return sorted((run.root / "shards").rglob("*.parquet"))
 
 
@@ -145,7 +152,7 @@ def test_large_rows_are_handled_in_pieces_and_copies_follow_their_piece(
         row_group_rows=16,
     )
     run = RunFolder(tmp_path / "run")
-    (group,) = survey(run, run.partitions(), Shards()).groups
+    (group,) = survey(run, run.partitions(), Shards(), seed=0).groups
     (rows,) = group.piece_rows
     assert 5 < rows < 20
     written = read_all(write_all(run)).column("n").to_pylist()
@@ -270,13 +277,14 @@ def test_receipts_count_rows_and_tokens_of_each_shard(tmp_path: Path):
         lambda _s, _f, row: Row("a" if row % 2 else "b", copies=row % 3, tokens=row),
     )
     run = RunFolder(tmp_path / "run")
-    found = survey(run, run.partitions(), Shards(size_mb=0.002))
+    found = survey(run, run.partitions(), Shards(size_mb=0.002), seed=0)
     receipts = [
         receipt
         for group in found.groups
         for receipt in write_group(
             run,
             group,
+            terms=found.terms,
             schema=found.schemas["a"],
             context=Context(Shards(), {}, None),
             tokenizer=TOKENIZER,
@@ -296,7 +304,7 @@ def test_a_failing_group_leaves_no_file_behind(tmp_path: Path):
         tmp_path, {"a": {"x.parquet": table}}, lambda _s, _f, row: Row("a" if row < 280 else "b")
     )
     run = RunFolder(tmp_path / "run")
-    found = survey(run, run.partitions(), Shards())
+    found = survey(run, run.partitions(), Shards(), seed=0)
     (group,) = found.groups
     gone = [*group.partitions[:-1], _elsewhere(group.partitions[-1])]
     broken = Group(group.name, tuple(gone), group.piece_rows, group.shards)
@@ -304,6 +312,7 @@ def test_a_failing_group_leaves_no_file_behind(tmp_path: Path):
         write_group(
             run,
             broken,
+            terms=found.terms,
             schema=found.schemas["a"],
             context=Context(Shards(), {}, None),
             tokenizer=None,
