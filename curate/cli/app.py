@@ -88,7 +88,7 @@ def _run(command: str, given: Mapping[str, Any]) -> None:
 
 
 _OWN = ("scorer", "model", "task", "text", "label", "domain", "target", "embed", "mixer", "metric",
-        "better", "redrawn")  # fmt: skip
+        "better", "redrawn", "weights")  # fmt: skip
 """Options of single commands."""
 
 
@@ -163,7 +163,27 @@ def mix(
 
 
 _stage("plan", "Decide for every example: kept, weight, copies, and why.")
-_stage("write", "Write the kept examples as shards for a trainer.")
+@app.command()
+def write(
+    config: o.ConfigOrRun,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", help="column, copies or domains, in place of shards.weights."),
+    ] = None,
+    files: o.Files = None,
+    overrides: o.Overrides = None,
+    out: o.Out = None,
+    json: o.Json = False,
+    events: o.Events = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    dry_run: o.DryRun = False,
+    measure: o.Measure = False,
+    workers: o.Workers = None,
+    device: o.Device = None,
+) -> None:
+    """Write the kept examples as shards for a trainer."""
+    _run("write", locals())
 
 
 @app.command()

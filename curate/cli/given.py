@@ -79,6 +79,8 @@ def _options(common: Common, raw: Raw) -> dict[str, Any]:
     for key in ("metric", "better", "redrawn"):  # of compare
         if key in more:
             found[f"compare.{key}"] = more[key]
+    if "weights" in more:
+        found["shards.weights"] = more["weights"]
     sources = _at(values, "sources")
     for name in sources:
         found |= {f"sources.{name}.{key}": more[key] for key in _COLUMNS if key in more}

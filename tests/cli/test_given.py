@@ -44,3 +44,14 @@ def test_a_scorer_of_the_settings_keeps_its_options(curate: Curate, config: Conf
     result = curate("score", path, "--scorer", "dsir", "--scorer", "length", "--json")
     assert result.code == 0, result.err
     assert scorers(Path(json.loads(result.out)["run"])) == [{"dsir": {"buckets": 128}}, "length"]
+
+
+def test_the_way_of_the_weights_is_given_to_write(curate: Curate, config: Config):
+    path = config(score={"scorers": ["random"]}, plan={"keep": 0.5})
+    result = curate("write", path, "--weights", "domains", "--json")
+    assert result.code == 0, result.err
+    run = Path(json.loads(result.out)["run"])
+    assert yaml.safe_load((run / "config.yaml").read_text())["shards"]["weights"] == "domains"
+    refused = curate("write", path, "--weights", "pairs")
+    assert refused.code == 2
+    assert "shards.weights" in refused.err
