@@ -310,6 +310,21 @@ def verify(
 
 
 @app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Run, or folder of shards.")],
+    b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The one that is compared with it.")],
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, help="Passages of each kind of change.")
+    ] = 3,
+    json: o.Json = False,
+) -> None:
+    """What changed from RUN_A to RUN_B: inputs, settings, what is kept, and why."""
+    from curate.cli.differing import print_difference
+
+    print_difference(a, b, examples=examples, as_json=json)
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Of one method only.")] = None,
     plan: Annotated[

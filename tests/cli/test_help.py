@@ -17,7 +17,7 @@ Curate = Callable[..., Any]
 """Runs a command: code, out, err."""
 
 STAGES = ("index", "train", "score", "mix", "plan", "write", "run")
-COMMANDS = (*STAGES, "init", "status", "show", "verify", "methods", "doctor", "schema")
+COMMANDS = (*STAGES, "init", "status", "show", "verify", "diff", "methods", "doctor", "schema")
 HEAVY = ("torch", "polars", "pyarrow", "transformers", "datasets", "distributed", "dask",
          "pydantic", "yaml", "numpy", "rich")  # fmt: skip
 

@@ -1,0 +1,169 @@
+"""`curate diff` as text."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from curate.cli.reporter import print_json, start_logging
+from curate.cli.showing import preview
+from curate.cli.text import number_text, table
+from curate.errors import counted
+
+if TYPE_CHECKING:
+    from jobs.diff import Difference
+
+_LINES = 20
+"""Of files, domains, reasons and settings; all are in `--json`."""
+
+
+def print_difference(a: Path, b: Path, *, examples: int, as_json: bool) -> None:
+    """`curate diff`."""
+    from jobs.diff import difference
+
+    start_logging(quiet=True, verbose=False)
+    found = difference(a, b, examples=examples)
+    if as_json:
+        print_json("diff", asdict(found))
+    else:
+        print("\n".join(difference_lines(found)))
+
+
+def difference_lines(found: "Difference") -> Iterator[str]:
+    """The whole page; one line where nothing differs."""
+    kept, what = found.totals["b"], "plans keep" if found.kind == "plans" else "shards hold"
+    files = found.shards
+    differ = files and any(files[name] for name in ("renamed", "changed", "only_a", "only_b"))
+    if found.same:
+        line = f"the same: both {what} the same {counted(kept['kept'], 'example')} in the same way"
+        yield f"{line}, in different files" if differ else line
+    else:
+        yield f"A {preview(found.a)}"
+        yield f"B {preview(found.b)}"
+    yield from (f"note: {preview(note, width=400)}" for note in found.notes)
+    if found.settings:
+        yield ""
+        yield from _settings(found)
+    if differ:
+        yield ""
+        yield from _shard_files(files)
+    if found.same:
+        return
+    if found.files:
+        yield ""
+        yield from _files(found)
+    yield ""
+    yield from _totals(found)
+    yield ""
+    yield from _domains(found)
+    changed = [entry for entry in found.reasons if entry["a"] != entry["b"]]
+    if changed:
+        yield ""
+        rows = [["reason in A", "reason in B", "examples"]]
+        rows += [[e["a"], e["b"], f"{e['rows']:,}"] for e in changed[:_LINES]]
+        yield from table(rows, right=frozenset({2}))
+    for kind, shown in found.shown.items():
+        yield ""
+        yield f"{kind}: {found.kinds[kind]:,}"
+        yield from (f"  {line}" for entry in shown for line in _example(kind, entry))
+
+
+def _settings(found: "Difference") -> Iterator[str]:
+    rows = [["setting" if found.kind == "plans" else "manifest", "A", "B"]]
+    rows += [
+        [preview(entry["key"]), *(_value(entry[side]) for side in "ab")]
+        for entry in found.settings[:_LINES]
+    ]
+    yield from table(rows)
+    yield from _more(found.settings)
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else preview(str(value), width=40)
+
+
+def _shard_files(files: Mapping[str, Any]) -> Iterator[str]:
+    names = {"renamed": "renamed", "changed": "changed", "only_a": "in A only",
+             "only_b": "in B only"}  # fmt: skip
+    told = [f"{len(files[key]):,} {text}" for key, text in names.items() if files[key]]
+    yield f"files: {files['same']:,} the same, {', '.join(told)}"
+
+
+def _files(found: "Difference") -> Iterator[str]:
+    rows = [["input file", "rows in A", "rows in B", "the same"]]
+    for entry in found.files[:_LINES]:
+        place = preview(f"{entry['source']}/{entry['file']}", width=60)
+        rows.append([place, *(f"{entry[name]:,}" for name in ("a", "b", "same"))])
+    yield from table(rows, right=frozenset({1, 2, 3}))
+    yield from _more(found.files)
+
+
+def _totals(found: "Difference") -> Iterator[str]:
+    rows = [["", "A", "B"]]
+    a, b = found.totals["a"], found.totals["b"]
+    names = {"rows": "training examples", "kept": "kept", "copies": "kept, with copies"}
+    if found.unit != "rows":
+        names["tokens"] = f"kept {found.unit}"
+    if found.kind == "shards":
+        del names["rows"]
+    names["effective_size"] = "effective examples"
+    rows += [[text, number_text(a[name]), number_text(b[name])] for name, text in names.items()]
+    yield from table(rows, right=frozenset({1, 2}))
+    told = [f"{found.kept[key]:,} {text}" for key, text in
+            (("both", "in both"), ("only_a", "in A only"), ("only_b", "in B only"))]  # fmt: skip
+    yield f"kept: {', '.join(told)}"
+    others = {name: count for name, count in found.examples.items() if name != "same" and count}
+    if others:
+        line = ", ".join(f"{count:,} {name}" for name, count in others.items())
+        yield f"examples: {found.examples['same']:,} the same, {line}"
+
+
+def _domains(found: "Difference") -> Iterator[str]:
+    """Those whose share changes most come first."""
+    measure = "tokens" if found.unit != "rows" else "copies"
+    head = [f"kept {found.unit} in A", "in B"] if measure == "tokens" else ["rows in A", "in B"]
+    rows = [["domain", "kept in A", "in B", "A only", "B only", *head, "share in A", "in B"]]
+    order = sorted(
+        found.domains, key=lambda e: (-abs(e["a"]["share"] - e["b"]["share"]), e["domain"])
+    )
+    for entry in order[:_LINES]:
+        a, b = entry["a"], entry["b"]
+        numbers = (a["kept"], b["kept"], a["only"], b["only"], a[measure], b[measure])
+        shares = [f"{100 * side['share']:.1f} %" for side in (a, b)]
+        name = preview(entry["domain"], width=40)
+        rows.append([name, *(f"{number:,}" for number in numbers), *shares])
+    yield from table(rows, right=frozenset(range(1, 9)))
+    yield from _more(order)
+
+
+def _more(entries: list[Any]) -> Iterator[str]:
+    if len(entries) > _LINES:
+        yield f"and {len(entries) - _LINES:,} more (--json has them all)"
+
+
+def _example(kind: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    a, b = entry["a"], entry["b"]
+    there = b or a
+    place = preview(f"{there['source']}/{there['file']}:{there['row']}", width=40)
+    said = _said(kind, a, b)
+    texts = [side["text"] for side in (a, b) if side and side["text"] is not None]
+    yield f"{place:<40} {said:<28} {preview(texts[0], width=72) if texts else ''}".rstrip()
+    if len(texts) > 1:
+        yield f"{'':<40} {'now':<28} {preview(texts[1], width=72)}"
+
+
+def _said(kind: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> str:
+    """What is different, in a few words."""
+    if a is None or b is None:
+        return str((a or b or {})["reason"])
+    name = {"copies changed": "copies", "weight changed": "weight", "domain changed": "domain"}
+    if kind in name:
+        key = name[kind]
+        before, after = (
+            f"{side[key]:.4g}" if key == "weight" else str(side[key]) for side in (a, b)
+        )
+    elif kind == "moved":
+        return preview(f"from {a['file']}:{a['row']}", width=28)
+    else:
+        before, after = a["reason"], b["reason"]
+    return preview(before if before == after else f"{before} -> {after}", width=28)
