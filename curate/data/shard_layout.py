@@ -20,7 +20,7 @@ _RESERVED = re.compile(r"default|train|phase-\d+.*", re.IGNORECASE)
 
 _OPEN_FILES = 200
 _BUFFER_BYTES = 64 << 20
-_ROW_GROUP_BYTES = 16 << 20
+_LEAST_BUFFER = 1 << 20
 _PIECE_BYTES = 16 << 20
 _ROW_GROUPS = 4
 _FEWEST_GROUPS = 16
@@ -38,6 +38,20 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of one component."""
+
+    rows: int = 0
+    disk: float = 0.0
+    """Bytes in shards, estimated."""
+    memory: float = 0.0
+    """Bytes while they are handled, estimated."""
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(self.rows + other.rows, self.disk + other.disk, self.memory + other.memory)
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """What the plan takes from one partition."""
 
@@ -48,6 +62,10 @@ class Kept:
     """Of a row in a shard, estimated."""
     memory_bytes: float
     """Of a row while it is handled, estimated."""
+
+    def part(self, rows: int) -> Part:
+        """Some of the rows."""
+        return Part(rows, rows * self.disk_bytes, rows * self.memory_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +141,13 @@ def _slugs(names: list[str], *, digits: int) -> dict[str, str]:
 
 
 def lay_out(
-    kept: Sequence[Kept], *, size_bytes: float, names: Mapping[str, str], num_formats: int = 1
+    kept: Sequence[Kept],
+    *,
+    size_bytes: float,
+    names: Mapping[str, str],
+    num_formats: int = 1,
+    min_files: int = 1,
+    row_group_bytes: float = 16e6,
 ) -> list[Group]:
     """All groups and their shards, in canonical order.
 
@@ -132,28 +156,44 @@ def lay_out(
         size_bytes: target size of a shard.
         names: of `slugs`, for every domain.
         num_formats: in how many formats each shard is written; each has a file open.
+        min_files: shards of each component at the least, where it has as many rows.
+        row_group_bytes: largest row group in memory.
     """
-    most = max(1, _OPEN_FILES // num_formats)
-    groups: list[tuple[list[Kept], list[Component], bool]] = []
+    rows: dict[Component, int] = {}
+    for entry in kept:
+        for component, number in entry.rows.items():
+            rows[component] = rows.get(component, 0) + number
+    groups: list[tuple[list[Kept], bool]] = []
+    sizes: list[dict[Component, list[tuple[int, ...]]]] = []
     for share in _cut(kept, size_bytes):
-        components = sorted({component for entry in share for component in entry.rows})
-        for start in range(0, len(components), most):
-            bundle = components[start : start + most]
-            groups.append((share, bundle, len(components) > most))
-    sizes = [
-        {component: _sizes(share, component, size_bytes) for component in bundle}
-        for share, bundle, _ in groups
-    ]
+        parts = _parts(share)
+        buffer = max(_LEAST_BUFFER, _BUFFER_BYTES / min(_OPEN_FILES, len(parts)))
+        bundles = _bundles(parts, size_bytes, row_group_bytes, _OPEN_FILES // num_formats)
+        for bundle in bundles:
+            groups.append((share, len(bundles) > 1))
+            sizes.append(
+                {
+                    component: cut_shards(
+                        parts[component],
+                        size_bytes=size_bytes,
+                        row_group_bytes=min(buffer, row_group_bytes),
+                        # Rounded up, the files of all groups are at least as many as asked.
+                        least=-(-min_files * parts[component].rows // rows[component]),
+                    )
+                    for component in bundle
+                }
+            )
     totals: dict[Component, int] = {}
     for per_component in sizes:
         for component, cuts in per_component.items():
             totals[component] = totals.get(component, 0) + len(cuts)
     given: dict[Component, int] = {}
     found: list[Group] = []
-    for (share, bundle, bundled), per_component in zip(groups, sizes, strict=True):
+    for (share, bundled), per_component in zip(groups, sizes, strict=True):
+        bundle = list(per_component)
         shards = list[Shard]()
-        for component in bundle:
-            for row_groups in per_component[component]:
+        for component, cuts in per_component.items():
+            for row_groups in cuts:
                 number = given.get(component, 0)
                 given[component] = number + 1
                 place = folder_name(component, names[component.domain])
@@ -169,13 +209,23 @@ def _group(
     name: str, share: Sequence[Kept], bundle: Sequence[Component], shards: Sequence[Shard]
 ) -> Group:
     read = [entry for entry in share if not entry.rows.keys().isdisjoint(bundle)]
-    pieces = tuple(max(1, int(_PIECE_BYTES / entry.memory_bytes)) for entry in read)
+    pieces = tuple(piece_rows(entry) for entry in read)
     return Group(name, tuple(entry.partition for entry in read), pieces, tuple(shards))
 
 
+def piece_rows(entry: Kept) -> int:
+    """How many rows of a partition are held in memory at a time."""
+    return max(1, int(_PIECE_BYTES / entry.memory_bytes))
+
+
 def folder_name(component: Component, slug: str) -> str:
-    """Folder of a component's files within that of a format."""
-    return f"phase-{component.phase}/{slug}" if component.phase else slug
+    """Folder of a component's files within that of a format.
+
+    A stream of all domains has no slug: its files lie above the folders of domains.
+    """
+    return "/".join(
+        part for part in (f"phase-{component.phase}" if component.phase else "", slug) if part
+    )
 
 
 def split_evenly(total: int, parts: int) -> tuple[int, ...]:
@@ -215,20 +265,53 @@ def _cut_source(entries: Sequence[Kept], size_bytes: float) -> list[list[Kept]]:
     return [*cut, current] if current else cut
 
 
-def _sizes(share: Sequence[Kept], component: Component, size_bytes: float) -> list[tuple[int, ...]]:
-    """Row groups of each shard that a component gets from one group."""
-    mine = [(entry, entry.rows[component]) for entry in share if component in entry.rows]
-    num_rows = sum(rows for _, rows in mine)
-    disk = sum(rows * entry.disk_bytes for entry, rows in mine)
-    memory = sum(rows * entry.memory_bytes for entry, rows in mine) / num_rows
-    num_shards = round(disk / size_bytes) if disk > 1.5 * size_bytes else 1
-    num_components = min(_OPEN_FILES, len({c for entry in share for c in entry.rows}))
-    limit = max(1 << 20, min(_ROW_GROUP_BYTES, _BUFFER_BYTES / num_components))
-    shards: list[tuple[int, ...]] = []
-    for rows in split_evenly(num_rows, num_shards):
-        least = _ROW_GROUPS if disk / num_shards > size_bytes / 2 else 1
-        shards.append(split_evenly(rows, max(least, -int(-rows * memory // limit))))
-    return shards
+def _parts(share: Sequence[Kept]) -> dict[Component, Part]:
+    """What each component has in a group, sorted."""
+    found: dict[Component, Part] = {}
+    for entry in share:
+        for component, rows in entry.rows.items():
+            found[component] = found.get(component, Part()) + entry.part(rows)
+    return dict(sorted(found.items()))
+
+
+def _bundles(
+    parts: Mapping[Component, Part], size_bytes: float, row_group_bytes: float, most: int
+) -> list[list[Component]]:
+    """Components that are written in one round over the rows of a group.
+
+    One with several row groups has its files open all the time; a small one is held in memory
+    until it is complete, and many of those weigh no more than a row group.
+    """
+    found, room = list[list[Component]](), 0.0
+    for component, part in parts.items():
+        is_small = part.memory <= min(_LEAST_BUFFER, row_group_bytes) and part.disk < size_bytes / 2
+        weight = part.memory / _LEAST_BUFFER if is_small else 1.0
+        if not found or weight > room:
+            found.append([])
+            room = max(1, most)
+        found[-1].append(component)
+        room -= weight
+    return found
+
+
+def cut_shards(
+    part: Part, *, size_bytes: float, row_group_bytes: float, least: int = 1
+) -> list[tuple[int, ...]]:
+    """Row groups of each shard that some rows of one component get.
+
+    Args:
+        part: the rows.
+        size_bytes: target size of a shard.
+        row_group_bytes: largest row group in memory.
+        least: shards at the least, where there are as many rows.
+    """
+    wanted = round(part.disk / size_bytes) if part.disk > 1.5 * size_bytes else 1
+    counts = split_evenly(part.rows, max(least, wanted))
+    fewest = _ROW_GROUPS if part.disk / len(counts) > size_bytes / 2 else 1
+    per_row = part.memory / part.rows
+    return [
+        split_evenly(rows, max(fewest, -int(-rows * per_row // row_group_bytes))) for rows in counts
+    ]
 
 
 def _plain_slug(domain: str) -> str:

@@ -13,7 +13,8 @@ round(m a / n) are the left child's, a of the node's n rows being its. Row r of 
 from its leaf to the root, one division a level. For every m, the first m rows of the stream hold
 each component within 1.68 rows of its share:
 
-    |count_k(m) - m n_k / N| <= 1/2 (1 + n_k/w_1 + n_k/w_2 + ...) < 1/2 (1 + 1 + 1/2 + 1/3 + 1/5 ...)
+    |count_k(m) - m n_k / N| <= 1/2 (1 + n_k/w_1 + n_k/w_2 + ...)
+                            <  1/2 (1 + 1 + 1/2 + 1/3 + 1/5 + ...)
 
 Each merge is off by at most half a row, and what is off above a node with w rows reaches the leaf
 as n_k / w of it. In a Huffman tree the other child of an ancestor weighs at least as much as the

@@ -128,6 +128,8 @@ def survey(
             size_bytes=settings.size_mb * 1e6,
             names=names,
             num_formats=len(settings.formats),
+            min_files=settings.min_files,
+            row_group_bytes=settings.row_group_mb * 1e6,
         ),
         schemas=schemas,
         is_uniform=is_uniform,

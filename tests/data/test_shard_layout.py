@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 
 from curate.data.partitions import Partition
 from curate.data.shard_formats.parquet import PARQUET
-from curate.data.shard_layout import Component, Kept, Shard, lay_out, slugs, split_evenly
+from curate.data.shard_layout import (
+    Component,
+    Kept,
+    Part,
+    Shard,
+    cut_shards,
+    lay_out,
+    slugs,
+    split_evenly,
+)
 
 
 def kept(
@@ -148,7 +157,7 @@ def test_row_groups_shrink_so_that_many_domains_fit_into_memory():
 
 def test_more_domains_than_files_may_be_open_are_written_in_several_rounds():
     names = {f"d{i:04d}": f"d{i:04d}" for i in range(450)}
-    entries = [kept(i, dict.fromkeys(names, 3)) for i in range(4)]
+    entries = [kept(i, dict.fromkeys(names, 3), size=1e5) for i in range(4)]
     groups = lay_out(entries, size_bytes=1e9, names=names)
     assert [len(group.shards) for group in groups] == [200, 200, 50]
     assert len({group.name for group in groups}) == 3
@@ -170,3 +179,37 @@ def test_numbers_run_on_from_group_to_group():
         assert len(files) > 1
         assert all(a < b for a, b in pairwise(files))
         assert files[-1].endswith(f"train-{len(files) - 1:05d}-of-{len(files):05d}.parquet")
+
+
+def test_ten_thousand_small_domains_are_written_in_one_round():
+    names = {f"d{i:05d}": f"d{i:05d}" for i in range(10_000)}
+    (group,) = lay_out([kept(0, dict.fromkeys(names, 3))], size_bytes=1e9, names=names)
+    assert len(group.shards) == 10_000
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(1, 40)), min_size=1, max_size=9),
+    st.integers(1, 50),
+)
+def test_every_domain_with_as_many_rows_gets_the_files_asked_for(
+    rows: list[dict[str, int]], least: int
+):
+    entries = [kept(i, each, size=1e5) for i, each in enumerate(rows) if each]
+    names = {name: name for name in "abc"}
+    groups = lay_out(entries, size_bytes=1e6, names=names, min_files=least)
+    for name in names:
+        total = sum(each.get(name, 0) for each in rows)
+        files = [s for group in groups for s in group.shards if s.component.domain == name]
+        assert len(files) >= min(least, total)
+        assert sum(shard.num_rows for shard in files) == total
+        assert all(shard.num_rows for shard in files)
+
+
+def test_row_groups_are_no_larger_than_asked():
+    part = Part(rows=10_000, disk=1e6, memory=4e6)
+    (one,) = cut_shards(part, size_bytes=128e6, row_group_bytes=1e6)
+    assert one == (2500,) * 4
+    assert cut_shards(part, size_bytes=128e6, row_group_bytes=16e6) == [(10_000,)]
+    entries = [kept(i, {"web": 1000}) for i in range(10)]  # 3 MB in memory
+    (group,) = lay_out(entries, size_bytes=1e9, names={"web": "web"}, row_group_bytes=3e5)
+    assert [len(shard.row_groups) for shard in group.shards] == [10]
