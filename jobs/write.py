@@ -222,6 +222,8 @@ def _written(run: RunFolder, work: Work) -> Written:
         mixer=work.mixer,
         asked=asked,
         tokenizer=work.tokenizer,
+        weights=work.weights,
+        worth={component: total.rows for component, total in found.worth.items()},
     )
 
 

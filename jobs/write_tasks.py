@@ -47,6 +47,8 @@ class Work:
     """Of the plan."""
     formats: tuple[str, ...]
     """Of the shards, the first of which counts."""
+    weights: str
+    """How they reach the trainer."""
 
 
 def is_planned(run: RunFolder) -> bool:
@@ -83,7 +85,8 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
         raise misshapen(path, "it has no tokenizer or no mixer")
     tokenizer, mixer = summary["tokenizer"], summary["mixer"]
     tasks = [_task(run, settings, group, found, tokenizer) for group in found.groups]
-    return Work(found, tasks, tokenizer, mixer, settings.shards.formats)
+    shards = settings.shards
+    return Work(found, tasks, tokenizer, mixer, shards.formats, shards.weights)
 
 
 def _task(

@@ -4,10 +4,10 @@ Both are functions of the shards and the plan alone: no time, no host, no path.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from curate.data.shard_layout import Component
+from curate.data.shard_layout import Component, folder_name
 
 SCHEMA_VERSION = 2
 
@@ -48,6 +48,10 @@ class Written:
     """One entry for each phase; none where no mixture was asked for."""
     tokenizer: str | None
     """Digest of the tokenizer that counted, or `characters`; None where there are no tokens."""
+    weights: str = "column"
+    """How the plan's weights reach the trainer: column, copies or domains."""
+    worth: Mapping[Component, float] = field(default_factory=dict[Component, float])
+    """Copies times weight of each component, in rows of weight 1; needed for `domains`."""
 
     @property
     def unit(self) -> str:
@@ -92,13 +96,16 @@ def mixture(written: Written) -> dict[str, Any]:
 
     Shares are shares of tokens (see `Written.unit` for where there are none). Loaders that draw
     rows need `row_probability`: share / mean tokens of a row, normalised; with the shares
-    themselves a domain of long rows would get too much.
+    themselves a domain of long rows would get too much. `draw` has the same probabilities for
+    loaders that draw rows, tokens or bytes, and `repeat` says how often a domain is gone through in
+    an epoch of the mixture, which has `epoch_rows` draws.
     """
     return {
         "schema_version": SCHEMA_VERSION,
         "unit": written.unit,
         "tokenizer": written.tokenizer,
         "mixer": written.mixer,
+        "weights": written.weights,
         "rows": written.total("rows"),
         "tokens": written.total("tokens") if written.tokenizer is not None else None,
         "phases": [phase_entry(written, phase) for phase in written.phases],
@@ -129,35 +136,49 @@ def manifest(written: Written, *, files: Mapping[str, str]) -> dict[str, Any]:
 
 def phase_entry(written: Written, phase: int) -> dict[str, Any]:
     """One phase of `mixture.json`."""
-    rows, tokens = written.sums("rows"), written.sums("tokens")
+    rows, tokens, sizes = (written.sums(key) for key in ("rows", "tokens", "bytes"))
     counted = rows if written.tokenizer is None else tokens
     mine = [component for component in rows if component.phase == phase]
-    total = sum(counted[component] for component in mine)
-    everything = sum(counted.values())
+    amounts = _amounts(written, counted)
+    total = sum(amounts[component] for component in mine)
+    everything = sum(amounts.values())
     asked = written.asked[max(0, phase - 1)] if written.asked else None
     domains: dict[str, Any] = {}
     for component in mine:
         domain = component.domain
-        share = counted[component] / total if total else 0.0
+        share = amounts[component] / total if total else 0.0
         domains[domain] = {
             "config": ("" if not phase else f"phase-{phase}-") + written.names[domain],
+            "folder": folder_name(component, written.names[domain]),
             "asked": asked.weights.get(domain, 0.0) if asked else None,
             "realised": share,
             "examples": written.examples[component],
             "rows": rows[component],
             "tokens": None if written.tokenizer is None else tokens[component],
+            "bytes": sizes[component],
         }
-    _add_row_probabilities(domains)
+    if written.weights == "domains":
+        worth = {component.domain: written.worth[component] for component in mine}
+        epoch_rows = round(sum(worth.values()))
+        _set_row_probabilities(domains, worth)
+    else:
+        epoch_rows = sum(rows[component] for component in mine)
+        _add_row_probabilities(domains)
+    _add_draws(domains, epoch_rows)
     for domain, weight in (asked.weights if asked else {}).items():
         if domain not in domains:  # asked for, but nothing of it was kept
             domains[domain] = {
                 "config": None,
+                "folder": None,
                 "asked": weight,
                 "realised": 0.0,
                 "examples": 0,
                 "rows": 0,
                 "tokens": None if written.tokenizer is None else 0,
+                "bytes": 0,
                 "row_probability": 0.0,
+                "draw": dict.fromkeys(_units(written.tokenizer is not None), 0.0),
+                "repeat": 0.0,
             }
     return {
         "phase": phase,
@@ -165,7 +186,8 @@ def phase_entry(written: Written, phase: int) -> dict[str, Any]:
         "asked": asked.share if asked else None,
         "realised": total / everything if everything else 0.0,
         "rows": sum(rows[component] for component in mine),
-        "tokens": None if written.tokenizer is None else total,
+        "tokens": None if written.tokenizer is None else sum(tokens[c] for c in mine),
+        "epoch_rows": epoch_rows,
         "domains": dict(sorted(domains.items())),
     }
 
@@ -176,6 +198,33 @@ def _add_row_probabilities(domains: dict[str, Any]) -> None:
         share = entry["realised"] if entry["asked"] is None else entry["asked"]
         mean = (entry["tokens"] / entry["rows"]) if entry["tokens"] else 1.0
         raw[domain] = share / mean
+    _set_row_probabilities(domains, raw)
+
+
+def _set_row_probabilities(domains: dict[str, Any], raw: Mapping[str, float]) -> None:
     total = sum(raw.values())
     for domain, entry in domains.items():
         entry["row_probability"] = raw[domain] / total if total else 1 / len(raw)
+
+
+def _amounts(written: Written, counted: Mapping[Component, int]) -> dict[Component, float]:
+    """Tokens (or rows) of each component in an epoch: as written, or as often as they are drawn."""
+    if written.weights != "domains":
+        return {component: float(amount) for component, amount in counted.items()}
+    rows = written.sums("rows")
+    return {c: written.worth[c] * amount / rows[c] for c, amount in counted.items()}
+
+
+def _units(has_tokens: bool) -> tuple[str, ...]:
+    return ("rows", "tokens", "bytes") if has_tokens else ("rows", "bytes")
+
+
+def _add_draws(domains: dict[str, Any], epoch_rows: int) -> None:
+    """`draw` and `repeat` of each domain, from its probability of a row."""
+    for unit in _units(all(entry["tokens"] is not None for entry in domains.values())):
+        raw = [e["row_probability"] * e[unit] / e["rows"] for e in domains.values()]
+        total = sum(raw)
+        for entry, share in zip(domains.values(), raw, strict=True):
+            entry.setdefault("draw", {})[unit] = share / total if total else 0.0
+    for entry in domains.values():
+        entry["repeat"] = entry["row_probability"] * epoch_rows / entry["rows"]

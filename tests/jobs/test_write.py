@@ -271,12 +271,16 @@ def test_phases_are_written_in_order_and_loaded_in_order(tmp_path: Path):
     assert [phase["config"] for phase in mixture["phases"]] == ["phase-1", "phase-2"]
     assert mixture["phases"][0]["domains"]["common"] == {
         "config": None,
+        "folder": None,
         "asked": 0.0,
         "realised": 0.0,
         "examples": 0,
         "rows": 0,
         "tokens": 0,
+        "bytes": 0,
         "row_probability": 0.0,
+        "draw": {"rows": 0.0, "tokens": 0.0, "bytes": 0.0},
+        "repeat": 0.0,
     }
     assert "phases are ordered" in (shards_of(settings) / "README.md").read_text()
 
