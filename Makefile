@@ -4,14 +4,16 @@ VENV ?= .venv
 JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MOSAIC := .venv-mosaic
 
-.PHONY: help install quickstart digits test lint types contracts pytest slow bench clean
+.PHONY: help install mosaic quickstart digits test lint types contracts pytest slow bench clean
 
 help:
 	@echo "make quickstart   install, then score, mix, prune and shard real text, offline"
 	@echo "make digits       the same for classification, on handwritten digits"
 	@echo "make test         install, then lint, types, import contracts and tests"
 	@echo "make bench        benchmarks; prints tables"
+	@echo "make mosaic       a reader of Mosaic Streaming, for the tests of its shards"
 
 # torch goes first and pinned. For a build without CUDA where the default one has it:
 # PIP_EXTRA_INDEX_URL names an index of CPU builds.
@@ -22,6 +24,16 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 install: $(STAMP)
+
+# Mosaic Streaming asks for older neighbours than curate and for far more than it needs to read
+# shards: it gets a room of its own, with a door to the libraries of the main one.
+$(MOSAIC)/.installed: $(STAMP) constraints-mosaic.txt
+	$(BIN)/python -m venv --clear --without-pip $(MOSAIC)
+	$(BIN)/python -m pip --python $(MOSAIC)/bin/python install --quiet --disable-pip-version-check --no-deps -r constraints-mosaic.txt
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > "$$($(MOSAIC)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	touch $@
+
+mosaic: $(MOSAIC)/.installed
 
 quickstart: $(STAMP)
 	$(BIN)/curate run configs/quickstart.yaml
@@ -53,4 +65,4 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest tests/benchmarks -s -o addopts=--import-mode=importlib
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MOSAIC) .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,10 @@ from curate.data.shard_formats.sink import Format
 
 FORMATS = {
     "parquet": "curate.data.shard_formats.parquet:PARQUET",
+    "arrow": "curate.data.shard_formats.arrow:ARROW",
+    "jsonl": "curate.data.shard_formats.jsonl:JSONL",
+    "mds": "curate.data.shard_formats.mds:MDS",
+    "webdataset": "curate.data.shard_formats.webdataset:WEBDATASET",
 }
 """Name in the settings -> where its `Format` stands."""
 

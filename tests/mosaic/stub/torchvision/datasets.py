@@ -1,0 +1,5 @@
+"""What `streaming.vision` imports."""
+
+
+class VisionDataset:
+    """A name to inherit from."""

@@ -1,0 +1,1 @@
+"""What `streaming.vision` imports."""
