@@ -18,6 +18,7 @@ from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output
 from curate.data.recipe import Asked, Written, files_of, manifest, mixture
+from curate.data.recipes import recipes
 from curate.data.shard_folder import (
     is_shard,
     list_files,
@@ -79,7 +80,7 @@ def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
     raise_failures("write", outcome)
     _remove(stale_files(run, work), run)
     written = _written(run, work)
-    _write_documents(run, written)
+    _write_documents(run, settings, written)
     summary = _summary(run, written)
     if outcome.done or had_stale or "write" not in load_manifest(run)["stages"]:
         facts = {key: summary[key] for key in ("shards", "rows", "tokens", "bytes")}
@@ -174,9 +175,12 @@ def _remove(stale: Sequence[Path], run: RunFolder) -> None:
             folder = folder.parent
 
 
-def _write_documents(run: RunFolder, written: Written) -> None:
-    """The card, the mixture and, last, the manifest; a file that would not change is left alone."""
-    texts = {"mixture.json": _json(mixture(written))}
+def _write_documents(run: RunFolder, settings: Settings, written: Written) -> None:
+    """The card, the mixture, the recipes and, last, the manifest; a file that would not change is
+    left alone."""
+    mixed = mixture(written)
+    texts = {"mixture.json": _json(mixed)}
+    texts |= recipes(written, mixed, {name: s.text for name, s in settings.sources.items()})
     for name in written.formats:
         mine = [s for s in (*written.shards, *written.others) if s["format"] == name]
         texts |= open_format(name).documents(mine)
@@ -185,7 +189,7 @@ def _write_documents(run: RunFolder, written: Written) -> None:
         write_text(run.shards / file, text)
     shards = {file for s in (*written.shards, *written.others) for file, _ in files_of(s)}
     for file in list_files(run.shards):  # beside shards of formats that are written no more
-        if file not in shards and file not in texts and is_shard(file):
+        if file not in shards | texts.keys() and (is_shard(file) or file.startswith("recipes/")):
             (run.shards / file).unlink()
     files = {file: text_digest(text) for file, text in texts.items()}
     write_text(run.shards / "manifest.json", _json(manifest(written, files=files)))
@@ -223,6 +227,8 @@ def _written(run: RunFolder, work: Work) -> Written:
         asked=asked,
         tokenizer=work.tokenizer,
         weights=work.weights,
+        order=work.order,
+        repeats=found.repeats,
         worth={component: total.rows for component, total in found.worth.items()},
     )
 

@@ -49,6 +49,8 @@ class Work:
     """Of the shards, the first of which counts."""
     weights: str
     """How they reach the trainer."""
+    order: str
+    """Of the rows."""
 
 
 def is_planned(run: RunFolder) -> bool:
@@ -86,7 +88,7 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
     tokenizer, mixer = summary["tokenizer"], summary["mixer"]
     tasks = [_task(run, settings, group, found, tokenizer) for group in found.groups]
     shards = settings.shards
-    return Work(found, tasks, tokenizer, mixer, shards.formats, shards.weights)
+    return Work(found, tasks, tokenizer, mixer, shards.formats, shards.weights, shards.order)
 
 
 def _task(

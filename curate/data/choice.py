@@ -53,6 +53,14 @@ class Choice:
         once = {phase: np.minimum(copies, 1) for phase, copies in self.copies.items()}
         return replace(self, copies=once).counts()
 
+    def repeats(self) -> dict[Component, list[int]]:
+        """How many examples of each component are written once, how many twice, and so on."""
+        found: dict[Component, list[int]] = {}
+        for component in self.distinct():
+            copies = self.copies_of(component)
+            found[component] = np.bincount(copies[copies > 0])[1:].tolist()
+        return found
+
     def at(self, index: IntArray | slice) -> "Choice":
         """Some of the examples, by place."""
         return replace(

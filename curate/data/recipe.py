@@ -52,6 +52,12 @@ class Written:
     """How the plan's weights reach the trainer: column, copies or domains."""
     worth: Mapping[Component, float] = field(default_factory=dict[Component, float])
     """Copies times weight of each component, in rows of weight 1; needed for `domains`."""
+    order: str = "input"
+    """Of the rows, as in the settings."""
+    repeats: Mapping[Component, Sequence[int]] = field(
+        default_factory=dict[Component, Sequence[int]]
+    )
+    """How many examples of each component are written once, how many twice, and so on."""
 
     @property
     def unit(self) -> str:
@@ -115,6 +121,9 @@ def mixture(written: Written) -> dict[str, Any]:
 def manifest(written: Written, *, files: Mapping[str, str]) -> dict[str, Any]:
     """`manifest.json`: every shard with what can be checked of it.
 
+    `copies` says of each domain how many examples are written once, how many twice, and so on: the
+    content of the shards can be held against it without the run.
+
     Args:
         written: the shards.
         files: other files of the folder -> digest.
@@ -123,12 +132,18 @@ def manifest(written: Written, *, files: Mapping[str, str]) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "formats": list(written.formats),
+        "order": written.order,
+        "weights": written.weights,
         "unit": written.unit,
         "rows": written.total("rows"),
         "tokens": written.total("tokens") if written.tokenizer is not None else None,
         "bytes": written.size_bytes,
         "domains": {domain: written.names[domain] for domain in domains},
         "columns": written.columns,
+        "copies": [
+            {"phase": component.phase, "domain": component.domain, "examples": list(numbers)}
+            for component, numbers in sorted(written.repeats.items())
+        ],
         "files": dict(files),
         "shards": [dict(shard) for shard in (*written.shards, *written.others)],
     }

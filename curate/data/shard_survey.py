@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +42,8 @@ class Survey:
     """Whether they do."""
     examples: dict[Component, int]
     """Different examples of each component; copies not counted."""
+    repeats: dict[Component, list[int]]
+    """How many of these are written once, how many twice, and so on."""
     worth: dict[Component, Sum]
     """Of each component, copies times weight summed up; empty where weights are a column."""
     terms: dict[str, Terms]
@@ -90,10 +93,14 @@ def survey(
     """
     counted: list[_Counted] = []
     tally = Tally(settings.weights, seed)
+    repeats: dict[Component, list[int]] = {}
     for part in partitions:
         choice = tally.take(read_choice(run, part, tokenizer=None))
         if rows := choice.counts():
             counted.append(_Counted(part, rows, choice.distinct()))
+            for component, numbers in choice.repeats().items():
+                both = zip_longest(repeats.get(component, ()), numbers, fillvalue=0)
+                repeats[component] = [sum(pair) for pair in both]
     if not counted:
         raise CurateError(
             "the plan keeps no example, so there is nothing to write",
@@ -134,6 +141,7 @@ def survey(
         schemas=schemas,
         is_uniform=is_uniform,
         examples=dict(sorted(examples.items())),
+        repeats=repeats,
         worth={component: tally.totals[component] for component in sorted(tally.totals)},
         terms={part.name: tally.terms(nth) for nth, part in enumerate(partitions)},
         names=names,
