@@ -13,7 +13,7 @@ from curate.data.recipe import SCHEMA_VERSION, files_of
 from curate.data.shard_formats import FORMATS, open_format
 from curate.errors import CurateError, InputError, RunFolderError, counted
 
-_DOCUMENTS = r"README\.md|mixture\.json|manifest\.json|recipes/[^/]+"
+_DOCUMENTS = r"README\.md|mixture\.json|manifest\.json|recipes/(?:__pycache__/)?[^/]+"
 _LEFT = r"(?:.*/)?\.[^/]+\.\d+\.tmp"
 """By a killed writer."""
 

@@ -1,0 +1,60 @@
+"""Recipes: one small file per trainer, which draws the shards as the mixture says.
+
+A recipe finds the shards by where it lies itself, so the folder can be moved; it holds no time, no
+host and no path. It is written only for formats that were written.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from curate.data.recipe import Written
+from curate.data.recipes import axolotl, interleave, megatron, mosaic, torchtitan, trainer
+from curate.data.recipes import webdataset as webdataset_mix
+from curate.data.recipes.blend import Blend
+
+RECIPES: dict[str, tuple[str, Callable[[Blend], str]]] = {
+    "datasets_interleave.py": ("parquet", interleave.rows),
+    "trainer.py": ("parquet", trainer.transformers),
+    "trl_sft.py": ("parquet", trainer.trl),
+    "torchtitan_mix.py": ("parquet", torchtitan.text),
+    "axolotl.yaml": ("parquet", axolotl.text),
+    "packed_interleave.py": ("packed", interleave.packed),
+    "mosaic.py": ("mds", mosaic.text),
+    "webdataset_mix.py": ("webdataset", webdataset_mix.text),
+    "megatron.py": ("megatron", megatron.text),
+}
+"""File -> format that it reads, and what writes it."""
+
+
+def recipes(
+    written: Written, mixture: Mapping[str, Any], texts: Mapping[str, str | None]
+) -> dict[str, str]:
+    """The recipes of a shards folder.
+
+    Args:
+        written: the shards.
+        mixture: what stands in `mixture.json`.
+        texts: source -> its column of text, if it has one.
+
+    Returns:
+        Path relative to the shards folder -> text.
+    """
+    columns = [texts.get(source) for source in written.sources]
+    blend = Blend(
+        way=written.weights,
+        mixture=mixture,
+        shards=(*written.shards, *written.others),
+        columns=None if written.is_uniform else _common(written.columns),
+        text=columns[0] if len(set(columns)) == 1 else None,
+    )
+    return {
+        f"recipes/{file}": make(blend)
+        for file, (name, make) in RECIPES.items()
+        if name in written.formats
+    }
+
+
+def _common(columns: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Columns that all sources have with the same type."""
+    first, *others = columns.values()
+    return [name for name, kind in first.items() if all(c.get(name) == kind for c in others)]
