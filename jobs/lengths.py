@@ -53,7 +53,7 @@ def tokenizer_for(settings: Settings) -> tuple[Any | None, str]:
 
     if _has_no_tokens(settings):
         return None, EXAMPLES
-    place = _place(settings)
+    place = tokenizer_place(settings)
     if place is None:
         return None, CHARACTERS
     revision = settings.model.revision if place == settings.model.name else None
@@ -74,7 +74,7 @@ def lengths_digest(settings: Settings) -> str:
 
 def _stamp(settings: Settings) -> str | None:
     """Of the tokenizer's files, where there are any."""
-    place = None if _has_no_tokens(settings) else _place(settings)
+    place = None if _has_no_tokens(settings) else tokenizer_place(settings)
     return None if place is None else tokenizer_stamp(place)
 
 
@@ -141,21 +141,19 @@ def plan_lengths(settings: Settings) -> StageState:
 
 def lengths_work(payload: dict[str, Any]) -> dict[str, Any]:
     """Count the tokens of one partition."""
-    from curate.models.tokens import count_tokens
-
     settings = parse_settings(payload["settings"])
     run = RunFolder(Path(settings.run))
     part = Partition(**payload["partition"])
     digest: str = payload["digest"]
-    if digest not in _tokenizers:  # a worker loads it once
-        _tokenizers.clear()
-        _tokenizers[digest] = tokenizer_for(settings)[0]
-    examples = read_examples(run, part, KEY)
-    if digest == EXAMPLES:
-        counts = pl.Series("num_tokens", [1] * examples.height, dtype=pl.Int64)
-    else:
-        fields = read_fields(run, part, settings.sources[part.source])
-        counts = pl.Series("num_tokens", count_tokens(fields, _tokenizers[digest]))
+    source = settings.sources[part.source]
+    columns = [*KEY, "num_chars"] if digest == CHARACTERS else KEY
+    examples = read_examples(run, part, columns)
+    counts = pl.Series("num_tokens", [1], dtype=pl.Int64).new_from_index(0, examples.height)
+    if digest not in (CHARACTERS, EXAMPLES):
+        counts = _counted(settings, run, part, digest)
+    elif digest == CHARACTERS and source.features is None and source.image is None:
+        counts = examples["num_chars"].alias("num_tokens")  # the index has counted them
+    examples = examples.select(KEY)
     table = examples.with_columns(counts)
     run.lengths(part, digest).write(
         lambda path: write_table(table, path),
@@ -164,6 +162,17 @@ def lengths_work(payload: dict[str, Any]) -> dict[str, Any]:
         tokens=int(counts.sum()),
     )
     return {"rows": table.height}
+
+
+def _counted(settings: Settings, run: RunFolder, part: Partition, digest: str) -> pl.Series:
+    """(N,) tokens, by a tokenizer that a worker loads once."""
+    from curate.models.tokens import count_tokens
+
+    if digest not in _tokenizers:
+        _tokenizers.clear()
+        _tokenizers[digest] = tokenizer_for(settings)[0]
+    fields = read_fields(run, part, settings.sources[part.source])
+    return pl.Series("num_tokens", count_tokens(fields, _tokenizers[digest]))
 
 
 def length_tasks(settings: Settings, digest: str) -> list[Task]:
@@ -215,8 +224,12 @@ def _has_no_tokens(settings: Settings) -> bool:
     return all(source.features is not None or source.image is not None for source in sources)
 
 
-def _place(settings: Settings) -> str | None:
-    """Folder or hub id of the tokenizer."""
+def tokenizer_place(settings: Settings) -> str | None:
+    """Folder or hub id of the tokenizer whose tokens the plan counts; None where none is set.
+
+    Raises:
+        InputError: it is to be trained in this run and was not yet.
+    """
     if settings.plan.tokenizer is not None:
         return settings.plan.tokenizer
     if isinstance(settings.model.tokenizer, Tokenizer):
@@ -238,7 +251,7 @@ def _described(settings: Settings, digest: str) -> str:
         return "characters, as no tokenizer is set"
     if digest == EXAMPLES:
         return "examples, as they are rows of numbers or images"
-    place = _place(settings)
+    place = tokenizer_place(settings)
     return (
         "trained in this run"
         if place == str(RunFolder(Path(settings.run)).tokenizer)

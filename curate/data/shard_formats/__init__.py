@@ -10,6 +10,8 @@ FORMATS = {
     "jsonl": "curate.data.shard_formats.jsonl:JSONL",
     "mds": "curate.data.shard_formats.mds:MDS",
     "webdataset": "curate.data.shard_formats.webdataset:WEBDATASET",
+    "packed": "curate.data.shard_formats.packed:PACKED",
+    "megatron": "curate.data.shard_formats.megatron:MEGATRON",
 }
 """Name in the settings -> where its `Format` stands."""
 
