@@ -35,14 +35,14 @@ from curate.plan.mixture import load_mixture
 from jobs.cluster import Pool
 from jobs.run import Listener, Receipt, StageState, ignore, raise_failures, run_tasks
 from jobs.settings import Settings
+from jobs.write_line import deal_work, prepare, remove_dealt, stretch_work
+from jobs.write_parts import context_from, save_receipt
 from jobs.write_tasks import (
     Work,
-    context_from,
     find_work,
     group_from,
     is_planned,
     is_whole,
-    receipt,
     require_plan,
     shards_of,
     stale_files,
@@ -76,8 +76,15 @@ def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
         (run.shards / "manifest.json").unlink(missing_ok=True)
     for task in due:
         task.output.remove()
-    outcome = run_tasks("write", work.tasks, write_work, pool=pool, listener=listener)
+    if due and work.deals:
+        assert work.survey.line is not None
+        prepare(run, work.survey.line, work.deals)
+        dealt = run_tasks("shuffle", work.deals, deal_work, pool=pool, listener=listener)
+        raise_failures("shuffle", dealt)
+    worker = stretch_work if work.deals else write_work
+    outcome = run_tasks("write", work.tasks, worker, pool=pool, listener=listener)
     raise_failures("write", outcome)
+    remove_dealt(run)
     _remove(stale_files(run, work), run)
     written = _written(run, work)
     _write_documents(run, settings, written)
@@ -100,6 +107,8 @@ def plan_write(settings: Settings) -> StageState:
     except CurateError as error:
         return StageState("write", 0, 0, (error.what,))
     due = [task for task in work.tasks if not is_whole(run, task)]
+    # What was dealt is removed when all shards are there.
+    dealing = [task for task in work.deals if due and not task.is_done()]
     new = sum(task.output.mark() is None for task in due)
     old = sum(task.output.mark() is not None and not task.is_done() for task in due)
     made, cut = "made from another plan, other inputs or other settings", "missing or cut short"
@@ -108,11 +117,14 @@ def plan_write(settings: Settings) -> StageState:
         (old, f"group was {made}", f"groups were {made}"),
         (len(due) - new - old, f"group has shards that are {cut}",
          f"groups have shards that are {cut}"),
+        (len(dealing), "part of the data is not shuffled yet",
+         "parts of the data are not shuffled yet"),
         (len(stale_files(run, work)), "file is left from an older plan",
          "files are left from an older plan"),
     )  # fmt: skip
     why = tuple(counted(*entry) for entry in counts if entry[0])
-    return StageState("write", len(work.tasks), len(work.tasks) - len(due), why)
+    total = len(work.tasks) + len(work.deals)
+    return StageState("write", total, total - len(due) - len(dealing), why)
 
 
 def measure_write(settings: Settings) -> dict[str, float]:
@@ -133,7 +145,7 @@ def measure_write(settings: Settings) -> dict[str, float]:
         size, seconds = forecast(run, partitions, settings.shards)
         return {"size_bytes": size * share, "seconds": seconds * share}
     found = find_work(run, settings)
-    rows = {group.name: sum(s.num_rows for s in group.shards) for group in found.survey.groups}
+    rows = found.survey.rows
     due = sum(rows[task.name] for task in found.tasks if not is_whole(run, task))
     share = due / sum(rows.values())
     return {"size_bytes": found.survey.size_bytes * share, "seconds": found.survey.seconds * share}
@@ -152,12 +164,7 @@ def write_work(payload: dict[str, Any]) -> Receipt:
         context=context_from(payload["context"]),
         tokenizer=payload["tokenizer"],
     )
-    text = json.dumps({"shards": receipts}, indent=1, ensure_ascii=False)
-    facts = {"shards": len(receipts), "rows": sum(shard["rows"] for shard in receipts)}
-    receipt(run, group.name).write(
-        lambda path: path.write_text(text, encoding="utf-8"), payload["fingerprint"], **facts
-    )
-    return facts
+    return save_receipt(run, group.name, receipts, payload["fingerprint"])
 
 
 # -- the folder -----------------------------------------------------------------------------------
@@ -229,6 +236,7 @@ def _written(run: RunFolder, work: Work) -> Written:
         weights=work.weights,
         order=work.order,
         repeats=found.repeats,
+        parts=found.parts,
         worth={component: total.rows for component, total in found.worth.items()},
     )
 
@@ -239,7 +247,12 @@ def _summary(run: RunFolder, written: Written) -> dict[str, Any]:
     for component in rows:
         entry = domains.setdefault(
             component.domain,
-            {"config": written.names[component.domain], "rows": 0, "tokens": 0, "bytes": 0},
+            {
+                "config": None if written.is_stream else written.names[component.domain],
+                "rows": 0,
+                "tokens": 0,
+                "bytes": 0,
+            },
         )
         for key, sums in (("rows", rows), ("tokens", tokens), ("bytes", sizes)):
             entry[key] += sums[component]

@@ -8,31 +8,28 @@ from typing import Any
 
 import xxhash
 
-from curate.config import parse, plain
-from curate.data.example import Source
 from curate.data.files import fingerprint, misshapen, read_document
 from curate.data.layout import RunFolder
-from curate.data.partitions import Output, Partition
+from curate.data.partitions import Partition
 from curate.data.recipe import files_of
 from curate.data.shard_folder import is_shard, list_files
 from curate.data.shard_formats import open_format
-from curate.data.shard_formats.sink import Context
-from curate.data.shard_layout import Component, Group, Shard
-from curate.data.shard_settings import TOKEN_FORMATS, Shards
+from curate.data.shard_layout import Group
 from curate.data.shard_survey import Survey, survey
 from curate.data.shard_weights import pack
 from curate.errors import InputError
-from jobs.domains_use import domain_digests
 from jobs.run import Task
 from jobs.settings import Settings
-
-_TEXT_FORMATS = (*TOKEN_FORMATS, "webdataset")
-"""Formats that set the text of an example apart."""
-
-_MEANING = ("text", "prompt", "response", "messages", "chosen", "rejected", "image", "label")
-
-VERSION = 2
-"""Of what is written: raised when the same plan would give other bytes."""
+from jobs.write_line import line_tasks
+from jobs.write_parts import (
+    VERSION,
+    context_of,
+    deciding,
+    inputs_of,
+    portable,
+    receipt,
+    shard_from,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +37,8 @@ class Work:
     """The tasks, and what they were made from."""
 
     survey: Survey
+    deals: list[Task]
+    """What comes before the tasks; none in the order of the input."""
     tasks: list[Task]
     tokenizer: str | None
     """Digest of the one that counted for the plan."""
@@ -80,51 +79,39 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
         CurateError: the plan keeps nothing.
         InputError: an input file is gone, or its columns have no common type.
     """
-    found = survey(run, run.partitions(), settings.shards, seed=settings.seed)
     path = run.plan / "summary.json"
     summary = read_document(path) or {}
     if not {"tokenizer", "mixer"} <= set(summary):
         raise misshapen(path, "it has no tokenizer or no mixer")
     tokenizer, mixer = summary["tokenizer"], summary["mixer"]
-    tasks = [_task(run, settings, group, found, tokenizer) for group in found.groups]
     shards = settings.shards
-    return Work(found, tasks, tokenizer, mixer, shards.formats, shards.weights, shards.order)
+    found = survey(run, run.partitions(), shards, seed=settings.seed, tokenizer=tokenizer)
+    if found.line is None:
+        deals = list[Task]()
+        tasks = [_task(run, settings, group, found, tokenizer) for group in found.groups]
+    else:
+        deals, tasks = line_tasks(run, settings, found, found.line, tokenizer)
+    return Work(found, deals, tasks, tokenizer, mixer, shards.formats, shards.weights, shards.order)
 
 
 def _task(
     run: RunFolder, settings: Settings, group: Group, found: Survey, tokenizer: str | None
 ) -> Task:
     schema = found.schemas[group.partitions[0].source].serialize().to_pybytes()
-    inputs: list[Any] = []
-    for part in group.partitions:
-        tables = [run.planned(part), run.examples(part)]
-        if tokenizer is not None:
-            tables.append(run.lengths(part, tokenizer))
-        marks = [table.mark() or {} for table in tables]
-        digests = [mark.get("digest") for mark in marks]
-        inputs.append([part.stamp, *digests, *domain_digests(settings, part)])
     terms = {part.name: pack(found.terms[part.name]) for part in group.partitions}
-    # Where the files lie is no part of what the shards are.
-    portable = asdict(group)
-    for part in portable["partitions"]:
-        del part["address"]
     made_from = fingerprint(
         stage="write",
         version=VERSION,
-        settings=_deciding(settings),
-        group=portable,
+        settings=deciding(settings),
+        group=portable(asdict(group)),
         schema=xxhash.xxh3_128_hexdigest(schema),
         tokenizer=tokenizer,
-        inputs=inputs,
+        inputs=inputs_of(run, settings, group.partitions, tokenizer),
         terms=terms,
     )
     payload = {
         "run": str(run.root),
-        "context": {
-            "settings": plain(settings.shards),
-            "sources": {name: plain(source) for name, source in settings.sources.items()},
-            "tokenizer": None,
-        },
+        "context": context_of(settings),
         "group": asdict(group),
         "terms": terms,
         "schema": base64.b64encode(schema).decode(),
@@ -134,41 +121,9 @@ def _task(
     return Task(group.name, payload, receipt(run, group.name), made_from)
 
 
-def _deciding(settings: Settings) -> dict[str, Any]:
-    """What of the settings the bytes of the shards depend on."""
-    shards = plain(settings.shards)
-    if not set(TOKEN_FORMATS) & set(settings.shards.formats):
-        del shards["packing"]
-    if not set(_TEXT_FORMATS) & set(settings.shards.formats):
-        return shards
-    meaning = {
-        name: {field: getattr(source, field) for field in _MEANING}
-        for name, source in settings.sources.items()
-    }
-    return {"shards": shards, "sources": meaning}
-
-
-def context_from(values: dict[str, Any]) -> Context:
-    """The context of a task's payload."""
-    return Context(
-        settings=parse(Shards, values["settings"]),
-        sources={name: parse(Source, source) for name, source in values["sources"].items()},
-        tokenizer=values["tokenizer"],
-    )
-
-
 def group_from(values: dict[str, Any]) -> Group:
     """The group that `asdict` took apart."""
-    shards = [
-        Shard(
-            Component(**shard["component"]),
-            shard["folder"],
-            shard["number"],
-            shard["total"],
-            tuple(shard["row_groups"]),
-        )
-        for shard in values["shards"]
-    ]
+    shards = [shard_from(shard) for shard in values["shards"]]
     partitions = tuple(Partition(**part) for part in values["partitions"])
     return Group(values["name"], partitions, tuple(values["piece_rows"]), tuple(shards))
 
@@ -180,11 +135,6 @@ def _is_document(file: str, folders: set[str]) -> bool:
     return not is_counted and any(
         place == folder or place.startswith(f"{folder}/") for place in folders
     )
-
-
-def receipt(run: RunFolder, name: str) -> Output:
-    """What is known of the shards of a group, once they are all there."""
-    return Output(run.root / "shards.done" / f"{name}.json")
 
 
 def is_whole(run: RunFolder, task: Task) -> bool:
@@ -212,7 +162,7 @@ def shards_of(task: Task) -> list[dict[str, Any]]:
 def stale_files(run: RunFolder, work: Work) -> list[Path]:
     """Shards and receipts of an older plan, and what killed writers left behind."""
     formats = [open_format(name) for name in work.formats]
-    shards = [shard for group in work.survey.groups for shard in group.shards]
+    shards = work.survey.shards
     files = {file for shard in shards for layout in formats for file in layout.files(shard)}
     folders = {file.rpartition("/")[0] for file in files}
     stale = [

@@ -22,6 +22,8 @@ def configs(written: Written) -> dict[str, list[str]]:
     if "parquet" not in written.formats:
         return found
     phases = [phase for phase in written.phases if phase]
+    if written.is_stream:
+        return _stream_configs(written, phases)
     if written.is_uniform:
         every = [f"data/phase-{phase}/*" for phase in phases] or ["data/*"]
         found["default"] = every
@@ -43,12 +45,29 @@ def configs(written: Written) -> dict[str, list[str]]:
     return {name: [f"{p}/train-*.parquet" for p in paths] for name, paths in found.items()}
 
 
+def _stream_configs(written: Written, phases: Sequence[int]) -> dict[str, list[str]]:
+    """Domains share their files: there is everything, and there are phases."""
+    if written.order == "scheduled":
+        shards = [s for s in (*written.shards, *written.others) if s["format"] == "parquet"]
+        files = {n: [str(s["file"]) for s in shards if s["phase"] == n] for n in phases}
+        return {"default": ["data/train-*.parquet"]} | {f"phase-{n}": files[n] for n in phases}
+    each = {f"phase-{n}": [f"data/phase-{n}/train-*.parquet"] for n in phases}
+    every = [path for paths in each.values() for path in paths]
+    return {"default": every or ["data/train-*.parquet"]} | each
+
+
 def load_lines(written: Written, where: str) -> list[str]:
     """Three lines of Python that load the shards; `where` is a Python expression."""
     shards = written.sums("rows")
     largest = max(shards, key=lambda component: (shards[component], component))
     first = f'load_dataset({where}, split="train")'
     slug = written.names[largest.domain]
+    if written.is_stream:
+        phase = f'one_phase = load_dataset({where}, "phase-{largest.phase}", split="train")'
+        domain = json.dumps(largest.domain, ensure_ascii=False)
+        filtered = f'one_domain = everything.filter(lambda row: row["curate_domain"] == {domain})'
+        last = phase if largest.phase else filtered
+        return ["from datasets import load_dataset", f"everything = {first}", last]
     return [
         "from datasets import load_dataset",
         f"everything = {first}" if written.is_uniform else "# columns differ: load by domain",
@@ -115,6 +134,9 @@ def _loading(written: Written) -> str:
                     "part = split_dataset_by_node(streamed, rank=0, world_size=2)",
                 ]
             ),
+        ]
+    if written.is_uniform and not written.is_stream:
+        blocks += [
             "The mixture drawn row by row, its length stated (`row_probability` turns shares of"
             " tokens into shares of rows), here of the first phase:",
             _code(
@@ -145,10 +167,15 @@ def _workers(written: Written) -> str:
         files[component] = files.get(component, 0) + 1
     least, most = min(files.values()), max(files.values())
     span = str(least) if least == most else f"{least} to {most}"
+    what = (
+        ("A phase has" if any(written.phases) else "There are")
+        if written.is_stream
+        else ("A domain has")
+    )
     return (
-        f"Rows lie in the order of the input: shuffle while loading. A domain has {span} files, and"
-        " a streaming loader hands out whole files: workers beyond the number of files get no rows."
-        " A smaller `shards.size_mb` gives more files."
+        f"{_ORDERS[written.order]} {what} {span} files, and a streaming loader hands out whole"
+        " files: workers beyond the number of files get no rows. `shards.min_files` or a smaller"
+        " `shards.size_mb` gives more files."
     )
 
 
@@ -193,6 +220,16 @@ def _escape(text: str) -> str:
         text = text.replace(sign, f"&#{ord(sign)};")
     return text
 
+
+_ORDERS = {
+    "input": "Rows lie in the order of the input: shuffle while loading.",
+    "shuffled": "Rows of a domain lie in a random order.",
+    "domain-interleaved": "All domains stand in one stream, each in a random order: the first rows,"
+    " however many, follow the mixture to within two rows of each domain. Read the files in order.",
+    "scheduled": "The phases follow one another in one stream, and within a phase the first rows,"
+    " however many, follow its mixture to within two rows of each domain. Read the files in order,"
+    " and do not shuffle.",
+}
 
 _MEANINGS = {
     "curate_source": "name of the input data set in the settings of the run.",

@@ -48,6 +48,13 @@ class Choice:
                     found[Component(phase, name)] = total
         return found
 
+    def token_counts(self) -> dict[Component, int]:
+        """Tokens that each component gets, copies counted; empty where there are none."""
+        if self.tokens is None:
+            return {}
+        each = {phase: copies * self.tokens for phase, copies in self.copies.items()}
+        return replace(self, copies=each).counts()
+
     def distinct(self) -> dict[Component, int]:
         """Examples that each component gets, copies not counted; no zeros."""
         once = {phase: np.minimum(copies, 1) for phase, copies in self.copies.items()}

@@ -58,6 +58,15 @@ class Written:
         default_factory=dict[Component, Sequence[int]]
     )
     """How many examples of each component are written once, how many twice, and so on."""
+    parts: Mapping[Component, tuple[int, int]] = field(
+        default_factory=dict[Component, tuple[int, int]]
+    )
+    """Rows and tokens of each component, where domains share their files; else empty."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether domains share their files."""
+        return bool(self.parts)
 
     @property
     def unit(self) -> str:
@@ -75,12 +84,31 @@ class Written:
         return sorted({int(shard["phase"]) for shard in self.shards})
 
     def sums(self, key: str) -> dict[Component, int]:
-        """Component -> sum over its shards of `rows`, `tokens` or `bytes`."""
+        """Component -> sum over its shards of `rows`, `tokens` or `bytes`.
+
+        Bytes of domains that share their files are in proportion to their tokens, or rows.
+        """
+        if self.is_stream:
+            return self._shared(key)
         found: dict[Component, int] = {}
         for shard in self.shards:
             component = Component(shard["phase"], shard["domain"])
             found[component] = found.get(component, 0) + int(shard[key])
         return dict(sorted(found.items()))
+
+    def _shared(self, key: str) -> dict[Component, int]:
+        if key != "bytes":
+            return {component: part[key == "tokens"] for component, part in self.parts.items()}
+        nth = int(self.tokenizer is not None)
+        sizes, totals = dict[int, int](), dict[int, int]()
+        for shard in self.shards:
+            sizes[shard["phase"]] = sizes.get(shard["phase"], 0) + int(shard["bytes"])
+        for component, part in self.parts.items():
+            totals[component.phase] = totals.get(component.phase, 0) + part[nth]
+        return {
+            component: sizes[component.phase] * part[nth] // max(1, totals[component.phase])
+            for component, part in self.parts.items()
+        }
 
     @property
     def size_bytes(self) -> int:
@@ -128,7 +156,7 @@ def manifest(written: Written, *, files: Mapping[str, str]) -> dict[str, Any]:
         written: the shards.
         files: other files of the folder -> digest.
     """
-    domains = sorted({str(shard["domain"]) for shard in written.shards})
+    domains = sorted({component.domain for component in written.sums("rows")})
     return {
         "schema_version": SCHEMA_VERSION,
         "formats": list(written.formats),
@@ -163,8 +191,8 @@ def phase_entry(written: Written, phase: int) -> dict[str, Any]:
         domain = component.domain
         share = amounts[component] / total if total else 0.0
         domains[domain] = {
-            "config": ("" if not phase else f"phase-{phase}-") + written.names[domain],
-            "folder": folder_name(component, written.names[domain]),
+            "config": None if written.is_stream else _config(component, written.names[domain]),
+            "folder": None if written.is_stream else folder_name(component, written.names[domain]),
             "asked": asked.weights.get(domain, 0.0) if asked else None,
             "realised": share,
             "examples": written.examples[component],
@@ -205,6 +233,10 @@ def phase_entry(written: Written, phase: int) -> dict[str, Any]:
         "epoch_rows": epoch_rows,
         "domains": dict(sorted(domains.items())),
     }
+
+
+def _config(component: Component, slug: str) -> str:
+    return f"phase-{component.phase}-{slug}" if component.phase else slug
 
 
 def _add_row_probabilities(domains: dict[str, Any]) -> None:

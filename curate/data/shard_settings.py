@@ -79,6 +79,12 @@ class Shards:
             raise ConfigError(
                 f"format is {list(self.formats)}", fix="name each format of the shards once"
             )
+        if self.weights == "domains" and self.order in ("domain-interleaved", "scheduled"):
+            raise ConfigError(
+                f"weights is domains, order is {self.order}: the trainer is to draw from each"
+                " domain, but all of them share their files",
+                fix="set shards.weights to column or copies, or shards.order to shuffled",
+            )
         if self.compression_level is None:
             return
         if self.compression not in _LEVELS:

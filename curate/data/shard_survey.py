@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -18,16 +18,19 @@ from curate.data.payload import Payload
 from curate.data.reading import payload_schema, resolve_address
 from curate.data.shard_columns import shard_schema
 from curate.data.shard_formats.parquet import writer_options
-from curate.data.shard_layout import Component, Group, Kept, lay_out, slugs
+from curate.data.shard_layout import Component, Group, Kept, Shard, lay_out, slugs
+from curate.data.shard_line import STREAMS, Line, Stretch, lay_out_line
 from curate.data.shard_settings import Shards
 from curate.data.shard_weights import Sum, Tally, Terms
 from curate.data.shards import complete_rows
 from curate.data.tables import read_examples
-from curate.errors import CurateError, InputError
+from curate.errors import ConfigError, CurateError, InputError
 
 log = logging.getLogger(__name__)
 
 _SAMPLE_BYTES = 4 << 20
+_TWO_PASSES = 1.6
+"""Time of both passes over that of writing in the order of the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,11 @@ class Survey:
     """All that there is to write."""
 
     groups: list[Group]
-    """In canonical order."""
+    """In canonical order; none where there is a line."""
+    line: Line | None
+    """For all orders but the input's."""
+    parts: dict[Component, tuple[int, int]]
+    """Rows and tokens of each component, where domains share their files."""
     schemas: dict[str, pa.Schema]
     """Source -> columns of its shards; all equal where the columns of all sources agree."""
     is_uniform: bool
@@ -57,6 +64,20 @@ class Survey:
     seconds: float
     """Of one process writing them, estimated."""
 
+    @property
+    def tasks(self) -> Sequence[Group | Stretch]:
+        """Each makes some of the shards."""
+        return self.groups if self.line is None else self.line.stretches
+
+    @property
+    def shards(self) -> list[Shard]:
+        return [shard for task in self.tasks for shard in task.shards]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Name of each task -> rows of its shards."""
+        return {task.name: sum(s.num_rows for s in task.shards) for task in self.tasks}
+
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
@@ -77,7 +98,12 @@ class _Sample:
 
 
 def survey(
-    run: RunFolder, partitions: Sequence[Partition], settings: Shards, *, seed: int
+    run: RunFolder,
+    partitions: Sequence[Partition],
+    settings: Shards,
+    *,
+    seed: int,
+    tokenizer: str | None = None,
 ) -> Survey:
     """Look through the plan; writes nothing.
 
@@ -85,17 +111,24 @@ def survey(
         run: the run folder.
         partitions: all of them, in canonical order, planned.
         settings: size, codec and level of the shards, and how weights reach the trainer.
-        seed: of the run, for copies that are drawn.
+        seed: of the run, for copies that are drawn and for the order of the rows.
+        tokenizer: digest of the tokenizer that counted for the plan.
 
     Raises:
         CurateError: the plan keeps nothing.
+        ConfigError: the rows cannot be put into the order that is asked for.
         InputError: an input file is gone, or its columns have no common type.
     """
     counted: list[_Counted] = []
     tally = Tally(settings.weights, seed)
     repeats: dict[Component, list[int]] = {}
+    is_stream = settings.order in STREAMS
+    tokens: dict[Component, int] = {}
     for part in partitions:
-        choice = tally.take(read_choice(run, part, tokenizer=None))
+        planned = read_choice(run, part, tokenizer=tokenizer if is_stream else None)
+        choice = tally.take(planned)
+        for component, number in choice.token_counts().items():
+            tokens[component] = tokens.get(component, 0) + number
         if rows := choice.counts():
             counted.append(_Counted(part, rows, choice.distinct()))
             for component, numbers in choice.repeats().items():
@@ -107,6 +140,7 @@ def survey(
             fix="raise plan.keep, or look at the reasons with `curate show`",
         )
     schemas, is_uniform = _schemas(run, [entry.partition for entry in counted])
+    _refuse_order(settings, [c for entry in counted for c in entry.rows], is_uniform=is_uniform)
     sources: dict[str, set[str]] = {}
     examples: dict[Component, int] = {}
     for entry in counted:
@@ -129,15 +163,11 @@ def survey(
         sample = samples[part.source]
         kept.append(Kept(part, entry.rows, raw * sample.disk, raw * sample.memory))
         seconds += sum(entry.rows.values()) * raw * sample.seconds
+    groups, line = _laid_out(kept, settings, names, seed)
     return Survey(
-        groups=lay_out(
-            kept,
-            size_bytes=settings.size_mb * 1e6,
-            names=names,
-            num_formats=len(settings.formats),
-            min_files=settings.min_files,
-            row_group_bytes=settings.row_group_mb * 1e6,
-        ),
+        groups=groups,
+        line=line,
+        parts=_parts(kept, tokens) if is_stream else {},
         schemas=schemas,
         is_uniform=is_uniform,
         examples=dict(sorted(examples.items())),
@@ -147,8 +177,52 @@ def survey(
         names=names,
         sources={source: sorted(domains) for source, domains in sources.items()},
         size_bytes=sum(sum(entry.rows.values()) * entry.disk_bytes for entry in kept),
-        seconds=seconds,
+        seconds=seconds * (1 if line is None else _TWO_PASSES),
     )
+
+
+def _laid_out(
+    kept: Sequence[Kept], settings: Shards, names: dict[str, str], seed: int
+) -> tuple[list[Group], Line | None]:
+    if settings.order != "input":
+        return [], lay_out_line(kept, settings=settings, names=names, seed=seed)
+    groups = lay_out(
+        kept,
+        size_bytes=settings.size_mb * 1e6,
+        names=names,
+        num_formats=len(settings.formats),
+        min_files=settings.min_files,
+        row_group_bytes=settings.row_group_mb * 1e6,
+    )
+    return groups, None
+
+
+def _parts(
+    kept: Sequence[Kept], tokens: Mapping[Component, int]
+) -> dict[Component, tuple[int, int]]:
+    rows: dict[Component, int] = {}
+    for entry in kept:
+        for component, number in entry.rows.items():
+            rows[component] = rows.get(component, 0) + number
+    return {component: (rows[component], tokens.get(component, 0)) for component in sorted(rows)}
+
+
+def _refuse_order(settings: Shards, components: Sequence[Component], *, is_uniform: bool) -> None:
+    """Refuse an order that the plan or the columns do not allow."""
+    if settings.order == "input":
+        return
+    if settings.order == "scheduled" and not any(component.phase for component in components):
+        raise ConfigError(
+            "shards.order is scheduled, but the plan has no phases",
+            fix="set shards.order to domain-interleaved, or plan with a mixer that has phases,"
+            " such as cooldown",
+        )
+    if not is_uniform:
+        raise ConfigError(
+            f"shards.order is {settings.order}, but some column has different types in different"
+            " sources, so their rows cannot stand in one table",
+            fix="give the column one type, or set shards.order to input",
+        )
 
 
 def forecast(
