@@ -23,8 +23,9 @@ from curate.data.example import TRAIN
 from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
+from curate.plan.batches import Tables
 from curate.plan.candidates import Candidates
-from curate.plan.groups import NO_CANDIDATE, NOT_REACHED, PLACE, Cells, Tables, batch_of
+from curate.plan.groups import NO_CANDIDATE, NOT_REACHED, PLACE, Cells, batch_of
 from curate.plan.mixture import Mixture
 from curate.plan.plan import find_candidates
 from curate.vectors.diverse import Budget, Chosen, farthest_first, most_covering
@@ -217,7 +218,7 @@ def _with_vectors(tables: Tables, vectors: Vectors) -> Tables:
                 known[index] = pl.Series(PLACE, zeros).fill_nan(None)
             yield frame.hstack([known[index]])
 
-    return Tables(tables.scorers, frames)
+    return Tables(tables.scorers, frames, tables.folder)
 
 
 def _tasks(work: Diverse) -> list[Task]:

@@ -1,7 +1,6 @@
 """What the planner reads of a run: index, token counts and scores, met partition by partition."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,13 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples, read_table, table_columns
 from curate.errors import InputError
-from curate.plan.groups import INDEX, PLACE, Tables
+from curate.plan.batches import Tables
+from curate.plan.groups import INDEX, PLACE
 
 _INDEX = [name for name in INDEX if name != "num_tokens"]
 
 NO_VECTOR = -3
 """Of a row that a draw for diversity cannot compare, where its place is stored."""
-
-_CACHED_ROWS = 500_000
-"""Up to this many examples the frames stay in memory between passes: some 50 MB."""
 
 
 def read_summary(run: RunFolder) -> dict[str, Any] | None:
@@ -45,7 +42,11 @@ def open_tables(run: RunFolder, lengths: str | None) -> Tables:
         run: the run folder.
         lengths: digest of the tokenizer whose tokens are counted; None: `num_tokens` is null.
     """
-    return Tables(score_columns(run), _Frames(run, lengths).read)
+
+    def frames(columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        return (read_frame(run, part, lengths, columns) for part in run.partitions())
+
+    return Tables(score_columns(run), frames, run.root)
 
 
 def score_columns(run: RunFolder) -> dict[str, tuple[str, ...]]:
@@ -153,30 +154,3 @@ def _beside(frame: pl.DataFrame, table: pl.DataFrame, names: dict[str, str]) -> 
     """The frame with columns of another table of the same examples, under new names."""
     meet(frame, table)
     return frame.hstack([table[name].alias(new or name) for name, new in names.items()])
-
-
-@dataclass(slots=True)
-class _Frames:
-    """Reads the partitions again and again; keeps them where they are few."""
-
-    run: RunFolder
-    lengths: str | None
-    _columns: tuple[str, ...] | None = None
-    _kept: list[pl.DataFrame] = field(default_factory=list[pl.DataFrame])
-
-    def read(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-        if self._columns == tuple(columns):
-            yield from self._kept
-            return
-        self._columns, self._kept = None, []
-        kept, rows = list[pl.DataFrame](), 0
-        for part in self.run.partitions():
-            frame = read_frame(self.run, part, self.lengths, columns)
-            rows += frame.height
-            if rows <= _CACHED_ROWS:
-                kept.append(frame)
-            else:
-                kept.clear()
-            yield frame
-        if rows <= _CACHED_ROWS:
-            self._columns, self._kept = tuple(columns), kept

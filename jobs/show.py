@@ -1,7 +1,7 @@
 """What a run kept, its best and worst examples, and what was set aside; for `curate show`."""
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from curate.data.card import Written, load_lines
+from curate.data.example import KEY, TRAIN
 from curate.data.files import misshapen, read_document
 from curate.data.images import UnusableImageError, size_of
 from curate.data.layout import RunFolder
@@ -17,10 +18,10 @@ from curate.data.partitions import Partition
 from curate.data.reading import read_fields
 from curate.data.tables import damage_named, read_examples, read_table, scan_examples, table_paths
 from curate.errors import ConfigError, InputError
-from curate.plan.expression import INDEX_COLUMNS, TOKENS, parse_expression
-from curate.plan.groups import Batch, Cells, Grouping, batch_of
+from curate.plan.expression import INDEX_COLUMNS, TOKENS, Values, parse_expression
+from curate.plan.groups import Grouping
 from curate.plan.plan import run_together
-from curate.plan.scoring import Scoring, scoring_passes
+from curate.plan.scoring import scoring_passes
 from jobs.lengths import CHARACTERS, lengths_digest
 from jobs.opening import load_settings
 from jobs.plan_tables import open_tables, read_summary, score_columns
@@ -241,15 +242,14 @@ def _ends(
     tables = open_tables(run, _lengths(settings, run, is_needed=TOKENS in expression.columns))
     columns = [name for name in expression.columns if name not in INDEX_COLUMNS]
     grouping = Grouping(settings.plan.within, bool(settings.mix))
-    cells = Cells(grouping.within == "label")
-
-    def batches() -> Iterable[Batch]:
-        return (batch_of(frame, cells, seed=settings.seed) for frame in tables.frames(columns))
-
-    scoring = run_together({"score": scoring_passes(expression, grouping)}, batches)["score"]
+    with_labels = grouping.within == "label"
+    batches = tables.batches(columns, with_labels=with_labels, seed=settings.seed)
+    passes = {"score": scoring_passes(expression, grouping)}
+    scoring = run_together(passes, lambda: batches)["score"]
     ends = _Ends(count)
-    for part, batch in zip(run.partitions(), batches(), strict=True):
-        ends.add(part, batch, scoring, domain)
+    for part, batch in zip(run.partitions(), batches, strict=True):
+        ends.add(part, read_examples(run, part, [*KEY, "domain", "split"]),
+                 scoring.values(batch), domain)  # fmt: skip
     highest = _with_texts(run, settings, ends.highest())
     return text, highest, _with_texts(run, settings, ends.lowest())
 
@@ -284,9 +284,11 @@ class _Ends:
         self._found: dict[int, list[tuple[float, int, Partition, Shown]]] = {1: [], -1: []}
         self._number = 0
 
-    def add(self, part: Partition, batch: Batch, scoring: Scoring, domain: str | None) -> None:
-        values = scoring.values(batch)
-        frame = batch.frame.select("source", "file", "row", "domain")
+    def add(
+        self, part: Partition, examples: pl.DataFrame, values: Values, domain: str | None
+    ) -> None:
+        """Add the scores (N,) of the training rows among the examples."""
+        frame = examples.filter(pl.col("split") == TRAIN).drop("split")
         usable = np.isfinite(values)
         if domain is not None:
             usable &= (frame["domain"] == domain).to_numpy()

@@ -3,9 +3,9 @@
 Shapes: N training rows of a partition, G groups.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -27,17 +27,6 @@ NOT_REACHED, NO_CANDIDATE = -1, -2
 
 NO_LABEL = "none"
 """Group of the rows without a label, where the groups are labels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What the planner reads: partition by partition, as often as it asks."""
-
-    scorers: Mapping[str, Sequence[str]]
-    """Scorer -> its columns."""
-    frames: Callable[[Sequence[str]], Iterable[pl.DataFrame]]
-    """Names of score columns, as `scorer.column` -> one frame for each partition, in canonical
-    order, with the columns of `INDEX` and those."""
 
 
 class Cell(NamedTuple):
@@ -85,18 +74,16 @@ class Cells:
     _codes: dict[Cell, int] = field(default_factory=dict[Cell, int])
 
     def codes(self, frame: pl.DataFrame) -> NDArray[np.int64]:
-        """(N,) index of each row's cell; new cells are added."""
-        label = pl.col("label").cast(pl.String).fill_null(NO_LABEL)
-        keys = frame.select(
-            "source", "domain", label if self.with_labels else pl.lit("").alias("label")
-        )
-        present = keys.unique(maintain_order=True)
-        codes = [self._code(Cell(*row)) for row in present.iter_rows()]
-        if len(codes) == 1:
-            return np.full(frame.height, codes[0], np.int64)
-        numbered = present.with_columns(code=pl.Series(codes, dtype=pl.Int64))
-        joined = keys.join(numbered, on=keys.columns, how="left", maintain_order="left")
-        return joined["code"].to_numpy()
+        """(N,) index of each row's cell; new cells are added in order of appearance."""
+        if not frame.height:
+            return np.zeros(0, np.int64)
+        columns = [frame["source"], frame["domain"]]
+        if self.with_labels:
+            columns.append(frame["label"].cast(pl.String).fill_null(NO_LABEL))
+        factors = [_factor(column) for column in columns]
+        joint, present = _joined(factors)
+        codes = [self._code(Cell(*row, *([] if self.with_labels else [""]))) for row in present]
+        return np.array(codes, np.int64)[joint]
 
     def _code(self, cell: Cell) -> int:
         if cell not in self._codes:
@@ -105,11 +92,49 @@ class Cells:
         return self._codes[cell]
 
 
+class _Factor(NamedTuple):
+    """A column as numbers."""
+
+    codes: NDArray[np.int64]
+    """(N,) index into `values`."""
+    values: list[str]
+    """In order of appearance."""
+
+
+def _factor(column: pl.Series) -> _Factor:
+    if _is_constant(column):
+        return _Factor(np.zeros(len(column), np.int64), [column[0]])
+    values = column.unique(maintain_order=True)
+    codes = column.cast(pl.Enum(values)).to_physical().to_numpy().astype(np.int64)
+    return _Factor(codes, values.to_list())
+
+
+def _joined(factors: Sequence[_Factor]) -> tuple[NDArray[np.int64], list[list[str]]]:
+    """(N,) numbers of the different combinations, and these, in order of appearance."""
+    sizes = [len(factor.values) for factor in factors]
+    widest = factors[int(np.argmax(sizes))]
+    if sum(size > 1 for size in sizes) <= 1:
+        places = range(len(widest.values))
+        rows = [[f.values[min(at, len(f.values) - 1)] for f in factors] for at in places]
+        return widest.codes, rows
+    joint = factors[0].codes
+    for factor in factors[1:]:
+        joint = joint * len(factor.values) + factor.codes
+    _, first, codes = np.unique(joint, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rows = [[f.values[int(f.codes[at])] for f in factors] for at in first[order].tolist()]
+    return np.argsort(order)[codes], rows
+
+
+def _is_constant(column: pl.Series) -> bool:
+    """Whether all rows, of which there is one, have one value; cheaper than to look for others."""
+    return bool((column == column[0]).all())
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The training rows of a partition."""
 
-    frame: pl.DataFrame
     cells: Cells
     cell: NDArray[np.int64]
     """(N,) index into `cells`."""
@@ -117,6 +142,10 @@ class Batch:
     """(N,)"""
     base: Bits
     """(N,) hash of (seed, source, file, row)."""
+    columns: Mapping[str, NDArray[Any]]
+    """Scores and index columns; NaN where a row has no value."""
+    held_out: int
+    """Rows of the partition that are left out here."""
 
     def hashes(self, label: str) -> Bits:
         """(N,) draws of the plan called `label`, independent of those of other labels."""
@@ -124,28 +153,56 @@ class Batch:
 
     def take(self, rows: NDArray[np.bool_]) -> "Batch":
         """The rows for which `rows` (N,) is True."""
-        frame = self.frame.filter(pl.Series(rows))
-        return Batch(frame, self.cells, self.cell[rows], self.tokens[rows], self.base[rows])
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return Batch(
+            self.cells, self.cell[rows], self.tokens[rows], self.base[rows], columns, self.held_out
+        )
 
     def column(self, name: str) -> Values:
         """(N,) a score or an index column; NaN where a row has no value."""
-        return self.frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        return self.columns[name].astype(np.float64)
 
 
 def batch_of(frame: pl.DataFrame, cells: Cells, *, seed: int) -> Batch:
     """The training rows of a frame, held-out rows left out."""
-    training = frame.filter(pl.col("split") == TRAIN)
+    training = frame
+    if not (is_training := frame["split"] == TRAIN).all():
+        training = frame.filter(is_training)
+    columns = {
+        column.name: column.to_numpy()
+        for column in training
+        if column.dtype.is_numeric() and column.name not in ("row", "label")
+    }
+    return Batch(
+        cells=cells,
+        cell=cells.codes(training),
+        tokens=columns["num_tokens"],
+        base=_base(training, seed),
+        columns=columns,
+        held_out=frame.height - training.height,
+    )
+
+
+def _base(training: pl.DataFrame, seed: int) -> Bits:
+    """(N,) hashes of the keys."""
+    row = training["row"].to_numpy()
+    if not training.height:
+        return np.zeros(0, np.uint64)
+    if _is_constant(training["source"]) and _is_constant(training["file"]):
+        start = file_hash(training["source"][0], training["file"][0], seed=seed)
+        return row_hashes(start, row)
     base = np.empty(training.height, np.uint64)
     files = training.select("source", "file").unique(maintain_order=True)
     for source, file in files.iter_rows():
-        start = file_hash(source, file, seed=seed)
-        if files.height == 1:
-            base[:] = row_hashes(start, training["row"].to_numpy())
-            continue
         own = ((training["source"] == source) & (training["file"] == file)).to_numpy()
-        base[own] = row_hashes(start, training["row"].to_numpy()[own])
-    tokens = training["num_tokens"].to_numpy()
-    return Batch(training, cells, cells.codes(training), tokens, base)
+        base[own] = row_hashes(file_hash(source, file, seed=seed), row[own])
+    return base
+
+
+def wide_enough(sums: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
+    """(rows, columns or more) the same sums, with zeros for what was not met before."""
+    missing = columns - sums.shape[1]
+    return np.pad(sums, ((0, 0), (0, missing))) if missing > 0 else sums
 
 
 class Groups:

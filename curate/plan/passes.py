@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curate.errors import CurateError
 from curate.plan.expression import Expression, Values
-from curate.plan.groups import Batch, Cells, Groups
+from curate.plan.groups import Batch, Cells, Groups, wide_enough
 from curate.plan.realise import Demand, Ints, Supply
 from curate.plan.rules import Order, Thresholds, Weighing, Window, decide, weights_of
 from curate.plan.scoring import Moments, MomentSums, Passes, scoring_passes
@@ -46,10 +46,8 @@ class Survey:
     def add(self, batch: Batch) -> None:
         group = self.groups.of(batch)
         scored = (~self._is_out(batch, self.order.scores(batch))).astype(np.int64)
-        self._sizes = np.pad(self._sizes, ((0, 0), (0, len(self.groups) - self._sizes.shape[1])))
-        self._cells = np.pad(
-            self._cells, ((0, 0), (0, len(batch.cells.cells) - self._cells.shape[1]))
-        )
+        self._sizes = wide_enough(self._sizes, len(self.groups))
+        self._cells = wide_enough(self._cells, len(batch.cells.cells))
         ones = np.ones(len(group), np.int64)
         for row, amount in enumerate((ones, batch.tokens, scored, scored * batch.tokens)):
             np.add.at(self._sizes[row], group, amount)
@@ -63,7 +61,9 @@ class Survey:
         if share:
             scored = self._sizes[2].tolist()
             targets = [Target(g, round(share * rows), "rows") for g, rows in enumerate(scored)]
-            found = yield from search_passes(targets, dict(enumerate(scored)), self.by_score)
+            found = yield from search_passes(
+                targets, dict(enumerate(scored)), self.by_score, same=self.same_bits
+            )
             self.drops = [each.cut for each in found]
             self._sizes[2] -= [each.rows for each in found]
             self._sizes[3] -= [each.tokens for each in found]
@@ -79,6 +79,12 @@ class Survey:
 
             yield add
             self.moments = sums.moments()
+
+    @property
+    def same_bits(self) -> int:
+        """How many leading bits of all positions are 0: the score's, where there is none."""
+        settings = self.order.settings
+        return 64 if self.order.scoring is None and not settings.is_diverse else 0
 
     def block(self, batch: Batch) -> Block:
         """The eligible rows in the order in which they are taken."""
@@ -125,9 +131,13 @@ class Survey:
 
 
 def search_passes(
-    targets: Sequence[Target], sizes: Mapping[int, int], block: Callable[[Batch], Block]
+    targets: Sequence[Target],
+    sizes: Mapping[int, int],
+    block: Callable[[Batch], Block],
+    *,
+    same: int = 0,
 ) -> Passes[list[Found]]:
-    search = Search(targets, sizes)
+    search = Search(targets, sizes, same=same)
     while not search.is_done():
         yield lambda batch: search.add(block(batch))
         search.end_pass()
@@ -148,7 +158,8 @@ def window_passes(
             targets.append(Target(code, low, wanted.unit, cover=True))
             targets.append(Target(code, low + rest, wanted.unit, cover=not rest))
     sizes = {code: supply.eligible_rows for code, supply in enumerate(supplies)}
-    found = iter((yield from search_passes(targets, sizes, survey.block)))
+    passes = search_passes(targets, sizes, survey.block, same=survey.same_bits)
+    found = iter((yield from passes))
     windows, kept = list[tuple[Window, ...]](), list[Kept]()
     for code, supply in enumerate(supplies):
         there = _there(supply, wanted)

@@ -15,9 +15,10 @@ import polars as pl
 
 from curate.data.example import KEY, TRAIN
 from curate.errors import InputError
+from curate.plan.batches import Tables
 from curate.plan.candidates import Candidates, candidate_passes
 from curate.plan.expression import INDEX_COLUMNS, Expression, parse_expression
-from curate.plan.groups import PLACE, Batch, Cells, Grouping, Groups, Tables, batch_of
+from curate.plan.groups import PLACE, Batch, Cells, Grouping, Groups, batch_of
 from curate.plan.mixture import Mixture
 from curate.plan.passes import Survey, weigh_passes, window_passes
 from curate.plan.realise import Demand, Supply, demand
@@ -93,16 +94,13 @@ def make_plans(tables: Tables, arms: Mapping[str, Arm], *, seed: int) -> dict[st
     """
     parsed = {name: _Parsed.of(arm.settings, tables.scorers) for name, arm in arms.items()}
     columns = sorted({name for each in parsed.values() for name in each.columns})
-    cells = Cells(any(arm.settings.within == "label" for arm in arms.values()))
-
-    def batches() -> Iterable[Batch]:
-        return (batch_of(frame, cells, seed=seed) for frame in tables.frames(columns))
-
+    with_labels = any(arm.settings.within == "label" for arm in arms.values())
+    batches = tables.batches(columns, with_labels=with_labels, seed=seed)
     computations = {
-        name: _plan_passes(arm, parsed[name], arm.label or name, cells, seed)
+        name: _plan_passes(arm, parsed[name], arm.label or name, batches.cells, seed)
         for name, arm in arms.items()
     }
-    return run_together(computations, batches)
+    return run_together(computations, lambda: batches)
 
 
 def find_candidates(
@@ -117,7 +115,6 @@ def find_candidates(
         mixture: shares of the domains.
     """
     arm, parsed = Arm(settings, mixture), _Parsed.of(settings, tables.scorers)
-    cells = Cells(settings.within == "label")
 
     def passes() -> Passes[Candidates]:
         drop = yield from _drop_passes(arm, parsed)
@@ -125,11 +122,9 @@ def find_candidates(
         survey, supplies, wanted = yield from without_dropped(surveyed, drop)
         return (yield from without_dropped(candidate_passes(survey, supplies, wanted, drop), drop))
 
-    def batches() -> Iterable[Batch]:
-        columns = sorted(set(parsed.columns))
-        return (batch_of(frame, cells, seed=seed) for frame in tables.frames(columns))
-
-    return run_together({"candidates": passes()}, batches)["candidates"]
+    columns = sorted(set(parsed.columns))
+    batches = tables.batches(columns, with_labels=settings.within == "label", seed=seed)
+    return run_together({"candidates": passes()}, lambda: batches)["candidates"]
 
 
 def run_together(

@@ -124,10 +124,8 @@ class _Node:
         default_factory=list[tuple[Bits, Bits, NDArray[np.int64]]]
     )
 
-    def mask(self, key: Bits, tie: Bits) -> NDArray[np.bool_] | None:
-        """(N,) which rows belong to it; None for all."""
-        if self.depth == 0:
-            return None
+    def mask(self, key: Bits, tie: Bits) -> NDArray[np.bool_]:
+        """(N,) which rows belong to it."""
         if self.depth <= 64:
             return (key >> np.uint64(64 - self.depth)) == np.uint64(self.prefix)
         rest = self.depth - 64
@@ -147,9 +145,23 @@ class Search:
     """The cuts of many targets at once: `add` every block, `end_pass`, until `is_done`."""
 
     def __init__(
-        self, targets: Sequence[Target], sizes: Mapping[int, int], *, collect: int = _COLLECT_ROWS
+        self,
+        targets: Sequence[Target],
+        sizes: Mapping[int, int],
+        *,
+        same: int = 0,
+        collect: int = _COLLECT_ROWS,
     ) -> None:
+        """Start with all rows.
+
+        Args:
+            targets: what is wanted.
+            sizes: group -> number of its rows in all blocks.
+            same: this many leading bits are 0 in all positions, and need no pass.
+            collect: so many rows may be held in memory.
+        """
         self._targets = targets
+        self._same = same
         self._collect = collect
         self._found: list[Found | None] = [None] * len(targets)
         roots: dict[int, _Node] = {}
@@ -158,7 +170,7 @@ class Search:
             if target.amount < 0 or (target.amount == 0 and nothing):
                 self._found[index] = Found(0, 0, 0)
                 continue
-            root = _Node(target.group, 0, 0, sizes.get(target.group, 0))
+            root = _Node(target.group, same, 0, sizes.get(target.group, 0))
             roots.setdefault(target.group, root).targets.append(index)
         self._open(list(roots.values()))
 
@@ -171,20 +183,23 @@ class Search:
 
     def add(self, block: Block) -> None:
         """Count, or collect, the rows of a block."""
-        order = np.argsort(block.group, kind="stable")
+        codes = block.group
+        if codes.max(initial=0) < 1 << 15:
+            codes = codes.astype(np.int16)  # sorted by counting
+        order = np.argsort(codes, kind="stable")
         ordered = block.group[order]
         starts = np.searchsorted(ordered, self._groups, "left")
-        ends = np.searchsorted(ordered, self._groups, "right")
-        for node, start, end in zip(self._nodes, starts.tolist(), ends.tolist(), strict=True):
-            if start == end:
-                continue
-            rows = order[start:end]
-            key, tie, tokens = block.key[rows], block.tie[rows], block.tokens[rows]
-            mask = node.mask(key, tie)
-            if mask is not None:
+        sizes = np.searchsorted(ordered, self._groups, "right") - starts
+        keys, ties, amounts = block.key[order], block.tie[order], block.tokens[order]
+        for at in np.flatnonzero(sizes).tolist():
+            node, rows = self._nodes[at], slice(starts[at], starts[at] + sizes[at])
+            key, tie, tokens = keys[rows], ties[rows], amounts[rows]
+            if node.depth > self._same:
+                mask = node.mask(key, tie)
                 key, tie, tokens = key[mask], tie[mask], tokens[mask]
             if node.histogram is None:
-                node.collected.append((key, tie, tokens))
+                # Copies: what is kept must not keep the rows of all other groups.
+                node.collected.append((key.copy(), tie.copy(), tokens.copy()))
             else:
                 digits = node.digits(key, tie)
                 np.add.at(node.histogram[0], digits, 1)

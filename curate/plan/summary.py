@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.plan.batches import Tables
 from curate.plan.expression import Values
-from curate.plan.groups import PLACE, Batch, Cells, Tables, batch_of
+from curate.plan.groups import PLACE, Batch, Cells, wide_enough
 from curate.plan.positions import number_of
 from curate.plan.rules import REASONS, Decision, Rule, Thresholds, decide, weights_of
 from curate.plan.select import END
@@ -36,18 +37,20 @@ def summarise(
         yardsticks: name -> plan of the same number of tokens.
     """
     columns = sorted(f"{scorer}.{c}" for scorer, names in tables.scorers.items() for c in names)
-    cells = Cells(plan.grouping.within == "label")
     own = _Tally(plan, [*columns, "num_tokens"])
     others = {name: _Tally(other, ["num_tokens"]) for name, other in yardsticks.items()}
     held_out = 0
-    for frame in tables.frames([*columns, *([PLACE] if plan.settings.is_diverse else [])]):
-        batch = batch_of(frame, cells, seed=plan.seed)
-        held_out += frame.height - len(batch.cell)
+    read = [*columns, *([PLACE] if plan.settings.is_diverse else [])]
+    with_labels = plan.grouping.within == "label"
+    for batch in tables.batches(read, with_labels=with_labels, seed=plan.seed):
+        held_out += batch.held_out
         score = None if plan.scoring is None else plan.scoring.values(batch)
         decision = decide(batch, plan)
         own.add(batch, decision, score, decision)
         for tally in others.values():
             tally.add(batch, decide(batch, tally.plan), score, decision)
+    for tally in (own, *others.values()):
+        tally.finish()
     return _report(plan, own, others, held_out)
 
 
@@ -76,10 +79,11 @@ class _Tally:
     columns: list[str]
     """Columns whose means are shown."""
     reasons: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(REASONS), np.int64))
-    domains: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
-    """Domain -> kept rows, copies and tokens."""
-    dropped_of: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
-    """Domain -> rows and tokens that `drop` left out."""
+    cells: Cells = field(default_factory=lambda: Cells(False))
+    _kept_by_cell: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 0), np.int64))
+    """(3, cells) kept rows, copies and tokens."""
+    _dropped_by_cell: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
+    """(2, cells) rows and tokens that `drop` left out."""
     weights: WeightSums = field(default_factory=WeightSums)
     kept: dict[str, _Mean] = field(default_factory=dict[str, _Mean])
     dropped: dict[str, _Mean] = field(default_factory=dict[str, _Mean])
@@ -88,6 +92,10 @@ class _Tally:
     """Rows with more than one copy."""
     shared: int = 0
     """Rows that the plan beside it keeps too."""
+    domains: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
+    """Domain -> kept rows, copies and tokens."""
+    dropped_of: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
+    """Domain -> rows and tokens that `drop` left out."""
 
     def add(self, batch: Batch, decision: Decision, score: Values | None, beside: Decision) -> None:
         copies = decision.copies
@@ -97,14 +105,16 @@ class _Tally:
         self.repeated += int((copies > 1).sum())
         self.most_copies = max(self.most_copies, int(copies.max(initial=0)))
         self.shared += int((is_kept & (beside.copies > 0)).sum())
-        names = [cell.domain for cell in batch.cells.cells]
-        table = np.zeros((3, len(names)), np.int64)
-        for row, amount in enumerate((is_kept.astype(np.int64), copies, copies * batch.tokens)):
-            np.add.at(table[row], batch.cell, amount)
-        for name, amounts in zip(names, table.T, strict=True):
-            self.domains[name] = self.domains.get(name, np.zeros(3, np.int64)) + amounts
+        self.cells = batch.cells
+        self._kept_by_cell = wide_enough(self._kept_by_cell, len(self.cells.cells))
+        amounts = (is_kept.astype(np.int64), copies, copies * batch.tokens)
+        for row, amount in enumerate(amounts):
+            np.add.at(self._kept_by_cell[row], batch.cell, amount)
         if self.plan.drop is not None:
-            self._add_dropped(batch, decision)
+            out = decision.reason == REASONS.index("dropped")
+            self._dropped_by_cell = wide_enough(self._dropped_by_cell, len(self.cells.cells))
+            for row, amount in enumerate((out.astype(np.int64), out * batch.tokens)):
+                np.add.at(self._dropped_by_cell[row], batch.cell, amount)
         values = {column: batch.column(column) for column in self.columns}
         if score is not None:
             values["plan.score"] = score
@@ -112,14 +122,10 @@ class _Tally:
             self.kept.setdefault(name, _Mean()).add(column, copies)
             self.dropped.setdefault(name, _Mean()).add(column, (~is_kept).astype(np.int64))
 
-    def _add_dropped(self, batch: Batch, decision: Decision) -> None:
-        out = decision.reason == REASONS.index("dropped")
-        names = [cell.domain for cell in batch.cells.cells]
-        table = np.zeros((2, len(names)), np.int64)
-        for row, amount in enumerate((out.astype(np.int64), out * batch.tokens)):
-            np.add.at(table[row], batch.cell, amount)
-        for name, amounts in zip(names, table.T, strict=True):
-            self.dropped_of[name] = self.dropped_of.get(name, np.zeros(2, np.int64)) + amounts
+    def finish(self) -> None:
+        """Sum up by domain, once all batches have been added."""
+        self.domains = _by_domain(self.cells, self._kept_by_cell)
+        self.dropped_of = _by_domain(self.cells, self._dropped_by_cell)
 
     def there(self, domain: str) -> tuple[int, int]:
         """Training rows and tokens of a domain, what was dropped included."""
@@ -130,6 +136,13 @@ class _Tally:
     def kept_of(self, domain: str) -> list[int]:
         """Kept rows, copies and tokens of a domain."""
         return self.domains.get(domain, np.zeros(3, np.int64)).tolist()
+
+
+def _by_domain(cells: Cells, amounts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    found: dict[str, NDArray[np.int64]] = {}
+    for cell, own in zip(cells.cells, amounts.T, strict=False):
+        found[cell.domain] = found.get(cell.domain, 0) + own
+    return found
 
 
 def _report(

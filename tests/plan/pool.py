@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from curate.plan.groups import Tables
+from curate.plan.batches import Tables
 
 SCHEMA: dict[str, Any] = {
     "source": pl.String,

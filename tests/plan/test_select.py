@@ -81,12 +81,14 @@ def in_front(table: list[Row], group: int, cut: int) -> set[tuple[int, int]]:
 
 
 @settings(max_examples=200)
-@given(rows, targets, st.integers(1, 20), st.sampled_from([0, 1, 5, 1000]))
+@given(rows, targets, st.integers(1, 20), st.sampled_from([0, 1, 5, 1000]), st.booleans())
 def test_cuts_are_those_of_a_full_sort(
-    table: list[Row], wanted: list[Target], size: int, collect: int
+    table: list[Row], wanted: list[Target], size: int, collect: int, no_score: bool
 ):
+    if no_score:
+        table = list({(g, tie): (g, 0, tie, tokens) for g, _, tie, tokens in table}.values())
     sizes = {group: sum(row[0] == group for row in table) for group in range(4)}
-    search = Search(wanted, sizes, collect=collect)
+    search = Search(wanted, sizes, same=64 if no_score else 0, collect=collect)
     passes = 0
     while not search.is_done():
         for block in blocks_of(table, size):
@@ -100,6 +102,14 @@ def test_cuts_are_those_of_a_full_sort(
         expected, tokens = by_sorting(table, target)
         assert in_front(table, target.group, cut.cut) == expected
         assert (cut.rows, cut.tokens) == (len(expected), tokens)
+
+
+def test_more_groups_than_two_bytes_can_number():
+    group = np.array([40_000, 3, 40_000 + (1 << 16), 40_000], np.int64)
+    key, tie = np.zeros((2, 4), np.uint64)
+    block = Block(group, key, tie + np.arange(4, dtype=np.uint64), np.array([5, 7, 11, 13]))
+    target = Target(40_000, 9, "rows")
+    assert find_cuts(lambda: [block], [target], {40_000: 2}) == [Found(END, 2, 18)]
 
 
 @given(rows, targets, st.randoms(use_true_random=False))
