@@ -134,11 +134,14 @@ def write_by_hand(
         target = root / file
         target.parent.mkdir(parents=True, exist_ok=True)
         sink = layout.open([temporary_for(target)], table.schema, context)
-        for rows in groups:
-            part = table.slice(first, rows)
-            sink.write(pa.concat_tables([part]).unify_dictionaries().combine_chunks())
-            first += rows
-        facts = sink.close()
+        try:
+            for rows in groups:
+                part = table.slice(first, rows)
+                sink.write(pa.concat_tables([part]).unify_dictionaries().combine_chunks())
+                first += rows
+            facts = sink.close()
+        finally:
+            sink.discard()
         publish(temporary_for(target), target)
         receipts.append(
             {

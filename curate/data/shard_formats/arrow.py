@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
+from curate.data.kinds import item_kind
 from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Shard
 
@@ -36,7 +38,7 @@ class _Sink:
 
     def write(self, table: pa.Table) -> None:
         columns = [
-            column if column.type == field.type else column.cast(field.type)
+            canonical(column.combine_chunks().cast(field.type))
             for column, field in zip(table.columns, self._schema, strict=True)
         ]
         plain = pa.Table.from_arrays(columns, schema=self._schema)
@@ -57,12 +59,51 @@ class _Sink:
 
 
 def schema_of(schema: pa.Schema) -> pa.Schema:
-    """The schema without dictionaries, which `datasets` does not know."""
-    fields = [
-        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-        for field in schema
-    ]
+    """The schema in types that `datasets` knows: without dictionaries, maps and views of lists."""
+    fields = [field.with_type(_known(field.type)) for field in schema]
     return pa.schema(fields, metadata=schema.metadata)
+
+
+def _known(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _known(kind.value_type)
+    if pa.types.is_map(kind):
+        entry = [pa.field("key", _known(kind.key_type)), pa.field("value", _known(kind.item_type))]
+        return pa.list_(pa.struct(entry))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_known(field.type)) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_known(kind.value_type)), kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_known(kind.value_type)))
+    if item_kind(kind) is not None and not isinstance(kind, pa.BaseExtensionType):
+        return pa.list_(kind.value_field.with_type(_known(kind.value_type)))
+    return kind
+
+
+def canonical(array: pa.Array) -> pa.Array:
+    """The same values in memory that depends on nothing else.
+
+    What lies under a null, and before and behind a slice, goes to the file otherwise.
+    """
+    everything = pa.array(np.arange(len(array)))
+    taken = array.take(everything)
+    return _emptied(taken).take(everything) if "struct<" in str(array.type) else taken
+
+
+def _emptied(array: pa.Array) -> pa.Array:
+    """Structs that are null have null fields: `take` does not look into them."""
+    kind = array.type
+    if pa.types.is_struct(kind):
+        parts = [_emptied(part) for part in array.flatten()]
+        return pa.StructArray.from_arrays(parts, fields=list(kind), mask=array.is_null())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        values = _emptied(array.values)
+        return type(array).from_arrays(array.offsets, values, type=kind, mask=array.is_null())
+    if pa.types.is_fixed_size_list(kind):
+        values = _emptied(array.values)
+        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=array.is_null())
+    return array
 
 
 @dataclass(frozen=True, slots=True)

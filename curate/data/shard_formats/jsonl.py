@@ -67,8 +67,8 @@ class JsonLines:
             while chunk := stream.read(_CHUNK_BYTES):
                 rows += chunk.count(b"\n")
                 last = chunk[-1:]
-        if last != b"\n":
-            raise OSError("it ends within a row")
+        if last != b"\n" or not rows:
+            raise OSError("it is empty, or ends within a row")
         return rows
 
 
