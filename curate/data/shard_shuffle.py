@@ -11,7 +11,8 @@ Shapes: N rows of a piece or a bucket, C chunks of a file.
 
 import io
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -270,7 +271,7 @@ def write_stretch(
 def _chunks(path: Path, first: int, last: int) -> list[tuple[int, ...]]:
     """Chunks of the buckets from `first` on, before `last`: bucket, first byte, size, digest."""
     tail = 8 + len(_MAGIC)
-    with path.open("rb") as file:
+    with _reading(path) as file:
         file.seek(-tail, io.SEEK_END)
         count, magic = struct.unpack("<Q8s", file.read(tail))
         if magic != _MAGIC:
@@ -288,7 +289,7 @@ def _gather(
     """The rows of the line from `first` on, before `last`, with their tokens."""
     tables: list[pa.Table] = []
     for path, (_, start, size, digest) in chunks:
-        with path.open("rb") as file:
+        with _reading(path) as file:
             file.seek(start)
             content = file.read(size)
         if xxhash.xxh3_64_intdigest(content) != digest:
@@ -310,6 +311,15 @@ def _gather(
 def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """Back to a dictionary, where the shards have one."""
     return column.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else column
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except (OSError, struct.error) as error:
+        raise _damaged(path) from error
 
 
 def _damaged(path: Path) -> CurateError:
