@@ -57,6 +57,10 @@ TURNS = [
 ]
 
 
+TEXT = Source(path="x", text="text")
+CHAT = Source(path="x", messages="messages")
+
+
 def save(folder: Path, tokenizer: Any, **changed: Any) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in tokenizer_files(tokenizer, "somewhere").items():
@@ -98,7 +102,7 @@ def documents(found: Any) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("source", "columns"),
     [
-        (Source(path="x", text="text"), {"text": TEXTS}),
+        (TEXT, {"text": TEXTS}),
         (Source(path="x", prompt="q", response="a"), {"q": TEXTS, "a": TEXTS[::-1]}),
     ],
 )
@@ -110,7 +114,7 @@ def test_documents_are_what_the_language_model_task_reads(
     table = table_of(**columns)
     task = CausalLMTask(CausalLM(max_tokens=10**6), tokenizer)
     read = task.encode(field_frame(table, source)).arrays
-    found = Encoder(Path(save(tmp_path, tokenizer))).encode(table, {"web": source})
+    found = Encoder(Path(save(tmp_path, tokenizer))).encode(table, {"web": source}, marks=True)
     end = tokenizer.eos_token_id
     for row, (a, b) in enumerate(pairwise(read["starts"].tolist())):
         start, stop = found.starts[row : row + 2]
@@ -126,14 +130,35 @@ def test_chats_are_what_transformers_makes_of_them(tmp_path: Path, template: str
     tokenizer = byte_tokenizer(template=template)
     encoder = Encoder(Path(save(tmp_path, tokenizer)))
     table = table_of(messages=TURNS)
-    found = encoder.encode(table, {"web": Source(path="x")})
+    found = encoder.encode(table, {"web": Source(path="x")}, marks=True)
     task = CausalLMTask(CausalLM(max_tokens=10**6), tokenizer)
-    read = task.encode(field_frame(table, Source(path="x", messages="messages"))).arrays
+    read = task.encode(field_frame(table, CHAT)).arrays
     for row, ids in enumerate(documents(found)):
         a, b = read["starts"][row : row + 2]
         whole = read["tokens"][a:b].tolist()
         # The first template ends a chat itself; a line break behind does not open it again.
-        assert ids == (whole if template == CHATML else [*whole, tokenizer.eos_token_id])
+        closed = template == CHATML
+        assert ids == (whole if closed else [*whole, tokenizer.eos_token_id])
+        counted = found.counted[found.starts[row] : found.starts[row + 1]].tolist()
+        assert counted == read["counted"][a:b].tolist() + ([] if closed else [True])
+        assert 0 < sum(counted) < len(counted) - 5
+
+
+def test_a_chat_that_ends_with_a_question_does_not_teach_to_end(tmp_path: Path):
+    encoder = Encoder(Path(save(tmp_path, byte_tokenizer(template=MARKED))))
+    table = table_of(messages=[TURNS[0], TURNS[1][:-1], TURNS[1][:1]])
+    found = encoder.encode(table, {"web": CHAT}, marks=True)
+    assert found.counted[found.starts[1:] - 1].tolist() == [True, False, False]
+    assert not found.counted[found.starts[2] :].any()
+
+
+def test_a_template_that_rewrites_what_was_said_is_refused_where_it_matters(tmp_path: Path):
+    template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    encoder = Encoder(Path(save(tmp_path, byte_tokenizer(template=template))))
+    with pytest.raises(CurateError, match=r"row 0: .* rewrites earlier messages when message 1"):
+        encoder.encode(table_of(messages=TURNS), {"web": CHAT}, marks=True)
+    whole = encoder.encode(table_of(messages=TURNS), {"web": CHAT}, marks=False)
+    assert whole.counted.sum() == len(whole.ids) - 2
 
 
 def test_rows_of_several_sources_keep_their_order(tmp_path: Path):
@@ -144,9 +169,9 @@ def test_rows_of_several_sources_keep_their_order(tmp_path: Path):
         content=["x", None, "yy", None, None],
     )
     # Which column is whose is not said: the other source's is empty.
-    found = encoder.encode(table, {"a": Source(path="x"), "b": Source(path="y")})
+    found = encoder.encode(table, {"a": Source(path="x"), "b": Source(path="y")}, marks=True)
     alone = encoder.encode(
-        table_of(text=["x", "the", "yy", "in", "hat"]), {"web": Source(path="x", text="text")}
+        table_of(text=["x", "the", "yy", "in", "hat"]), {"web": TEXT}, marks=True
     )
     assert documents(found) == documents(alone)
     np.testing.assert_array_equal(found.counted, alone.counted)
@@ -158,7 +183,7 @@ def test_texts_are_tokenized_in_stretches_and_none_is_lost(
     monkeypatch.setattr(tokenising, "_CHUNK_CHARS", 100)
     encoder = Encoder(Path(save(tmp_path, byte_tokenizer())))
     texts = ["x" * n for n in (0, 70, 70, 30, 300, 0, 100, 5)]
-    found = encoder.encode(table_of(text=texts), {"web": Source(path="x", text="text")})
+    found = encoder.encode(table_of(text=texts), {"web": TEXT}, marks=True)
     assert np.diff(found.starts).tolist() == [len(text) + 2 for text in texts]
 
 
@@ -166,7 +191,7 @@ def test_a_chat_that_the_template_refuses_is_named(tmp_path: Path):
     encoder = Encoder(Path(save(tmp_path, byte_tokenizer(template=CHATML))))
     table = table_of(messages=[*TURNS, [{"role": "tool", "content": "x"}]])
     with pytest.raises(CurateError, match=r"web, a\.parquet, row 2: .*no role tool"):
-        encoder.encode(table, {"web": Source(path="x", messages="messages")})
+        encoder.encode(table, {"web": CHAT}, marks=True)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +201,7 @@ def test_a_chat_that_the_template_refuses_is_named(tmp_path: Path):
 def test_a_template_cannot_reach_into_python(tmp_path: Path, escape: str):
     encoder = Encoder(Path(save(tmp_path, byte_tokenizer(template=escape))))
     with pytest.raises(CurateError):
-        encoder.encode(table_of(messages=TURNS), {"web": Source(path="x", messages="messages")})
+        encoder.encode(table_of(messages=TURNS), {"web": CHAT}, marks=True)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +210,12 @@ def test_a_template_cannot_reach_into_python(tmp_path: Path, escape: str):
         (Source(path="x", image="image"), "has image"),
         (Source(path="x", features="f"), "has features"),
         (Source(path="x", chosen="a", rejected="b"), "pairs of answers"),
-        (Source(path="x", messages="messages"), "no chat template"),
+        (CHAT, "no chat template"),
     ],
 )
 def test_what_has_no_tokens_is_refused(source: Source, what: str):
     with pytest.raises(ConfigError, match=what):
-        check({"fine": Source(path="x", text="text"), "other": source}, has_template=False)
+        check({"fine": TEXT, "other": source}, has_template=False)
 
 
 # -- packed ---------------------------------------------------------------------------------------
@@ -231,7 +256,7 @@ def test_packed_sequences_hold_all_documents_in_order(tmp_path: Path, length: in
     # Lengths that are one sequence, several, and border on one.
     sizes = [0, 1, length - 2, length - 2, 2 * length - 2, *generator.integers(0, 40, 30)]
     texts = ["x" * int(size) for size in sizes]
-    source = Source(path="x", text="text")
+    source = TEXT
     folder = save(tmp_path / "t", byte_tokenizer())
     tables = [table_of(text=texts[a:b]) for a, b in pairwise([0, 1, 4, 20, len(texts)])]
     path = tmp_path / "train.parquet"
@@ -243,7 +268,7 @@ def test_packed_sequences_hold_all_documents_in_order(tmp_path: Path, length: in
     expected = [
         ids
         for table in tables
-        for ids in documents(Encoder(Path(folder)).encode(table, {"web": source}))
+        for ids in documents(Encoder(Path(folder)).encode(table, {"web": source}, marks=True))
     ]
     assert unpacked(rows.to_list()) == expected
     assert rows.features["input_ids"].length == length
@@ -270,7 +295,7 @@ def test_a_sequence_of_several_domains_names_none(tmp_path: Path):
     table = table_of(text=["xx"] * 6, domain=["a", "a", "b", "b", "b", "b"])  # 4 tokens each
     path = tmp_path / "train.parquet"
     for length, expected in ((8, ["a", "b", "b"]), (9, [None, "b", "b"])):
-        write(PACKED, [path], [table], context(folder, Source(path="x", text="text"), length))
+        write(PACKED, [path], [table], context(folder, TEXT, length))
         assert pq.read_table(path)["curate_domain"].to_pylist() == expected
 
 
@@ -281,7 +306,7 @@ def test_weights_that_tokens_cannot_carry_are_counted(tmp_path: Path):
     table = table.set_column(
         table.schema.get_field_index("curate_weight"), "curate_weight", weights
     )
-    given = context(folder, Source(path="x", text="text"))
+    given = context(folder, TEXT)
     assert write(PACKED, [tmp_path / "a"], [table], given)["weighted"] == 2
     assert write(MEGATRON, [tmp_path / "b", tmp_path / "c"], [table], given)["weighted"] == 2
 
@@ -344,7 +369,7 @@ def receipts(root: Path, shards: Sequence[tuple[Shard, list[str]]], folder: str)
     for each, texts in shards:
         files = MEGATRON.files(each)
         (root / files[0]).parent.mkdir(parents=True, exist_ok=True)
-        given = context(folder, Source(path="x", text="text"))
+        given = context(folder, TEXT)
         facts = write(MEGATRON, [root / file for file in files], [table_of(text=texts)], given)
         phase, domain = each.component.phase, each.component.domain
         found.append({"file": files[0], "phase": phase, "domain": domain, "facts": facts})
@@ -402,9 +427,7 @@ def test_megatron_reads_the_files_and_writes_the_same_ones(tmp_path: Path):
     found = json.loads(done.stdout.splitlines()[-1])
     for prefix, texts in zip(prefixes, (TEXTS, TEXTS[:1], TEXTS[::-1]), strict=True):
         rows, indices = found["rows"][prefix]
-        encoded = Encoder(Path(narrow)).encode(
-            table_of(text=texts), {"web": Source(path="x", text="text")}
-        )
+        encoded = Encoder(Path(narrow)).encode(table_of(text=texts), {"web": TEXT}, marks=False)
         assert rows == documents(encoded)
         assert indices == list(range(len(texts) + 1))
         for end in ("bin", "idx"):

@@ -50,7 +50,7 @@ class _Sink:
         self._file = paths[0].open("wb")
 
     def write(self, table: pa.Table) -> None:
-        found = self._encoder.encode(table, self._sources)
+        found = self._encoder.encode(table, self._sources, marks=False)
         self._file.write(found.ids.astype(_CODES[self._code]).data)
         self._lengths.append(np.diff(found.starts).astype(np.int32))
         self._num_weighted += num_weighted(table)

@@ -4,9 +4,10 @@ packed/<domain>/train-00000-of-00024.parquet
 
 The documents of a shard stand behind each other and are cut every `length` tokens. `labels` are
 the ids, and -100 where no loss is to be taken: at the first token of a document, which has nothing
-of its own before it, in prompts, and in the padding that fills up the last sequence of a shard.
-`seq_lengths` are the stretches of a sequence that belong to one document (the padding is one too),
-for trainers that keep documents from seeing each other.
+of its own before it, in prompts, in all of a chat but what the assistant says, and in the padding
+that fills up the last sequence of a shard. `seq_lengths` are the stretches of a sequence that
+belong to one document (the padding is one too), for trainers that keep documents from seeing each
+other.
 
 Labels double the size (1.2 bytes a token more, zstd): without them every trainer would need code of
 its own, and one that has none would train on padding.
@@ -153,7 +154,7 @@ class _Sink:
         self._writer = pq.ParquetWriter(self._file, schema, **options)
 
     def write(self, table: pa.Table) -> None:
-        found = self._encoder.encode(table, self._sources)
+        found = self._encoder.encode(table, self._sources, marks=True)
         domains = table["curate_domain"].combine_chunks()
         self._buffer.add(found.ids, found.counted, found.starts[:-1], domains)
         self._facts["weighted"] += num_weighted(table)

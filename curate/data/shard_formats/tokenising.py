@@ -27,7 +27,7 @@ from curate.data.columns import resolve_columns
 from curate.data.example import Source
 from curate.data.shard_formats.sink import Context
 from curate.data.values import Turns, field_values
-from curate.errors import ConfigError, CurateError
+from curate.errors import ConfigError
 
 # The functions are made at import time, unseen by type checkers.
 pc: Any = pyarrow.compute
@@ -46,7 +46,8 @@ class Documents:
     ids: npt.NDArray[np.int32]
     """(T,)"""
     counted: npt.NDArray[np.bool_]
-    """(T,) what the loss is taken of: not the first token of a document, and no prompt."""
+    """(T,) what the loss is taken of: not the first token of a document, no prompt, and of chats
+    what the assistant says."""
     starts: npt.NDArray[np.int64]
     """(N + 1,)"""
 
@@ -118,29 +119,31 @@ class Encoder:
         self._core.no_padding()
         self.special = Special(**json.loads((folder / SPECIAL).read_text(encoding="utf-8")))
 
-    def encode(self, table: pa.Table, sources: Mapping[str, Source]) -> Documents:
+    def encode(self, table: pa.Table, sources: Mapping[str, Source], *, marks: bool) -> Documents:
         """The documents of a table's rows, in their order.
 
         Args:
             table: rows of shards.
             sources: name -> what its columns mean.
+            marks: whether it matters what is counted in chats, which takes rendering them twice.
 
         Raises:
-            CurateError: a chat template refuses a row; names it.
+            CurateError: a chat template refuses a row, or it is unclear what the assistant says
+                in it; names it.
         """
         owners = table.column("curate_source").combine_chunks().dictionary_encode()
         names: list[str] = owners.dictionary.to_pylist()
         if len(names) == 1:
-            return self._of_source(table, names[0], sources[names[0]])
+            return self._of_source(table, names[0], sources[names[0]], marks)
         codes = owners.indices.to_numpy()
         rows = [np.flatnonzero(codes == code) for code in range(len(names))]
         parts = [
-            self._of_source(table.take(pa.array(mine)), name, sources[name])
+            self._of_source(table.take(pa.array(mine)), name, sources[name], marks)
             for name, mine in zip(names, rows, strict=True)
         ]
         return _in_order(parts, np.concatenate(rows) if rows else np.zeros(0, np.int64))
 
-    def _of_source(self, table: pa.Table, name: str, source: Source) -> Documents:
+    def _of_source(self, table: pa.Table, name: str, source: Source, marks: bool) -> Documents:
         if not source.content_columns:
             # Columns that only other sources have are empty here.
             own = [n for n in table.column_names if table[n].null_count < table.num_rows]
@@ -151,7 +154,7 @@ class Encoder:
         if "messages" in fields:
             messages = fields["messages"]
             assert isinstance(messages, Turns)
-            return self._chats(messages, table)
+            return self._chats(messages, table, marks)
         columns = ("prompt", "response") if "response" in fields else ("text",)
         lists = [pc.fill_null(fields[column], "").to_pylist() for column in columns]
         texts = list(chain.from_iterable(zip(*lists, strict=True)))
@@ -182,45 +185,55 @@ class Encoder:
         found[is_text] = ids
         return Documents(found, _counted(starts, given + num_first), starts)
 
-    def _chats(self, turns: Turns, table: pa.Table) -> Documents:
+    def _chats(self, turns: Turns, table: pa.Table, marks: bool) -> Documents:
         """A template says itself how a chat begins, and mostly how it ends."""
-        template = self._template()
-        from curate.data.shard_formats.chats import RefusedError
-
-        roles, contents = turns.roles.to_pylist(), turns.contents.to_pylist()
-        said = [
-            {"role": role, "content": content or ""}
-            for role, content in zip(roles, contents, strict=True)
-        ]
-        texts: list[str] = []
-        for row, (start, stop) in enumerate(pairwise(turns.starts.tolist())):
-            try:
-                texts.append(template.render(said[start:stop]))
-            except RefusedError as error:
-                raise CurateError(
-                    f"{_place(table, row)}: the tokenizer's chat template refuses the chat:"
-                    f" {error}",
-                    fix="drop such rows with plan.filter, or choose another tokenizer in"
-                    " shards.packing.tokenizer",
-                ) from error
-        ids, lengths = self._ids(texts)
-        end = self.special.tokens.get("eos_token") or "\0"
-        is_open = np.array([not text.rstrip().endswith(end) for text in texts], dtype=np.bool_)
-        starts = _starts(lengths + is_open)
-        found = np.full(starts[-1], self.special.end, dtype=np.int32)
-        is_text = np.ones(len(found), dtype=np.bool_)
-        is_text[starts[1:][is_open] - 1] = False
-        found[is_text] = ids
-        return Documents(found, _counted(starts, np.zeros(len(texts), np.int64)), starts)
-
-    def _template(self) -> Any:
         try:
-            from curate.data.shard_formats.chats import ChatTemplate
+            from curate.data.shard_formats.chats import rendered
         except ImportError as error:
             raise ConfigError(
                 "chats need jinja2 to be written as tokens", fix="pip install 'jinja2>=3.1.6'"
             ) from error
-        return ChatTemplate(self.special.template or "", self.special.tokens)
+        special = self.special
+        chats, texts, spans = rendered(
+            turns, table, template=special.template or "", special=special.tokens, marks=marks
+        )
+        if marks:
+            ids, lengths, said = self._marked_ids(texts, spans)
+        else:
+            ids, lengths = self._ids(texts)
+            said = np.ones(len(ids), dtype=np.bool_)
+        end = special.tokens.get("eos_token") or "\0"
+        is_open = np.array([not text.rstrip().endswith(end) for text in texts], dtype=np.bool_)
+        starts = _starts(lengths + is_open)
+        found = np.full(starts[-1], special.end, dtype=np.int32)
+        counted = np.ones(len(found), dtype=np.bool_)
+        closing = starts[1:][is_open] - 1
+        is_text = np.ones(len(found), dtype=np.bool_)
+        is_text[closing] = False
+        found[is_text], counted[is_text] = ids, said
+        if marks:  # to end where the assistant is to speak is nothing to learn
+            answered = [bool(chat) and chat[-1]["role"] == "assistant" for chat in chats]
+            counted[closing] = np.array(answered, dtype=np.bool_)[is_open]
+        counted &= _counted(starts, np.zeros(len(texts), np.int64))
+        return Documents(found, counted, starts)
+
+    def _marked_ids(
+        self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """`_ids`, and which tokens lie in the spans of their text."""
+        ids, lengths = [np.zeros(0, np.int32)], list[int]()
+        said = [np.zeros(0, np.bool_)]
+        for start, stop in _chunks(texts):
+            encoded = self._core.encode_batch(texts[start:stop], add_special_tokens=False)
+            for entry, own in zip(encoded, spans[start:stop], strict=True):
+                ids.append(np.array(entry.ids, dtype=np.int32))
+                places = np.array(entry.offsets, dtype=np.int64).reshape(-1, 2)
+                mine = np.zeros(len(places), dtype=np.bool_)
+                for first, last in own:
+                    mine |= (places[:, 0] < last) & (places[:, 1] > first)
+                said.append(mine)
+                lengths.append(len(places))
+        return np.concatenate(ids), np.array(lengths, dtype=np.int64), np.concatenate(said)
 
     def _ids(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Tokens of all texts behind each other, and how many each has."""
@@ -282,10 +295,3 @@ def _in_order(parts: Sequence[Documents], rows: npt.NDArray[np.int64]) -> Docume
     ids = np.concatenate([part.ids for part in parts])[index]
     counted = np.concatenate([part.counted for part in parts])[index]
     return Documents(ids, counted, _starts(lengths[order]))
-
-
-def _place(table: pa.Table, row: int) -> str:
-    source, file, number = (
-        table[name][row].as_py() for name in ("curate_source", "curate_file", "curate_row")
-    )
-    return f"{source}, {file}, row {number}"
