@@ -6,8 +6,8 @@ partition, then the summary. Each is kept once it is whole, so that a rerun goes
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition, remove_strays
 from curate.data.tables import write_table
 from curate.errors import ConfigError, InputError, counted
+from curate.plan.batches import Tables
 from curate.plan.groups import PLACE
 from curate.plan.mixture import Mixture, load_mixture
 from curate.plan.plan import Arm, apply_plan, columns_read, make_plans
@@ -77,12 +78,13 @@ def plan_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> 
         from jobs.diverse import diverse_run
 
         diverse_run(work.diverse, pool=pool, listener=listener)
-    plans = _stored(work) or _make(work)
+    tables = _open_tables(work)
+    plans = _stored(work) or _make(work, tables)
     tasks = _tasks(work)
     outcome = run_tasks("plan", tasks, plan_work, pool=pool, listener=listener)
     strays = remove_strays(run.plan, {part.name for part in run.partitions()})
     raise_failures("plan", outcome)
-    summary_is_new = _summarise(work, plans)
+    summary_is_new = _summarise(work, plans, tables)
     if outcome.done or strays or summary_is_new or "plan" not in load_manifest(run)["stages"]:
         outputs = [*(task.output for task in tasks), *_documents(run)]
         record_stage(run, "plan", outputs=outputs, seconds=outcome.seconds)
@@ -203,9 +205,28 @@ def _mixture(settings: Settings, run: RunFolder, lengths: str) -> tuple[Mixture 
     return load_mixture(output.path), mark["digest"]
 
 
-def _make(work: _Work) -> dict[str, Thresholds]:
+def _open_tables(work: _Work) -> Tables:
+    """The tables, of which the first pass reads what the summary needs too."""
+    tables = open_tables(work.run, work.lengths)
+    columns = sorted({*work.columns, *_columns(_shown(work.run, tables))})
+    with_labels = work.settings.plan.within == "label"
+    tables.batches(columns, with_labels=with_labels, seed=work.settings.seed)
+    return tables
+
+
+def _shown(run: RunFolder, tables: Tables) -> dict[str, Sequence[str]]:
+    """The columns of scorers that have finished, which the summary shows."""
+    complete = complete_scorers(run)
+    return {scorer: names for scorer, names in tables.scorers.items() if scorer in complete}
+
+
+def _columns(scorers: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{scorer}.{name}" for scorer, names in scorers.items() for name in names]
+
+
+def _make(work: _Work, tables: Tables) -> dict[str, Thresholds]:
     """The plan and its yardsticks, made and stored."""
-    seed, tables = work.settings.seed, open_tables(work.run, work.lengths)
+    seed = work.settings.seed
     own = make_plans(tables, {"plan": Arm(work.settings.plan, work.mixture)}, seed=seed)
     beside = make_plans(tables, yardstick_arms(own["plan"]), seed=seed)
     plans = {**own, **beside}
@@ -280,16 +301,14 @@ def _tasks(work: _Work) -> list[Task]:
     return found
 
 
-def _summarise(work: _Work, plans: Mapping[str, Thresholds]) -> bool:
+def _summarise(work: _Work, plans: Mapping[str, Thresholds], tables: Tables) -> bool:
     """Write the summary unless it is there; returns whether it was written."""
     output, made_from = _summary_output(work.run), _summary_fingerprint(work)
     if output.is_done(made_from):
         return False
-    tables = open_tables(work.run, work.lengths)
-    complete = complete_scorers(work.run)
-    shown = {scorer: names for scorer, names in tables.scorers.items() if scorer in complete}
     beside = {name: plan for name, plan in plans.items() if name != "plan"}
-    summary = summarise(type(tables)(shown, tables.frames), plans["plan"], beside)
+    shown = replace(tables, scorers=_shown(work.run, tables))
+    summary = summarise(shown, plans["plan"], beside)
     head = {
         "schema_version": summary.pop("schema_version"),
         # Where examples are rows of numbers there are no tokens to speak of.
