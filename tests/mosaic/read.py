@@ -30,11 +30,11 @@ def described(value: Any) -> Any:
     return [type(value).__name__, str(value)]
 
 
-def samples(folder: str) -> Any:
+def samples(*folders: str) -> Any:
     from streaming import LocalDataset
 
-    data = LocalDataset(folder)
-    rows = (data[at] for at in range(len(data)))
+    sets = [LocalDataset(folder) for folder in folders]
+    rows = (data[at] for data in sets for at in range(len(data)))
     return [{name: described(value) for name, value in row.items()} for row in rows]
 
 
