@@ -372,15 +372,18 @@ def _load_lines(run: RunFolder, domain: str | None) -> list[str]:
     manifest = read_document(path, shards=list, domains=dict, columns=dict)
     if manifest is None:
         return []
+    formats = cast(list[str], manifest.get("formats") or ["parquet"])
     shards = [
         shard
         for shard in cast(list[dict[str, Any]], manifest["shards"])
-        if domain in (None, shard.get("domain"))
+        if domain in (None, shard.get("domain")) and shard.get("format", "parquet") == formats[0]
     ]
     if not shards:
         return []
     written = Written(
         shards=shards,
+        others=(),
+        formats=formats,
         examples={},
         names=manifest["domains"],
         sources={},

@@ -5,20 +5,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from curate.data.choice import read_choice
 from curate.data.files import digest_file, read_document
+from curate.data.layout import RunFolder
 from curate.data.partitions import Output
+from curate.data.shard_checks import Planned
 from curate.data.shard_folder import DamageError, check_shards
+from curate.data.shard_weights import Tally, Way, weigh
 from curate.errors import InputError
 from jobs.opening import saved_values
+from jobs.write_tasks import is_planned
 
 
-def verify_shards(folder: Path) -> dict[str, Any]:
-    """Recompute digests and counts of a shards folder, wherever it lies, or of a whole run.
+def verify_shards(folder: Path, *, quick: bool = False) -> dict[str, Any]:
+    """Recompute digests and counts of a shards folder, wherever it lies, or of a whole run, and
+    look at the rows of the shards.
 
     Args:
         folder: with the shards' `manifest.json`; the run is not needed. Of a run folder every
             file that a stage has finished is held against its mark, the shards with them, and the
-            weights of every checkpoint against the digest that was kept of them.
+            weights of every checkpoint against the digest that was kept of them; the rows of the
+            shards are held against the plan, where there is one.
+        quick: look at files alone, not at the rows of shards.
 
     Returns:
         Number of shards, rows, tokens and bytes; of a run, of `files` and `checkpoints` that were
@@ -32,7 +40,7 @@ def verify_shards(folder: Path) -> dict[str, Any]:
     is_run = folder.is_dir() and saved_values(folder) is not None
     if not is_run:
         inside = (folder / "shards").is_dir() and not (folder / "data").is_dir()
-        return check_shards(folder / "shards" if inside else folder)
+        return check_shards(folder / "shards" if inside else folder, quick=quick)
     outputs = finished(folder)
     problems = [
         f"{output.path.relative_to(folder).as_posix()}: {problem}"
@@ -45,9 +53,13 @@ def verify_shards(folder: Path) -> dict[str, Any]:
         problems += _changed_weights(folder, digests)
     if (folder / "shards" / "manifest.json").exists():
         try:
-            found = {**check_shards(folder / "shards"), **found}
+            plan = None if problems or quick else planned(folder)
+            found = {**check_shards(folder / "shards", plan=plan, quick=quick), **found}
         except DamageError as error:
-            problems += [f"shards/{problem}" for problem in error.problems]
+            problems += [
+                f"shards{', ' if problem.startswith('rows: ') else '/'}{problem}"
+                for problem in error.problems
+            ]
     if problems:
         raise DamageError(
             f"{folder} has damage",
@@ -56,6 +68,32 @@ def verify_shards(folder: Path) -> dict[str, Any]:
             " of is redone",
         )
     return found
+
+
+def planned(root: Path) -> Iterator[Planned] | None:
+    """What a run's plan wants of its shards; None without a complete plan.
+
+    Weights reach the shards in the way that the manifest states.
+    """
+    run = RunFolder(root)
+    if not is_planned(run):
+        return None
+    manifest = read_document(run.shards / "manifest.json") or {}
+    seed = int((saved_values(root) or {}).get("seed", 0))
+    return _planned(run, manifest.get("weights", "column"), seed)
+
+
+def _planned(run: RunFolder, way: Way, seed: int) -> Iterator[Planned]:
+    tally = Tally(way, seed)
+    for part in run.partitions():
+        tally.take(read_choice(run, part, tokenizer=None))
+    for number, part in enumerate(run.partitions()):
+        choice = weigh(read_choice(run, part, tokenizer=None), way, tally.terms(number))
+        for component in choice.components():
+            weights = choice.in_phase(component.phase).weights
+            copies = choice.copies_of(component)
+            if copies.any():
+                yield part.source, part.file, component, choice.rows, copies, weights
 
 
 def finished(root: Path) -> list[Output]:

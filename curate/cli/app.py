@@ -163,6 +163,8 @@ def mix(
 
 
 _stage("plan", "Decide for every example: kept, weight, copies, and why.")
+
+
 @app.command()
 def write(
     config: o.ConfigOrRun,
@@ -301,12 +303,15 @@ def show(
 @app.command()
 def verify(
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, or a run.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Files alone: sizes, digests and counts, not rows.")
+    ] = False,
     json: o.Json = False,
 ) -> None:
-    """Check the digests of SHARDS, or of every finished file of a run."""
+    """Check files and rows of SHARDS, or all of a run and its shards against the plan."""
     from curate.cli.tools import print_verification
 
-    print_verification(shards, as_json=json)
+    print_verification(shards, quick=quick, as_json=json)
 
 
 @app.command()

@@ -67,12 +67,12 @@ def print_run(folder: Path, options: Mapping[str, Any], *, quarantine: bool, as_
         print("\n".join(shown_lines(view)))
 
 
-def print_verification(shards: Path, *, as_json: bool) -> None:
+def print_verification(shards: Path, *, quick: bool, as_json: bool) -> None:
     """`curate verify`."""
     from jobs.verify import verify_shards
 
     try:
-        result = verify_shards(shards)
+        result = verify_shards(shards, quick=quick)
     except CurateError as error:
         if as_json:
             problems = error.problems if isinstance(error, DamageError) else []

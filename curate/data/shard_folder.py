@@ -1,7 +1,7 @@
 """What lies in a shards folder: which files are curate's, and whether they are as written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import xxhash
 
 from curate.data.files import digest_file, read_json, replace
 from curate.data.recipe import SCHEMA_VERSION, files_of
+from curate.data.shard_checks import Planned, check_contents
 from curate.data.shard_formats import FORMATS, open_format
 from curate.errors import CurateError, InputError, RunFolderError, counted
 
@@ -74,8 +75,16 @@ def _patterns() -> list[str]:
     return [open_format(name).pattern for name in FORMATS]
 
 
-def check_shards(folder: Path) -> dict[str, Any]:
-    """Compare a folder with its manifest, byte for byte; needs neither the run nor its inputs.
+def check_shards(
+    folder: Path, *, plan: Iterable[Planned] | None = None, quick: bool = False
+) -> dict[str, Any]:
+    """Compare a folder with its manifest, byte for byte, then its rows with what the manifest says
+    of them; needs neither the run nor its inputs.
+
+    Args:
+        folder: of the shards.
+        plan: of `curate.data.shard_checks`: rows are held against it too.
+        quick: look at files alone, not at rows.
 
     Returns:
         Number of shards, rows, tokens and bytes.
@@ -106,6 +115,8 @@ def check_shards(folder: Path) -> dict[str, Any]:
             fix="use the version of curate that wrote the shards",
         )
     problems = _problems(folder, manifest)
+    if not problems and not quick:  # of files that are not as written the rows tell nothing new
+        problems = check_contents(folder, manifest, plan)
     if problems:
         raise DamageError(
             f"{folder} is damaged",
@@ -142,9 +153,35 @@ def _problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
         if file not in known
         and (is_shard(file) or file.startswith(roots) or file.endswith((".parquet", ".tmp")))
     ]
-    rows = sum(shard["rows"] for shard in _of_first(manifest))
-    if rows != manifest["rows"]:
-        found.append(f"manifest.json: the shards sum to {rows} rows, not {manifest['rows']}")
+    return found + _sums(manifest)
+
+
+def _sums(manifest: dict[str, Any]) -> list[str]:
+    """What the shards of the manifest do not sum up to."""
+    first, *others = manifest["formats"]
+    found = [
+        f"manifest.json: {name} and {first} have different rows"
+        for name in others
+        if _rows_of(manifest, name) != _rows_of(manifest, first)
+    ]
+    totals = {"rows": sum(_rows_of(manifest, first).values())}
+    totals["bytes"] = sum(size for shard in manifest["shards"] for _, size in files_of(shard))
+    if manifest["tokens"] is not None:
+        totals["tokens"] = sum(shard["tokens"] for shard in _of_first(manifest))
+    return found + [
+        f"manifest.json: the shards sum to {total} {key}, not {manifest[key]}"
+        for key, total in totals.items()
+        if total != manifest[key]
+    ]
+
+
+def _rows_of(manifest: dict[str, Any], form: str) -> dict[tuple[int, str], int]:
+    """(phase, domain) -> rows of its shards in a format."""
+    found: dict[tuple[int, str], int] = {}
+    for shard in manifest["shards"]:
+        if shard["format"] == form:
+            key = (shard["phase"], shard["domain"])
+            found[key] = found.get(key, 0) + shard["rows"]
     return found
 
 
