@@ -11,7 +11,14 @@ from curate.config import nearest
 from curate.errors import ConfigError
 from curate.models.settings import TASKS
 from jobs.all_stages import load
-from jobs.own_passes import INDEXES_TARGET, OWN, READS_LABELS, TRAINS_ON_TARGET, WITHOUT_MODEL
+from jobs.own_passes import (
+    INDEXES_TARGET,
+    OWN,
+    READS_EVALUATION,
+    READS_LABELS,
+    TRAINS_ON_TARGET,
+    WITHOUT_MODEL,
+)
 from jobs.representations import READS_TARGET, reads_vectors
 from jobs.settings import parse_settings
 
@@ -100,10 +107,12 @@ def _reads(name: str) -> tuple[str, ...]:
         "a model": name not in WITHOUT_MODEL,
         "labels": name in READS_LABELS,
         "a target": name in READS_TARGET | TRAINS_ON_TARGET | INDEXES_TARGET,
+        "evaluation sets": name in READS_EVALUATION,
         "vectors": reads_vectors(parse_settings(values)),
     }
     read = tuple(what for what, does in found.items() if does)
-    return read if set(read) - {"a target"} else (*read, "the examples themselves")
+    beside = {"a target", "evaluation sets"}
+    return read if set(read) - beside else (*read, "the examples themselves")
 
 
 def _options(method: Any) -> dict[str, str]:

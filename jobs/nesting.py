@@ -39,6 +39,7 @@ def refuse_nesting(settings: Settings) -> None:
     sources = {f"sources.{name}": source for name, source in settings.sources.items()}
     if settings.target is not None:
         sources["target"] = settings.target
+    sources |= {f"evaluation.{name}": source for name, source in settings.evaluation.items()}
     for name, source in sources.items():
         for path in [source.path] if isinstance(source.path, str) else source.path:
             place = path.removeprefix("file://")

@@ -32,14 +32,17 @@ OWN: dict[str, str] = {
     "rds": "jobs.rds:passes",
     "gio": "jobs.gio:passes",
     "spread": "jobs.spread:passes",
+    "leakage": "jobs.leakage:passes",
 }
 """Scorer -> `module:function` that says its passes: `(settings, scorer) -> OwnPasses`."""
 
 WITHOUT_MODEL = frozenset(
-    {"label_issues", "duplicates", "dsir", "bm25", "density_ratio", "gio", "rds"}
+    {"label_issues", "duplicates", "dsir", "bm25", "density_ratio", "gio", "rds", "leakage"}
 )
 """Those of them that read texts, vectors, labels or scores, and no scoring model: the rest may need
 what a reference model says of all."""
+READS_EVALUATION = frozenset({"leakage"})
+"""Those of them that look for the evaluation sets."""
 READS_LABELS = frozenset({"aum_threshold", "label_issues"})
 """Those of them that judge labels, and are not defined without."""
 TRAINS_ON_TARGET = frozenset({"dvgs"})

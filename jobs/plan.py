@@ -31,6 +31,7 @@ from curate.plan.summary import summarise
 from curate.plan.yardsticks import yardstick_arms
 from jobs.cluster import Pool
 from jobs.domains_use import domain_digests
+from jobs.leakage_report import read_report, report_is_due, report_output, write_report
 from jobs.lengths import EXAMPLES, lengths_digest, lengths_run
 from jobs.mix import mix_fingerprint, mixer_for, mixture_output
 from jobs.plan_tables import (
@@ -84,7 +85,8 @@ def plan_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> 
     outcome = run_tasks("plan", tasks, plan_work, pool=pool, listener=listener)
     strays = remove_strays(run.plan, {part.name for part in run.partitions()})
     raise_failures("plan", outcome)
-    summary_is_new = _summarise(work, plans, tables)
+    report_is_new = write_report(settings, work.fingerprint)
+    summary_is_new = _summarise(work, plans, tables) or report_is_new
     if outcome.done or strays or summary_is_new or "plan" not in load_manifest(run)["stages"]:
         outputs = [*(task.output for task in tasks), *_documents(run)]
         record_stage(run, "plan", outputs=outputs, seconds=outcome.seconds)
@@ -92,7 +94,9 @@ def plan_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> 
     for note in summary["notes"]:
         log.warning("plan: %s", note)
     del summary["groups"]
-    return {**summary, "done": len(outcome.done), "skipped": len(outcome.skipped)}
+    leakage = read_report(run)
+    told = {} if leakage is None else {"leakage": leakage}
+    return {**summary, **told, "done": len(outcome.done), "skipped": len(outcome.skipped)}
 
 
 def plan_plan(settings: Settings) -> StageState:
@@ -114,6 +118,8 @@ def plan_plan(settings: Settings) -> StageState:
     missing = (counted(len(due), *forms),) if due else ()
     if not due and not _summary_output(run).is_done(_summary_fingerprint(work)):
         missing = ("the summary is not up to date",)
+    elif not due and report_is_due(settings, work.fingerprint):
+        missing = ("the report on leakage is not up to date",)
     return StageState("plan", total, total - len(due), missing)
 
 
@@ -334,7 +340,7 @@ def _summary_fingerprint(work: _Work) -> str:
 
 
 def _documents(run: RunFolder) -> list[Output]:
-    return [_thresholds_output(run), _ranks_output(run), _summary_output(run)]
+    return [_thresholds_output(run), _ranks_output(run), _summary_output(run), report_output(run)]
 
 
 def _thresholds_output(run: RunFolder) -> Output:

@@ -24,6 +24,10 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
     before = old.get("sources") or {}
     sources = {name: _source(source, before.get(name)) for name, source in settings.sources.items()}
     target = settings.target and _source(settings.target, old.get("target"))
+    known_sets = old.get("evaluation") or {}
+    evaluation = {
+        name: _source(source, known_sets.get(name)) for name, source in settings.evaluation.items()
+    }
     model = settings.model
     if model.name is not None:
         name, revision = _model(model.name, model.revision, old.get("model"), "name")
@@ -62,6 +66,7 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         run=str(Path(settings.run).expanduser().absolute()),
         sources=sources,
         target=target,
+        evaluation=evaluation,
         task=task,
         model=model,
         checkpoints=checkpoints,

@@ -23,6 +23,7 @@ CHECKS: dict[str, str] = {
     "bm25": "jobs.bm25:check",
     "density_ratio": "jobs.density_ratio:check",
     "rds": "jobs.rds:check",
+    "leakage": "jobs.leakage:check",
 }
 """Scorer with passes of its own -> `module:function` of `(settings, scorer)` that refuses settings
 under which these cannot run; it needs no index and writes nothing."""

@@ -32,6 +32,9 @@ class Settings:
     """Name -> input data set."""
     target: Source | None = None
     """What the user cares about; for the methods that need a target."""
+    evaluation: dict[str, Source] = field(default_factory=dict[str, Source])
+    """Name -> data that the model will be judged on, which must not stand in what is kept; for the
+    scorer `leakage`."""
     task: dict[str, Any] = field(default_factory=dict[str, Any])
     """`kind` (see `curate methods`) and its options."""
     model: Model = field(default_factory=Model)
@@ -68,11 +71,12 @@ class Settings:
                     f"sources: {name!r} is no good name",
                     fix="use letters, digits, _, and no more than 200 of them",
                 )
-        for name in self.embed:
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
-                raise ConfigError(
-                    f"embed: {name!r} is no good name", fix="use letters, digits and _"
-                )
+        for where, names in {"embed": self.embed, "evaluation": self.evaluation}.items():
+            for name in names:
+                if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+                    raise ConfigError(
+                        f"{where}: {name!r} is no good name", fix="use letters, digits and _"
+                    )
 
 
 def parse_settings(

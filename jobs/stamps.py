@@ -104,7 +104,8 @@ def _stamp(settings: Settings, run: RunFolder, stage: str) -> str | None:
     names = [name for name in named if isinstance(name, str) and not Path(name).exists()]
     if names and (model.revision is None or names != [model.name]):
         return None  # a name on the hub that may stand for something else tomorrow
-    texts = list(_texts({k: v for k, v in values.items() if k not in ("sources", "target")}))
+    data = ("sources", "target", "evaluation")
+    texts = list(_texts({k: v for k, v in values.items() if k not in data}))
     if any("://" in text or is_glob(text) for text in texts):
         return None  # tables from outside
     if any(":" in name for name in settings.score.named) or ":" in str(settings.task.get("kind")):
@@ -115,6 +116,11 @@ def _stamp(settings: Settings, run: RunFolder, stage: str) -> str | None:
         settings=values,
         files={text: file_stamps(Path(text)) for text in texts if Path(text).is_absolute()},
         target=[[file.file, file.stamp] for file in _target_files(settings)],
+        evaluation=[
+            [name, file.file, file.stamp]
+            for name, source in settings.evaluation.items()
+            for file in find_files(name, source)
+        ],
         made={name: stages.get(name, {}).get("files") for name in ("index", "tokenizer", stage)},
         before={
             name: stages.get(name, {}).get("files") for name in STAMPED[: STAMPED.index(stage)]

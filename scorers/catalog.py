@@ -27,6 +27,7 @@ SCORERS = {
     "self_influence": "scorers.self_influence:SelfInfluence",
     "influence": "scorers.influence:Influence",
     "duplicates": "scorers.duplicates:Duplicates",
+    "leakage": "scorers.leakage:Leakage",
     "spread": "scorers.spread:Spread",
     "dsir": "scorers.dsir:DSIR",
     "bm25": "scorers.bm25:BM25",

@@ -13,7 +13,7 @@ from curate.errors import ConfigError
 from jobs.all_stages import run_stages, stages_for
 from jobs.settings import Settings
 
-_CHECKED = ("score", "task", "model", "checkpoints", "target")
+_CHECKED = ("score", "task", "model", "checkpoints", "target", "evaluation")
 """Sections of the settings that the scorers' own checks read."""
 
 

@@ -97,7 +97,13 @@ def _plan(summary: Mapping[str, Any]) -> str:
     copies = kept["copies"] - kept["rows"]
     line += f", {counted(copies, 'copy', 'copies')} more" if copies else ""
     dropped = summary["dropped"]["rows"]
-    return line + (f"; {dropped:,} were dropped first" if dropped else "")
+    line += f"; {dropped:,} were dropped first" if dropped else ""
+    return line + "".join(
+        f"; of {place_text(name)} {found['kept']['examples']:,} of {found['examples']:,}"
+        f" ({100 * found['kept']['share']:.1f} %) stand in what is kept,"
+        f" {counted(found['left_out']['rows'], 'example')} with it left out"
+        for name, found in summary.get("leakage", {"sets": {}})["sets"].items()
+    )
 
 
 def _write(summary: Mapping[str, Any]) -> str:

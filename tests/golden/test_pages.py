@@ -73,7 +73,7 @@ def _owner(hint: Any, key: str) -> tuple[Any, str]:
     if is_dataclass(hint):
         return hint, key
     inner = [member for member in getattr(hint, "__args__", ()) if is_dataclass(member)]
-    if not inner or key == "target":
+    if not inner or key in ("target", "evaluation"):
         return None, key
     return inner[0], f"{key}.NAME" if getattr(hint, "__origin__", None) is dict else key
 
