@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from curate.data.example import KEY
 from curate.data.layout import RunFolder
-from curate.data.partitions import Output, Partition
+from curate.data.partitions import Partition
 from curate.data.shard_layout import Component
-from curate.data.tables import meet, read_examples, read_table
+from curate.data.tables import examples_arrow, meet_arrow, read_arrow
 
 IntArray = npt.NDArray[np.int64]
 
@@ -63,9 +65,13 @@ class Choice:
     def repeats(self) -> dict[Component, list[int]]:
         """How many examples of each component are written once, how many twice, and so on."""
         found: dict[Component, list[int]] = {}
-        for component in self.distinct():
-            copies = self.copies_of(component)
-            found[component] = np.bincount(copies[copies > 0])[1:].tolist()
+        for phase, copies in self.copies.items():
+            most = int(copies.max(initial=0))
+            table = np.zeros((len(self.names), most + 1), dtype=np.int64)
+            np.add.at(table, (self.domains, copies), 1)
+            for name, numbers in zip(self.names, table[:, 1:], strict=True):
+                if numbers.any():
+                    found[Component(phase, name)] = np.trim_zeros(numbers, "b").tolist()
         return found
 
     def at(self, index: IntArray | slice) -> "Choice":
@@ -119,37 +125,49 @@ def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Ch
     Raises:
         CurateError: plan, index and token counts are not of the same examples.
     """
-    plan = read_table(run.planned(part).path)
-    examples = read_examples(run, part, [*KEY, "domain"])
-    meet(plan, examples)
-    keep = plan["keep"].fill_null(value=False).to_numpy()
-    names = tuple(sorted(examples["domain"].unique().to_list()))
+    plan = read_arrow(run.planned(part).path, [*KEY, "keep", "weight", "copies", "phases"])
+    examples = examples_arrow(run, part, [*KEY, "domain"])
+    meet_arrow(plan, examples)
     tokens = None
     if tokenizer is not None:
-        lengths = _read(run.lengths(part, tokenizer), [*KEY, "num_tokens"])
-        meet(plan, lengths)
-        tokens = lengths["num_tokens"].to_numpy().astype(np.int64)
+        lengths = read_arrow(run.lengths(part, tokenizer).path, [*KEY, "num_tokens"])
+        meet_arrow(plan, lengths)
+        tokens = lengths.column("num_tokens").to_numpy().astype(np.int64)
+    names, domains = _domains(examples.column("domain"))
     return Choice(
-        rows=plan["row"].to_numpy().astype(np.int64),
-        weights=plan["weight"].fill_null(0.0).to_numpy().astype(np.float32),
-        domains=examples["domain"].cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64),
+        rows=plan.column("row").to_numpy().astype(np.int64),
+        weights=plan.column("weight").fill_null(0.0).to_numpy().astype(np.float32),
+        domains=domains,
         names=names,
-        copies=_copies(plan, keep),
+        copies=_copies(plan),
         tokens=tokens,
     )
 
 
-def _read(table: Output, columns: list[str]) -> pl.DataFrame:
-    return read_table(table.path, columns)
+def _domains(column: pa.ChunkedArray) -> tuple[tuple[str, ...], IntArray]:
+    """The domains, sorted, and (N,) which of them each row has."""
+    if not len(column):
+        return (), np.zeros(0, dtype=np.int64)
+    encoded: Any = column.chunk(0)
+    codes = encoded.indices.to_numpy()
+    values: list[str] = encoded.dictionary.to_pylist()
+    present = np.flatnonzero(np.bincount(codes, minlength=len(values))).tolist()
+    names = sorted(values[code] for code in present)
+    places = {name: place for place, name in enumerate(names)}
+    return tuple(names), np.array([places.get(value, -1) for value in values])[codes]
 
 
-def _copies(plan: pl.DataFrame, keep: npt.NDArray[np.bool_]) -> dict[int, IntArray]:
+def _copies(plan: pa.Table) -> dict[int, IntArray]:
     """Copies per phase; phase 0 stands for all of training where there are no phases."""
-    if "phases" not in plan.columns:
-        return {0: np.where(keep, plan["copies"].fill_null(0).to_numpy(), 0).astype(np.int64)}
-    num_phases = int(plan["phases"].list.len().max() or 0)  # pyright: ignore[reportArgumentType]
+    keep = plan.column("keep").fill_null(False).to_numpy()
+    if "phases" not in plan.column_names:
+        return {
+            0: np.where(keep, plan.column("copies").fill_null(0).to_numpy(), 0).astype(np.int64)
+        }
+    phases = pl.Series(plan.column("phases"))
+    num_phases = int(phases.list.len().max() or 0)  # pyright: ignore[reportArgumentType]
     found: dict[int, IntArray] = {}
     for phase in range(num_phases):
-        copies = plan["phases"].list.get(phase, null_on_oob=True).fill_null(0).to_numpy()
+        copies = phases.list.get(phase, null_on_oob=True).fill_null(0).to_numpy()
         found[phase + 1] = np.where(keep, copies, 0).astype(np.int64)
     return found

@@ -82,7 +82,7 @@ def _deal(
     """Read one piece of a partition and hand its rows to their components."""
     wanted = np.zeros(len(choice.rows), dtype=bool)
     shares: list[tuple[ComponentWriter, Choice, IntArray]] = []
-    for component in choice.components():
+    for component in choice.counts():
         if writer := writers.get(component):
             copies = choice.copies_of(component)
             shares.append((writer, choice.in_phase(component.phase), copies))
@@ -115,8 +115,10 @@ def complete_rows(
     size = len(choice.rows)
     local = choice.rows - start
     rows = batch if size == batch.num_rows else batch.take(pa.array(local))
+    places, codes = np.unique(choice.domains, return_inverse=True)
     names = pa.DictionaryArray.from_arrays(
-        pa.array(choice.domains, pa.int32()), pa.array(choice.names, pa.string())
+        pa.array(codes, pa.int32()),
+        pa.array([choice.names[place] for place in places.tolist()], pa.string()),
     )
     added = {
         "curate_source": pa.repeat(pa.scalar(part.source), size),

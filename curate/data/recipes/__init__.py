@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from curate.data.recipe import Written
-from curate.data.recipes import axolotl, interleave, megatron, mosaic, torchtitan, trainer
+from curate.data.recipes import axolotl, interleave, megatron, mosaic, stream, torchtitan, trainer
 from curate.data.recipes import webdataset as webdataset_mix
 from curate.data.recipes.blend import Blend
 
@@ -24,6 +24,9 @@ RECIPES: dict[str, tuple[str, Callable[[Blend], str]]] = {
     "megatron.py": ("megatron", megatron.text),
 }
 """File -> format that it reads, and what writes it."""
+
+STREAMS: dict[str, tuple[str, Callable[[Blend], str]]] = {"stream.py": ("parquet", stream.text)}
+"""The same where domains share their files, so that none can be drawn from."""
 
 
 def recipes(
@@ -49,7 +52,7 @@ def recipes(
     )
     return {
         f"recipes/{file}": make(blend)
-        for file, (name, make) in RECIPES.items()
+        for file, (name, make) in (STREAMS if written.is_stream else RECIPES).items()
         if name in written.formats
     }
 
