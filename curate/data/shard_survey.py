@@ -17,7 +17,7 @@ from curate.data.partitions import Partition
 from curate.data.payload import Payload
 from curate.data.reading import payload_schema, resolve_address
 from curate.data.shard_columns import shard_schema
-from curate.data.shard_formats.parquet import writer_options
+from curate.data.shard_formats.parquet import table_options
 from curate.data.shard_layout import Component, Group, Kept, Shard, lay_out, slugs
 from curate.data.shard_line import STREAMS, Line, Stretch, lay_out_line
 from curate.data.shard_settings import Shards
@@ -308,7 +308,7 @@ def _sample(
             tables.append(complete_rows(batch, start, part, choice.at(index[inside]), schema))
     table = pa.concat_tables(tables).combine_chunks()
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, **writer_options(settings))
+    pq.write_table(table, sink, **table_options(settings, table))
     seconds = time.perf_counter() - started
     metadata = pq.read_metadata(pa.BufferReader(sink.getvalue()))
     size = sum(

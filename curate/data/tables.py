@@ -79,6 +79,9 @@ _MADE_BY = {
 }
 """Folder of a run -> command that makes the tables in it."""
 
+_ENCODED = ("source", "file", "domain")
+"""Columns of few values, which `read_arrow` leaves as they are stored."""
+
 _DAMAGE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
@@ -124,15 +127,52 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame
         InputError: it is missing or damaged; names the file and the command that makes it anew.
     """
     try:
-        content = path.read_bytes()
-        mark = Output(path).mark()
-        if mark is not None and mark["digest"] != xxhash.xxh3_128_hexdigest(content):
-            raise _damaged(path, "its bytes are not those that were written")
         return pl.read_parquet(
-            io.BytesIO(content), columns=list(columns) if columns is not None else None
+            io.BytesIO(_content(path)), columns=list(columns) if columns is not None else None
         )
     except _DAMAGE as error:
         raise _damaged(path, _first_line(error)) from error
+
+
+def read_arrow(path: Path, columns: Sequence[str]) -> pa.Table:
+    """`read_table` for those who read a few numbers of very many tables: a third of the time.
+
+    Args:
+        path: of the table.
+        columns: among them `KEY`; what the table does not have is left out.
+
+    Returns:
+        The columns, each in one piece; source, file and domain as dictionaries.
+
+    Raises:
+        InputError: as `read_table`.
+    """
+    encoded = [name for name in columns if name in _ENCODED]
+    try:
+        with pq.ParquetFile(pa.BufferReader(_content(path)), read_dictionary=encoded) as file:
+            table = file.read(columns=list(columns), use_threads=False)
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise _damaged(path, _first_line(error)) from error
+    is_whole = all(column.num_chunks == 1 for column in table.columns)
+    return table if is_whole else table.unify_dictionaries().combine_chunks()
+
+
+def examples_arrow(run: RunFolder, part: Partition, columns: Sequence[str]) -> pa.Table:
+    """`read_examples` as `read_arrow` reads."""
+    if run.clusters.mark() is None and run.examples(part).path.exists():
+        return read_arrow(run.examples(part).path, columns)
+    table = read_examples(run, part, columns).to_arrow()
+    fields = [(name, table.column(name)) for name in columns]
+    return pa.table({n: c.dictionary_encode() if n in _ENCODED else c for n, c in fields}
+                    ).unify_dictionaries().combine_chunks()  # fmt: skip
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    mark = Output(path).mark()
+    if mark is not None and mark["digest"] != xxhash.xxh3_128_hexdigest(content):
+        raise _damaged(path, "its bytes are not those that were written")
+    return content
 
 
 def table_columns(path: Path) -> list[str]:
@@ -182,6 +222,28 @@ def meet(left: pl.DataFrame, right: pl.DataFrame) -> None:
                 f" {left.select(KEY).row(at)} against {right.select(KEY).row(at)}",
                 fix="run the stage that made the older one again",
             )
+
+
+def meet_arrow(left: pa.Table, right: pa.Table) -> None:
+    """`meet` of what `read_arrow` has read."""
+    is_same = left.num_rows == right.num_rows
+    if is_same and all(_equal(left.column(name), right.column(name)) for name in KEY):
+        return
+    meet(*(pl.DataFrame({name: _plain(table.column(name)) for name in KEY})
+           for table in (left, right)))  # fmt: skip
+
+
+def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> bool:
+    if pa.types.is_dictionary(left.type) and left.num_chunks == right.num_chunks == 1:
+        values = left.chunk(0).dictionary, right.chunk(0).dictionary
+        # As a rule there is one value, that of all rows.
+        if len(values[0]) == len(values[1]) == 1 and left.null_count == right.null_count == 0:
+            return values[0].equals(values[1])
+    return _plain(left).equals(_plain(right))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.large_string()) if pa.types.is_dictionary(column.type) else column
 
 
 def scan_examples(run: RunFolder) -> pl.LazyFrame:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate.data.shard_dictionaries import repeating_columns
 from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Shard
 from curate.data.shard_settings import Shards
@@ -31,27 +32,33 @@ def writer_options(settings: Shards) -> dict[str, Any]:
     return options
 
 
+def table_options(settings: Shards, table: pa.Table) -> dict[str, Any]:
+    """`writer_options` for a file that starts with the rows of a table."""
+    return writer_options(settings) | {"use_dictionary": repeating_columns(table)}
+
+
 class _Sink:
-    def __init__(self, path: Path, schema: pa.Schema, options: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, settings: Shards) -> None:
+        self._schema, self._settings = schema, settings
         self._file = pa.OSFile(str(path), "wb")
-        try:
-            self._writer = pq.ParquetWriter(self._file, schema, **options)
-        except OSError:
-            with suppress(OSError):
-                self._file.close()
-            raise
+        self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
+        if self._writer is None:
+            options = table_options(self._settings, table)
+            self._writer = pq.ParquetWriter(self._file, self._schema, **options)
         self._writer.write_table(table, row_group_size=table.num_rows)
 
     def close(self) -> dict[str, Any]:
+        assert self._writer is not None, "a shard has rows"
         self._writer.close()
         self._file.close()
         return {}
 
     def discard(self) -> None:
         # pyarrow would try to write the footer, and fail again, when it is collected.
-        self._writer.is_open = False
+        if self._writer is not None:
+            self._writer.is_open = False
         with suppress(OSError):
             self._file.close()
 
@@ -66,7 +73,7 @@ class Parquet:
         return (shard.path("data", f"{shard.stem}.parquet"),)
 
     def open(self, paths: Sequence[Path], schema: pa.Schema, context: Context) -> _Sink:
-        return _Sink(paths[0], schema, writer_options(context.settings))
+        return _Sink(paths[0], schema, context.settings)
 
     def documents(self, shards: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         del shards

@@ -1,0 +1,61 @@
+"""Which columns of a Parquet file get a dictionary: those whose values repeat.
+
+A writer would try one for every column, and hash whole row groups of texts and of numbers only to
+give it up once it is a megabyte large: that costs as much as compressing them.
+"""
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_LOOKED_AT = 4096
+"""Values at the start of a column."""
+
+
+def repeating_columns(table: pa.Table) -> list[str]:
+    """Paths of the columns, and of the values inside nested ones, of which few differ.
+
+    Args:
+        table: the first rows of a file.
+
+    Returns:
+        As `pyarrow.parquet.ParquetWriter` takes them for `use_dictionary`: values of which at most
+        half were new among the first thousands.
+    """
+    first = table.slice(0, _LOOKED_AT).combine_chunks()
+    columns = [
+        _leaves(name, column.chunk(0) if column.num_chunks else pa.array([], column.type))
+        for name, column in zip(first.column_names, first.columns, strict=True)
+    ]
+    return [path for path, values in chain(*columns) if _repeat(values)]
+
+
+def _leaves(path: str, values: Any) -> Iterator[tuple[str, Any]]:
+    """The values that Parquet stores in columns of their own, and the paths of these."""
+    kind = values.type
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from _leaves(path, values.storage)
+    elif pa.types.is_struct(kind):
+        for number, field in enumerate(kind):
+            yield from _leaves(f"{path}.{field.name}", values.field(number))
+    elif pa.types.is_map(kind):
+        yield from _leaves(f"{path}.key_value.key", values.keys)
+        yield from _leaves(f"{path}.key_value.value", values.items)
+    elif pa.types.is_nested(kind):
+        yield from _leaves(f"{path}.list.element", values.flatten())
+    else:
+        yield path, values
+
+
+def _repeat(values: Any) -> bool:
+    if pa.types.is_dictionary(values.type):
+        return True
+    values = values.slice(0, _LOOKED_AT).drop_null()
+    try:
+        different = pc.call_function("count_distinct", [values]).as_py()
+    except pa.ArrowNotImplementedError:  # a rare type; what is undecided keeps Parquet's default
+        return True
+    return 2 * different <= len(values)
