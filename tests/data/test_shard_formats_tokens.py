@@ -41,8 +41,8 @@ MARKED = (
     "{%- set ns = namespace(last='') %}\n    {% for message in messages %}\n"
     "  {%- set ns.last = message.role %}{{ message.role | tojson }} {{ date_string }}\n"
     "  {% if message.role == 'assistant' %}{% generation %}\n"
-    "{{ message.content }}{{ eos_token }}{% endgeneration %}{% else %}{{ message.content }}"
-    "{% endif %}{% endfor %}{{ ns.last }}"
+    "{{ message.content }}{{ eos_token }}{% endgeneration %}{% else %}"
+    "{{ message.content | tojson }}{% endif %}{% endfor %}{{ ns.last }}"
 )
 TEXTS = ["the thing in a hat", "", "naïve ☃ \U0001f600 <s>in", "the in " * 15_000, "x", "a </s>"]
 TURNS = [
@@ -464,7 +464,9 @@ def test_each_phase_has_a_blend_of_its_own(tmp_path: Path):
     }
 
 
-@pytest.mark.parametrize("damage", ["a token less", "another length", "no index", "other magic"])
+@pytest.mark.parametrize(
+    "damage", ["a token less", "another length", "another place", "no index", "other magic"]
+)
 def test_megatron_files_that_do_not_fit_are_not_counted(tmp_path: Path, damage: str):
     folder = save(tmp_path / "t", byte_tokenizer())
     receipts(tmp_path, [(shard("web"), ["x", "yy", "the"])], folder)
@@ -475,6 +477,8 @@ def test_megatron_files_that_do_not_fit_are_not_counted(tmp_path: Path, damage: 
         paths[0].write_bytes(ids[:-2])
     elif damage == "another length":
         paths[1].write_bytes(index[:34] + b"\2" + index[35:])
+    elif damage == "another place":
+        paths[1].write_bytes(index[:54] + b"\1" + index[55:])
     else:
         paths[1].write_bytes(index[:20] if damage == "no index" else b"X" + index[1:])
     with pytest.raises(OSError, match="index"):

@@ -112,8 +112,8 @@ class _Buffer:
         cuts = np.arange(0, total, length)
         begins = np.union1d(cuts, borders[borders >= 0])  # (P,)
         offsets = np.searchsorted(begins, np.append(cuts, total))  # (S + 1,)
-        # The padding is given the domain before it, so that it does not mix domains.
-        owner = np.searchsorted(self._begins, np.minimum(begins, used - 1), side="right") - 1
+        # The padding counts to the domain before it, so that it does not mix domains.
+        owner = np.searchsorted(self._begins, begins, side="right") - 1
         started = self._begins[(self._begins >= 0) & (self._begins < used)]
         columns = [
             _fixed(self.ids[:total], length),
