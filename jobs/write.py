@@ -33,6 +33,7 @@ from curate.data.shards import write_group
 from curate.errors import CurateError, counted
 from curate.plan.mixture import load_mixture
 from jobs.cluster import Pool
+from jobs.leakage_report import read_report
 from jobs.run import Listener, Receipt, StageState, ignore, raise_failures, run_tasks
 from jobs.settings import Settings
 from jobs.write_line import deal_work, prepare, remove_dealt, stretch_work
@@ -235,6 +236,7 @@ def _written(run: RunFolder, work: Work) -> Written:
         tokenizer=work.tokenizer,
         weights=work.weights,
         order=work.order,
+        leakage=read_report(run) or {},
         repeats=found.repeats,
         parts=found.parts,
         worth={component: total.rows for component, total in found.worth.items()},

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from curate.data.card_leakage import leakage_section
 from curate.data.recipe import Written, phase_entry
 from curate.data.shard_layout import Component, folder_name
 
@@ -90,6 +91,7 @@ def card(written: Written) -> str:
         _summary(written),
         _loading(written),
         *(_table(written, phase) for phase in written.phases),
+        leakage_section(written.leakage),
         _columns(written),
         _ENDING,
     ]

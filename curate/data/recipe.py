@@ -54,6 +54,8 @@ class Written:
     """Copies times weight of each component, in rows of weight 1; needed for `domains`."""
     order: str = "input"
     """Of the rows, as in the settings."""
+    leakage: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What `plan/leakage.json` says of evaluation sets; empty where none was looked for."""
     repeats: Mapping[Component, Sequence[int]] = field(
         default_factory=dict[Component, Sequence[int]]
     )

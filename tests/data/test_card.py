@@ -170,3 +170,13 @@ def test_the_manifest_maps_domains_to_folders_and_lists_every_shard():
     assert found["bytes"] == 15_000
     assert [entry["file"] for entry in found["shards"]] == [s["file"] for s in WRITTEN.shards]
     assert found["schema_version"] == 2
+
+
+def test_a_card_tells_of_evaluation_sets_whatever_they_are_called():
+    kept = {"rows": 1200, "exact_rows": 3, "examples": 5, "exact_examples": 2, "share": 0.0125}
+    found = {"examples": 400, "short": 0, "template": 0, "kept": kept, "left_out": {"rows": 7}}
+    told = card(replace(WRITTEN, leakage={"found_from": 0.5, "sets": {"a|b": found}}))
+    assert "| a&#124;b | 400 | 5 (1.2 %) | 2 | 1,200 | 7 |" in told
+    assert "at least 50 % of its words" in told
+    assert "Too short" not in told
+    assert "Evaluation sets" not in card(WRITTEN)

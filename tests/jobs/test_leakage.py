@@ -8,13 +8,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from killed import curate_command, found, is_killed, run_to_end
 
 import curate
 from curate.cli import main
 from curate.config import to_yaml
 from curate.data.example import KEY
-from tests.jobs.lexical_pool import pool, score_bytes, texts_of
+from tests.jobs.lexical_pool import pool, score_bytes
 
 DATA = os.environ.get("CURATE_DATA")
 QUESTIONS = [" ".join(f"{letter}{number}" for number in range(26)) for letter in "pqrs"]
@@ -91,6 +90,9 @@ def test_the_plan_says_what_is_kept_and_a_condition_leaves_it_out(
     write_world(tmp_path)
     assert run_command("run", tmp_path) == 0
     assert "of exam 3 of 4 (75.0 %) stand in what is kept" in capsys.readouterr().out
+    card = (tmp_path / "run" / "shards" / "README.md").read_text(encoding="utf-8")
+    assert "| exam | 4 | 3 (75.0 %) | 1 | 3 | 0 |" in card
+    assert "as a whole: answers 3." in card
     report = report_of(tmp_path)
     nothing = {"rows": 0, "exact_rows": 0, "examples": 0, "exact_examples": 0}
     assert report["sets"]["exam"] == {
@@ -168,25 +170,39 @@ def test_partitions_and_workers_change_nothing(tmp_path: Path):
     assert scores_of(tmp_path).equals(scores_of(tmp_path, "few"))
 
 
-@pytest.mark.slow
-def test_two_workers_and_a_killed_run_give_the_same_bytes(tmp_path: Path):
+def test_a_run_that_stopped_midway_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from jobs.leakage import look_work as work
+
+    looked: list[str] = []
+
+    def stopping(payload: dict[str, Any]) -> Any:
+        looked.append(payload["partition"]["name"])
+        if len(looked) == 4:
+            raise KeyboardInterrupt
+        return work(payload)
+
     write_world(tmp_path)
-    texts = [text for n in range(3) for text in texts_of("sea", 60, seed=n)]
-    pl.DataFrame({"text": texts}).write_parquet(tmp_path / "data" / "three.parquet")
-    small = {"held_out": 0.0, "partition_rows": 10}
-    assert run_command("run", tmp_path, index=small) == 0
-    workers = {"kind": "local", "workers": 2}
-    assert run_command("run", tmp_path, "dask", index=small, cluster=workers) == 0
-    path = tmp_path / "killed.yaml"
-    path.write_text(to_yaml(values_of(tmp_path, "killed", index=small)), encoding="utf-8")
-    folder = tmp_path / "killed"
-    command = curate_command("run", path)
-    assert is_killed(command, lambda: found(folder, "leakage/matches/part-*") >= 3)
-    assert not found(folder, "scores/*/*.parquet")
-    run_to_end(command)
-    whole = score_bytes(tmp_path, "run")
-    assert whole == score_bytes(tmp_path, "dask") == score_bytes(tmp_path, "killed")
-    assert report_of(tmp_path) == report_of(tmp_path, "dask") == report_of(tmp_path, "killed")
+    assert run_command("run", tmp_path) == 0
+    monkeypatch.setattr("jobs.leakage.look_work", stopping)
+    assert run_command("run", tmp_path, "stopped") != 0
+    stopped = tmp_path / "stopped"
+    assert len(list(stopped.glob("leakage/matches/part-*"))) == 3
+    assert not list(stopped.glob("scores/leakage/*"))
+    assert run_command("run", tmp_path, "stopped") == 0
+    assert len(looked) == 4 + 8 - 3
+    assert score_bytes(tmp_path, "run") == score_bytes(tmp_path, "stopped")
+    assert report_of(tmp_path) == report_of(tmp_path, "stopped")
+
+
+@pytest.mark.slow
+def test_workers_and_the_driver_write_the_same_bytes(tmp_path: Path):
+    write_world(tmp_path)
+    assert run_command("score", tmp_path) == 0
+    workers = {"kind": "local", "workers": 1}
+    assert run_command("score", tmp_path, "dask", cluster=workers) == 0
+    assert score_bytes(tmp_path, "run") == score_bytes(tmp_path, "dask")
 
 
 def test_settings_that_cannot_be_compared_are_refused(
