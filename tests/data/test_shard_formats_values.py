@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curate.data.shard_formats import open_format
+from curate.data.shard_formats.cells import byte_cells
 from curate.data.shard_formats.json_text import json_cells, json_lines
 from curate.data.shard_formats.mds import Mds
 from curate.data.shard_formats.sink import Context
@@ -154,8 +155,10 @@ def test_the_level_of_json_lines_is_that_of_the_settings(tmp_path: Path):
 def test_json_lines_are_one_frame_which_readers_do_not_stop_within(tmp_path: Path):
     table = finished(pa.table({"text": ["a", "b", "c", "d"]}))
     (path,) = write_by_hand("jsonl", tmp_path, table, row_groups=4)
-    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as reader:
-        assert reader.read().count(b"\n") == 4
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    assert frame.decompress(path.read_bytes()).count(b"\n") == 4
+    assert frame.eof
+    assert frame.unused_data == b""
 
 
 def test_a_shard_too_large_for_mosaic_s_offsets_is_refused(
@@ -186,11 +189,24 @@ def test_a_long_list_of_numbers_has_a_length_of_more_than_one_byte(tmp_path: Pat
 
 
 def test_a_null_in_one_shard_leaves_the_encoding_of_others(tmp_path: Path):
-    table = finished(pa.table({"stars": pa.array([1, 2, None, 4], pa.int32())}))
+    stars = pa.array([1, 2, None, 4], pa.int32())
+    tags = pa.array([[1], [2], [3], [None]], pa.list_(pa.int8()))
+    table = finished(pa.table({"stars": stars, "tags": tags}))
     (path, _) = write_by_hand("mds", tmp_path, table, shards=2, row_groups=1)
     shards = json.loads((path.parent / "index.json").read_text())["shards"]
-    found = [shard["column_encodings"][shard["column_names"].index("stars")] for shard in shards]
-    assert found == ["int32", "json"]
+    found = [dict(zip(s["column_names"], s["column_encodings"], strict=True)) for s in shards]
+    assert [encodings["stars"] for encodings in found] == ["int32", "json"]
+    assert [encodings["tags"] for encodings in found] == ["ndarray:int8", "json"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()])
+def test_cells_of_a_slice_are_those_of_its_rows(kind: pa.DataType):
+    array = pa.array(["a", "bcd", None, "é", ""], kind)
+    wanted = [b"a", b"bcd", b"", "é".encode(), b""]
+    assert byte_cells(array) == wanted
+    assert byte_cells(array.slice(1, 3)) == wanted[1:4]
+    assert byte_cells(array.slice(5)) == []
+    assert byte_cells(array.slice(1).dictionary_encode()) == wanted[1:]
 
 
 def test_rows_of_mds_wait_on_disk_without_a_name(tmp_path: Path):
