@@ -30,7 +30,7 @@ from curate.data.shard_settings import Shards
 STREAMS = ("domain-interleaved", "scheduled")
 """Orders in which domains share their files."""
 
-BUCKET_BYTES = 64 << 20
+BUCKET_BYTES = 32 << 20
 _DEAL_BYTES = 1 << 30
 _FEWEST_DEALS = 16
 _MOST_FILES = 500

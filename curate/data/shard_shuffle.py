@@ -27,11 +27,14 @@ from curate.data.partitions import Partition
 from curate.data.payload import Payload
 from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Component
-from curate.data.shard_line import BUCKET_BYTES, Deal, Places, Stretch
+from curate.data.shard_line import Deal, Places, Stretch
 from curate.data.shard_weights import Terms, Way, weigh
 from curate.data.shard_writer import ComponentWriter
 from curate.data.shards import complete_rows
 from curate.errors import CurateError
+
+_HELD_BYTES = 48 << 20
+"""Of the input, before it is dealt."""
 
 _MAGIC = b"dealt\x00\x00\x01"
 _ENTRY = 4
@@ -164,7 +167,7 @@ class _Dealt:
         self._rows.append((local + self._num_rows, place, tokens, weights))
         self._num_rows += table.num_rows
         self._size_bytes += table.nbytes
-        if self._size_bytes >= BUCKET_BYTES:
+        if self._size_bytes >= _HELD_BYTES:
             self._flush()
 
     def close(self) -> int:

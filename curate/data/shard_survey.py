@@ -29,7 +29,7 @@ from curate.errors import ConfigError, CurateError, InputError
 log = logging.getLogger(__name__)
 
 _SAMPLE_BYTES = 4 << 20
-_TWO_PASSES = 1.6
+_TWO_PASSES = 1.5
 """Time of both passes over that of writing in the order of the input."""
 
 

@@ -29,8 +29,8 @@ from curate.errors import CurateError
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Buckets and what is held of the input are a few rows."""
-    for module in ("shard_line", "shard_shuffle"):
-        monkeypatch.setattr(f"curate.data.{module}.BUCKET_BYTES", 5000)
+    monkeypatch.setattr("curate.data.shard_line.BUCKET_BYTES", 5000)
+    monkeypatch.setattr("curate.data.shard_shuffle._HELD_BYTES", 5000)
     monkeypatch.setattr("curate.data.shard_line._DEAL_BYTES", 9000)
     monkeypatch.setattr("curate.data.shard_layout._PIECE_BYTES", 3000)
 
@@ -281,7 +281,7 @@ def test_every_place_of_the_line_belongs_to_one_row_one_bucket_and_one_file(
         at += sum(shard.num_rows for shard in stretch.shards)
         assert stretch.cuts[-1] == at
         for low, high in pairwise(stretch.cuts):
-            assert (high - low) * row_bytes <= (64 << 20) + row_bytes
+            assert (high - low) * row_bytes <= (32 << 20) + row_bytes
     files = [(s.folder, s.number) for stretch in line.stretches for s in stretch.shards]
     assert len(set(files)) == len(files)
     outputs = Counter(s.component for stretch in line.stretches for s in stretch.shards)

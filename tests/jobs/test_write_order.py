@@ -100,8 +100,8 @@ def worst_deviation(domains: Sequence[str]) -> float:
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """Many tasks in both passes, each of a few rows."""
-    for module in ("shard_line", "shard_shuffle"):
-        patch.setattr(f"curate.data.{module}.BUCKET_BYTES", 20_000)
+    patch.setattr("curate.data.shard_line.BUCKET_BYTES", 20_000)
+    patch.setattr("curate.data.shard_shuffle._HELD_BYTES", 20_000)
     patch.setattr("curate.data.shard_line._DEAL_BYTES", 40_000)
 
 
@@ -332,7 +332,7 @@ KILLED_AT = """
 import os, signal, sys
 import curate.data.shard_line as line, curate.data.shard_shuffle as shuffle
 import curate.data.files as files, curate.data.shard_writer as writer
-line.BUCKET_BYTES = shuffle.BUCKET_BYTES = 20_000
+line.BUCKET_BYTES = shuffle._HELD_BYTES = 20_000
 line._DEAL_BYTES = 40_000
 from curate.config import read_yaml
 from jobs.cluster import open_pool
