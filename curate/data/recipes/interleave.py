@@ -31,6 +31,10 @@ _APPROXIMATED = """Approximated: domains are drawn at random, so their numbers o
 sqrt(n); within a domain rows are shuffled in a buffer, in the same order in every pass."""
 
 _CODE = '''
+# Later versions of `datasets` read several files at once, and rest 5 s after every pass.
+OPTIONS = inspect.signature(IterableDataset.shuffle).parameters
+ONE_FILE = {{"max_buffer_input_shards": 1}} if "max_buffer_input_shards" in OPTIONS else {{}}
+
 
 def load(folder):
     """A domain as a stream."""
@@ -46,7 +50,8 @@ def mixed(phase=0, *, epochs=1.0, seed=0, buffer_size=10_000, rank=0, num_ranks=
     sizes = [{size} for d in chosen]
     # Without an end to any domain no stopping strategy can bend the mixture; `take` ends it.
     parts = [
-        load(d["folder"]).shuffle(seed=seed, buffer_size=buffer_size).repeat(None) for d in chosen
+        load(d["folder"]).shuffle(seed=seed, buffer_size=buffer_size, **ONE_FILE).repeat(None)
+        for d in chosen
     ]
     stream = interleave_datasets(
         parts,
@@ -54,12 +59,14 @@ def mixed(phase=0, *, epochs=1.0, seed=0, buffer_size=10_000, rank=0, num_ranks=
         seed=seed,
         stopping_strategy="all_exhausted",
     )
+    # In this order, as what is taken after the split would be taken by every worker.
+    stream = stream.take(round(epochs * sum(sizes)) // num_ranks * num_ranks)
     if num_ranks > 1:
         stream = split_dataset_by_node(stream, rank=rank, world_size=num_ranks)
-    return stream.take(round(epochs * sum(sizes)) // num_ranks)
+    return stream
 '''
 
-_IMPORTS = """from datasets import interleave_datasets, load_dataset
+_IMPORTS = """from datasets import IterableDataset, interleave_datasets, load_dataset
 from datasets.distributed import split_dataset_by_node
 """
 
@@ -106,4 +113,4 @@ def packed(blend: Blend) -> str:
 
 def _with_imports(imports: str) -> str:
     standard, rest = FIND.split("\n\n", 1)
-    return f"{standard}\n\n{imports}\n{rest}"
+    return f"import inspect\n{standard}\n\n{imports}\n{rest}"
