@@ -376,8 +376,8 @@ def receipts(root: Path, shards: Sequence[tuple[Shard, list[str]]], folder: str)
     return found
 
 
-READER = """
-import importlib.util, json, sys, types, warnings
+THEIRS = """
+import importlib.util, json, os, sys, types, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 import numpy as np, torch
@@ -387,11 +387,14 @@ core = types.ModuleType("megatron.core")
 core.__path__ = [str(Path(place) / "core")]
 sys.modules["megatron.core"] = core
 import megatron.core.parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from megatron.core.datasets.utils import get_blend_from_list
 
+asked = json.loads(sys.argv[1])
 found = {}
-for vocabulary, prefix in json.loads(sys.argv[1]):
+for vocabulary, prefix in asked["files"]:
     data = IndexedDataset(prefix)
     rows = [data[i] for i in range(len(data))]
     dtype = DType.optimal_dtype(vocabulary)
@@ -401,44 +404,79 @@ for vocabulary, prefix in json.loads(sys.argv[1]):
         builder.add_document(torch.from_numpy(row.astype(np.int64)), [len(row)])
     builder.finalize(prefix + "-theirs.idx")
     found[prefix] = [row.tolist() for row in rows], data.document_indices.tolist()
-text = open(sys.argv[2]).read()
-print(json.dumps({"rows": found, "blend": get_blend_from_list(text.split())}))
+
+os.chdir(asked["shards"])
+end = asked["end"]
+tokenizer = types.SimpleNamespace(
+    eod=end, eos=end, bos=end, pad=None, vocab_size=300, unique_identifiers={"name": "bytes"}
+)
+config = GPTDatasetConfig(
+    random_seed=1, sequence_length=64, split="1,0,0", tokenizer=tokenizer,
+    blend=get_blend_from_list(open("megatron/blend.txt").read().split()),
+    reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=True,
+)
+train = BlendedMegatronDatasetBuilder(GPTDataset, [400, 0, 0], lambda: True, config).build()[0]
+rows = torch.stack([row["tokens"] for row in train])
+drawn = [int((rows == token).sum()) for token in asked["tokens"]]
+print(json.dumps({"rows": found, "blend": config.blend, "drawn": drawn}))
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("megatron") is None, reason="megatron-core is not installed"
-)
-def test_megatron_reads_the_files_and_writes_the_same_ones(tmp_path: Path):
-    small, large = byte_tokenizer(), byte_tokenizer()
-    narrow = save(tmp_path / "narrow", small, vocabulary=65_499)
-    wide = save(tmp_path / "wide", large, vocabulary=65_500)
-    shards = receipts(tmp_path, [(shard("web"), TEXTS), (shard("web", 1), TEXTS[:1])], narrow)
-    shards += receipts(tmp_path, [(shard("b-ü"), TEXTS[::-1])], wide)
-    for file, text in MEGATRON.documents(shards).items():
-        (tmp_path / file).write_text(text)
-    prefixes = [str(tmp_path / entry["file"]).removesuffix(".bin") for entry in shards]
-    asked = json.dumps(list(zip([65_499, 65_499, 65_500], prefixes, strict=True)))
-    blend = str(tmp_path / "megatron" / "blend.txt")
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What Megatron-core makes of some files: in a process of its own, as it changes torch."""
+    if importlib.util.find_spec("megatron") is None:
+        pytest.skip("megatron-core is not installed")
+    root = tmp_path_factory.mktemp("megatron")
+    tokenizer = byte_tokenizer()
+    narrow = save(root / "narrow", tokenizer, vocabulary=65_499)
+    wide = save(root / "wide", tokenizer, vocabulary=65_500)
+    files = receipts(root, [(shard("web"), TEXTS), (shard("web", 1), TEXTS[:1])], narrow)
+    files += receipts(root, [(shard("b-ü"), TEXTS[::-1])], wide)
+    prefixes = [str(root / entry["file"]).removesuffix(".bin") for entry in files]
+
+    blended = [(shard("web"), ["a" * 100] * 100), (shard("web", 1), ["a" * 50] * 400)]
+    blended.append((shard("code"), ["b" * 98] * 100))
+    drawn = receipts(root / "drawn", blended, narrow)
+    for file, text in MEGATRON.documents(drawn).items():
+        (root / "drawn" / file).write_text(text)
+    asked = {
+        "files": list(zip([65_499, 65_499, 65_500], prefixes, strict=True)),
+        "shards": str(root / "drawn"),
+        "end": tokenizer.eos_token_id,
+        "tokens": tokenizer("ab")["input_ids"],
+    }
     done = subprocess.run(
-        [sys.executable, "-c", READER, asked, blend], capture_output=True, text=True, check=False
+        [sys.executable, "-c", THEIRS, json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    for prefix, texts in zip(prefixes, (TEXTS, TEXTS[:1], TEXTS[::-1]), strict=True):
-        rows, indices = found["rows"][prefix]
-        encoded = Encoder(Path(narrow)).encode(table_of(text=texts), {"web": TEXT}, marks=False)
-        assert rows == documents(encoded)
+    return {**found, "tokenizer": narrow, "prefixes": prefixes, "receipts": drawn}
+
+
+def test_megatron_reads_the_files_and_writes_the_same_ones(theirs: dict[str, Any]):
+    encoder = Encoder(Path(theirs["tokenizer"]))
+    for prefix, texts in zip(theirs["prefixes"], (TEXTS, TEXTS[:1], TEXTS[::-1]), strict=True):
+        rows, indices = theirs["rows"][prefix]
+        assert rows == documents(encoder.encode(table_of(text=texts), {"web": TEXT}, marks=False))
         assert indices == list(range(len(texts) + 1))
         for end in ("bin", "idx"):
-            theirs = Path(f"{prefix}-theirs.{end}")
-            assert theirs.read_bytes() == Path(f"{prefix}.{end}").read_bytes()
-    names, weights = found["blend"]
+            written = Path(f"{prefix}-theirs.{end}").read_bytes()
+            assert written == Path(f"{prefix}.{end}").read_bytes()
+
+
+def test_megatron_draws_the_files_by_their_tokens(theirs: dict[str, Any]):
+    """Its own loader, on the flat list, started in the shards folder."""
+    names, weights = theirs["blend"]
     assert sorted(names) == names
-    tokens = {entry["file"]: entry["facts"]["tokens"] for entry in shards}
+    tokens = {entry["file"]: entry["facts"]["tokens"] for entry in theirs["receipts"]}
     assert {f"{name}.bin": weight for name, weight in zip(names, weights, strict=True)} == tokens
-    sizes = [sum(map(len, found["rows"][str(tmp_path / name)][0])) for name in names]
-    assert sizes == weights
+    # Texts of 10,000 and 20,000 tokens against 9,800.
+    first, second = theirs["drawn"]
+    assert first / (first + second) == pytest.approx(30_000 / 39_800, abs=0.01)
 
 
 def test_the_index_is_laid_out_as_documented(tmp_path: Path):
