@@ -15,8 +15,8 @@ from jobs.domains_use import domain_digests
 from jobs.run import Receipt
 from jobs.settings import Settings
 
-_TEXT_FORMATS = (*TOKEN_FORMATS, "webdataset")
-"""Formats that set the text of an example apart."""
+_TEXT_FORMATS = (*TOKEN_FORMATS, "webdataset", "mds")
+"""Formats that set the text or the image of an example apart."""
 
 _MEANING = ("text", "prompt", "response", "messages", "chosen", "rejected", "image", "label")
 

@@ -2,17 +2,21 @@
 formats says, and the same rows give the same bytes."""
 
 import base64
+import io
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 from data.shards_by_hand import all_types, finished, picture, write_by_hand
 from mosaic.environment import needs_mosaic, result, start
+from PIL import Image
 
 from curate.data.example import Source
 from curate.data.shard_formats import open_format
@@ -21,6 +25,8 @@ from curate.data.shard_formats import open_format
 wds: Any = webdataset
 
 READ_MOSAIC = Path(__file__).parents[1] / "mosaic" / "read.py"
+DATA = os.environ.get("CURATE_DATA")
+KINDS = ("PNG", "JPEG", "WEBP", "GIF")
 FORMATS = ("arrow", "jsonl", "mds", "webdataset")
 SOURCES = {"a": Source(path="x", text="text", image="image")}
 leaves_files_open = pytest.mark.filterwarnings(
@@ -146,12 +152,39 @@ def test_the_text_of_a_tar_is_the_column_that_the_row_s_source_names(tmp_path: P
     assert json.loads(none["json"])["text"] == "t2"
 
 
+@pytest.fixture(scope="module")
+def mosaic_found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What Mosaic Streaming finds, all asked at once: it takes seconds to start."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {
+        "mixed": [picture(kind, 9) for kind in KINDS],
+        "shots": [picture("JPEG", shade) for shade in range(4)],
+        "sounds": [b"RIFF....WAVE"] * 4,
+    }
+    images = {
+        name: pa.array([{"bytes": file, "path": None} for file in files], image)
+        for name, files in columns.items()
+    }
+    tables = {
+        "full": finished(all_types(40, nulls=False)),
+        "nulls": finished(all_types(40, nulls=True)),
+        "images": finished(pa.table(images)),
+    }
+    roots = {name: tmp_path_factory.mktemp(name) for name in tables}
+    for name, table in tables.items():
+        write_by_hand("mds", roots[name], table, shards=3)
+    folders = {name: str(root / "mds" / "web") for name, root in roots.items()}
+    found = result(start(READ_MOSAIC, "samples", *folders.values()))
+    return {name: found[folder] for name, folder in folders.items()}
+
+
 @needs_mosaic
 @both
-def test_mosaic_streaming_reads_its_shards(tmp_path: Path, nulls: bool):
+def test_mosaic_streaming_reads_its_shards(
+    mosaic_found: dict[str, list[dict[str, Any]]], nulls: bool
+):
     table = finished(all_types(40, nulls=nulls))
-    write_by_hand("mds", tmp_path, table, shards=3)
-    found = result(start(READ_MOSAIC, "samples", str(tmp_path / "mds" / "web")))
+    found = mosaic_found["nulls" if nulls else "full"]
     for sample, row, whole in zip(found, json_rows(table), table.to_pylist(), strict=True):
         number = whole["curate_row"]
         wanted = {name: [type(value).__name__, value] for name, value in row.items()}
@@ -175,23 +208,56 @@ def test_mosaic_streaming_reads_its_shards(tmp_path: Path, nulls: bool):
 
 
 @needs_mosaic
-def test_mosaic_streaming_opens_images_of_several_kinds(tmp_path: Path):
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    kinds = ("PNG", "JPEG", "WEBP", "GIF")
-    files = [{"bytes": picture(kind, 9), "path": None} for kind in kinds]
-    shots = [{"bytes": picture("JPEG", shade), "path": None} for shade in range(4)]
-    sounds = [{"bytes": b"RIFF....WAVE", "path": None}] * 4
-    columns = {"mixed": files, "shots": shots, "sounds": sounds}
-    table = pa.table({name: pa.array(values, image) for name, values in columns.items()})
-    (path,) = write_by_hand("mds", tmp_path, finished(table))
-    found = result(start(READ_MOSAIC, "samples", str(path.parent)))
-    assert [sample["mixed"][1] for sample in found] == list(kinds)
+def test_mosaic_streaming_opens_images_of_several_kinds(
+    mosaic_found: dict[str, list[dict[str, Any]]],
+):
+    found = mosaic_found["images"]
+    assert [sample["mixed"][1] for sample in found] == list(KINDS)
     assert [sample["shots"][1] for sample in found] == ["JPEG"] * 4
-    assert {sample["sounds"][0] for sample in found} == {"bytes"}
-    index = json.loads((path.parent / "index.json").read_text())
-    (shard,) = index["shards"]
-    encodings = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
-    assert [encodings[name] for name in columns] == ["png", "jpeg", "bytes"]
+    assert [sample["sounds"] for sample in found] == [["bytes", b"RIFF....WAVE".hex()]] * 4
+
+
+@needs_mosaic
+@leaves_files_open
+@pytest.mark.skipif(DATA is None, reason="needs real data: set CURATE_DATA to its folder")
+def test_real_images_kept_as_bytes_are_images_to_every_loader(tmp_path: Path):
+    """Photographs of hands and scanned digits, whose column the settings call the image."""
+    sources = {"a": Source(path="x", image="image")}
+    wanted: dict[str, list[Any]] = {}
+    for name, suffix in (("sign_digits", "jpg"), ("mnist", "png")):
+        table = finished(pq.read_table(Path(str(DATA)) / name / "train.parquet").slice(0, 60))
+        files = table.column("image").to_pylist()
+        root = tmp_path / name
+        tars = write_by_hand("webdataset", root, table, shards=2, sources=sources)
+        samples = list(wds.WebDataset([str(path) for path in tars], shardshuffle=False))
+        assert [sample[suffix] for sample in samples] == files
+        others = json_rows(table.drop_columns(["image"]))
+        assert [json.loads(sample["json"]) for sample in samples] == others
+        write_by_hand("mds", root, table, shards=2, sources=sources)
+        shown = [Image.open(io.BytesIO(file)) for file in files]
+        wanted[str(root / "mds" / "web")] = [
+            ["image", image.format, list(image.size), image.getpixel((0, 0))] for image in shown
+        ]
+    found = result(start(READ_MOSAIC, "samples", *wanted))
+    for folder, images in wanted.items():
+        assert [sample["image"] for sample in found[folder]] == json.loads(json.dumps(images))
+
+
+@leaves_files_open
+@pytest.mark.skipif(DATA is None, reason="needs real data: set CURATE_DATA to its folder")
+def test_real_texts_in_many_scripts_come_back(tmp_path: Path):
+    table = finished(pq.read_table(Path(str(DATA)) / "udhr" / "train.parquet"))
+    rows = json_rows(table)
+    for name in ("arrow", "jsonl", "webdataset"):
+        write_by_hand(name, tmp_path, table, shards=3, row_groups=3, sources=SOURCES)
+    loaded: Any = datasets.load_from_disk(str(tmp_path / "arrow" / "web"))
+    assert loaded.with_format("arrow")[:].equals(table)
+    lines = [str(path) for path in sorted((tmp_path / "jsonl" / "web").iterdir())]
+    streamed = datasets.load_dataset("json", data_files=lines, split="train", streaming=True)
+    assert list(streamed) == rows
+    urls = [str(path) for path in sorted((tmp_path / "webdataset" / "web").iterdir())]
+    for sample, row in zip(wds.WebDataset(urls, shardshuffle=False), rows, strict=True):
+        assert {"text": sample["txt"].decode(), **json.loads(sample["json"])} == row
 
 
 @pytest.mark.parametrize("name", FORMATS)

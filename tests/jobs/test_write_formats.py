@@ -139,7 +139,11 @@ def test_webdataset_finds_the_rows(folder: Path):
 def test_mosaic_streaming_finds_the_rows(folder: Path):
     folders = [str(folder / "mds" / domain) for domain in DOMAINS]
     found = result(start(READ_MOSAIC, "samples", *folders))
-    rows = [{name: value for name, (_, value, *_) in sample.items()} for sample in found]
+    rows = [
+        {name: value for name, (_, value, *_) in sample.items()}
+        for samples in found.values()
+        for sample in samples
+    ]
     assert counted(rows) == wanted()
 
 

@@ -1,6 +1,6 @@
 """Loads shards with Mosaic Streaming and prints what it found, as JSON.
 
-read.py samples FOLDER            every sample, each value with its type
+read.py samples FOLDER            folder -> its samples, each value with its type
 read.py share FOLDER WORKERS      the numbers of the rows that this rank sees in an epoch
 read.py mixed SAMPLES FOLDER=PROPORTION...   how many samples of each domain come
 """
@@ -33,9 +33,12 @@ def described(value: Any) -> Any:
 def samples(*folders: str) -> Any:
     from streaming import LocalDataset
 
-    sets = [LocalDataset(folder) for folder in folders]
-    rows = (data[at] for data in sets for at in range(len(data)))
-    return [{name: described(value) for name, value in row.items()} for row in rows]
+    found: dict[str, Any] = {}
+    for folder in folders:
+        data = LocalDataset(folder)
+        rows = (data[at] for at in range(len(data)))
+        found[folder] = [{name: described(value) for name, value in row.items()} for row in rows]
+    return found
 
 
 def share(folder: str, workers: str) -> Any:

@@ -1,5 +1,6 @@
 """The values of a column one by one, as bytes, for formats that hold rows rather than columns."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from curate.data.example import Source
 from curate.data.kinds import is_text, plain_kind, unwrapped
 
 # The functions are made at import time, unseen by type checkers.
@@ -49,16 +51,32 @@ def is_image(kind: pa.DataType) -> bool:
     kind = plain_kind(kind) or kind
     if not pa.types.is_struct(kind) or kind.num_fields != 2:
         return False
-    fields = {kind.field(i).name: plain_kind(kind.field(i).type) for i in range(2)}
-    if set(fields) != {"bytes", "path"}:
+    if {kind.field(i).name for i in range(2)} != {"bytes", "path"}:
         return False
-    content = fields["bytes"]
-    return is_text(content) and "binary" in str(content) and is_text(fields["path"])
+    return is_binary(kind.field("bytes").type) and is_text(kind.field("path").type)
 
 
-def image_parts(array: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Bytes and path of each image, null where the image is."""
+def image_columns(schema: pa.Schema, sources: Mapping[str, Source]) -> list[str]:
+    """Columns of images: as `datasets` keeps them, or the bytes that a source calls its image."""
+    named = {source.image for source in sources.values() if source.image is not None}
+    found: list[str] = [
+        field.name
+        for field in schema
+        if is_image(field.type) or (field.name in named and is_binary(field.type))
+    ]
+    return found
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    kind = plain_kind(kind) or kind
+    return is_text(kind) and "binary" in str(kind)
+
+
+def image_parts(array: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    """Bytes and path of each image, null where the image is; no path where there are bytes only."""
     array = unwrapped(array)
+    if is_binary(array.type):
+        return array, None
     missing = array.is_null()
     names = [field.name for field in array.type]
     content, path = (

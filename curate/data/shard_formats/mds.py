@@ -21,12 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from curate.data.example import Source
 from curate.data.kinds import item_kind, plain_kind, unwrapped
 from curate.data.shard_formats.cells import (
     byte_cells,
     file_suffix,
+    image_columns,
     image_parts,
-    is_image,
+    is_binary,
     number_cells,
 )
 from curate.data.shard_formats.json_text import json_cells
@@ -60,11 +62,11 @@ class _Column:
 
 
 class _Sink:
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, sources: Mapping[str, Source]) -> None:
         self._names = sorted(schema.names)
         self._schema = schema
         self._missing = set[str]()
-        self._suffixes = {field.name: set[str]() for field in schema if is_image(field.type)}
+        self._suffixes = {name: set[str]() for name in image_columns(schema, sources)}
         self._num_rows = 0
         self._file = path.open("wb")
         # Where a column has a null, and how many rows there are, is known only at the end; the
@@ -91,7 +93,7 @@ class _Sink:
                 name,
                 self._schema.field(name).type,
                 has_null=name in self._missing,
-                suffixes=self._suffixes.get(name, set()),
+                suffixes=self._suffixes.get(name),
             )
             for name in self._names
         ]
@@ -143,26 +145,30 @@ def _samples(batch: pa.RecordBatch, columns: Sequence[_Column]) -> list[bytes]:
     return [b"".join(parts) for parts in zip(starts, *cells, strict=True)]
 
 
-def _column(name: str, kind: pa.DataType, *, has_null: bool, suffixes: set[str]) -> _Column:
+def _column(name: str, kind: pa.DataType, *, has_null: bool, suffixes: set[str] | None) -> _Column:
     """The plainest encoding that keeps all values of a shard; JSON where none does."""
     kind = plain_kind(kind) or kind
     if has_null:
         return _Column(name, "json", None, json_cells)
-    if is_image(kind):
+    if suffixes is not None:
         # Readers open both by what is inside, whatever the name says.
         encoding = "bytes" if "bin" in suffixes else "jpeg" if suffixes == {"jpg"} else "png"
         return _Column(name, encoding, None, lambda array: byte_cells(image_parts(array)[0]))
     if kind in _NUMBERS:
         return _Column(name, _NUMBERS[kind], kind.bit_width // 8, number_cells)
     if pa.types.is_decimal(kind):
-        return _Column(name, "str_decimal", None, lambda array: byte_cells(array.cast(pa.string())))
+        return _Column(name, "str_decimal", None, _decimal_cells)
     if "string" in str(kind) and not pa.types.is_nested(kind):
         return _Column(name, "str", None, byte_cells)
-    if "binary" in str(kind) and not pa.types.is_nested(kind):
+    if is_binary(kind):
         return _Column(name, "bytes", None, byte_cells)
     if (item := plain_kind(item_kind(kind))) in _NUMBERS:
         return _Column(name, f"ndarray:{_NUMBERS[item]}", None, _array_cells)
     return _Column(name, "json", None, json_cells)
+
+
+def _decimal_cells(array: pa.Array) -> list[bytes]:
+    return byte_cells(unwrapped(array).cast(pa.string()))
 
 
 def _array_cells(lists: pa.Array) -> list[bytes]:
@@ -209,8 +215,7 @@ class Mds:
         return (shard.path("mds", f"shard.{shard.number:05d}.mds"),)
 
     def open(self, paths: Sequence[Path], schema: pa.Schema, context: Context) -> _Sink:
-        del context
-        return _Sink(paths[0], schema)
+        return _Sink(paths[0], schema, context.sources)
 
     def documents(self, shards: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         folders: dict[PurePosixPath, list[Mapping[str, Any]]] = {}

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from curate.data.example import Source
-from curate.data.shard_formats.cells import byte_cells, file_suffix, image_parts, is_image
+from curate.data.shard_formats.cells import byte_cells, file_suffix, image_columns, image_parts
 from curate.data.shard_formats.json_text import json_lines
 from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Shard
@@ -96,24 +96,26 @@ def _header(name: bytes, size: int) -> bytes:
 def _examples(table: pa.Table, sources: Mapping[str, Source]) -> list[Members]:
     """The files of each row; the column that is the text depends on the row's source."""
     names = table.column("curate_source").to_pylist()
+    images = image_columns(table.schema, sources)
     texts = {name: sources[name].text if name in sources else None for name in set(names)}
     wanted = [texts[name] for name in names]
     kinds = dict.fromkeys(wanted)
     if len(kinds) == 1:
-        return _encoded(table, wanted[0])
+        return _encoded(table, wanted[0], images)
     found: list[Members] = [[] for _ in names]
     for text in kinds:
         rows = np.array([at for at, mine in enumerate(wanted) if mine == text])
-        for at, members in zip(rows.tolist(), _encoded(table.take(rows), text), strict=True):
+        for at, members in zip(
+            rows.tolist(), _encoded(table.take(rows), text, images), strict=True
+        ):
             found[at] = members
     return found
 
 
-def _encoded(table: pa.Table, text: str | None) -> list[Members]:
+def _encoded(table: pa.Table, text: str | None, images: Sequence[str]) -> list[Members]:
     """The files of each row: the text, the images, everything else as JSON."""
     files: list[list[tuple[bytes, bytes] | None]] = []
     others = table
-    images = [field.name for field in table.schema if is_image(field.type)]
     if text in table.column_names and text not in images:
         column = table.column(text).combine_chunks()
         cells = [(b"txt", cell) for cell in byte_cells(column)]
@@ -123,6 +125,9 @@ def _encoded(table: pa.Table, text: str | None) -> list[Members]:
         content, path = image_parts(table.column(name).combine_chunks())
         cells = [(prefix + file_suffix(cell).encode(), cell) for cell in byte_cells(content)]
         files.append(_present(cells, content))
+        if path is None:
+            others = others.drop_columns([name])
+            continue
         missing = pc.and_(content.is_null(), path.is_null())
         rest = pa.StructArray.from_arrays([path], names=["path"], mask=missing)
         others = others.set_column(others.column_names.index(name), name, rest)
