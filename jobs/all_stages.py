@@ -257,7 +257,9 @@ def affected(keys: Iterable[str]) -> list[str]:
     Args:
         keys: dotted names of settings, such as `plan.keep`.
     """
-    touching = [key for key in keys if not key.startswith(_NO_EFFECT)]
+    touching = [
+        key for key in keys if not key.startswith(_NO_EFFECT) and not key.endswith(".license")
+    ]
     hit = set[str]()
     for stage in STAGES:
         own = any(_overlap(key, read) for key in touching for read in stage.reads)

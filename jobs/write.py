@@ -36,6 +36,7 @@ from jobs.cluster import Pool
 from jobs.leakage_report import read_report
 from jobs.run import Listener, Receipt, StageState, ignore, raise_failures, run_tasks
 from jobs.settings import Settings
+from jobs.write_card import told
 from jobs.write_line import deal_work, prepare, remove_dealt, stretch_work
 from jobs.write_parts import context_from, save_receipt
 from jobs.write_tasks import (
@@ -192,7 +193,7 @@ def _write_documents(run: RunFolder, settings: Settings, written: Written) -> No
     for name in written.formats:
         mine = [s for s in (*written.shards, *written.others) if s["format"] == name]
         texts |= open_format(name).documents(mine)
-    write_text(run.shards / "README.md", card(written))
+    write_text(run.shards / "README.md", card(written, told(run, settings)))
     for file, text in texts.items():
         write_text(run.shards / file, text)
     shards = {file for s in (*written.shards, *written.others) for file, _ in files_of(s)}

@@ -3,58 +3,91 @@
 A function of the shards and the plan alone: no time, no host, no path.
 """
 
-import html
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from curate.data.card_leakage import leakage_section
+from curate.data.card_told import TABLE_ROWS, Told, escape, license_front, told_sections
 from curate.data.recipe import Written, phase_entry
 from curate.data.shard_layout import Component, folder_name
+from curate.errors import counted
 
-_TABLE_ROWS = 200
+_MOST_CONFIGS = 1000
+"""Components that have a configuration each: with 10,000, `datasets` needs a quarter of a minute
+to open any of them."""
+
+
+class _Room(NamedTuple):
+    """Where the files of a format lie that `datasets` reads by patterns."""
+
+    format: str
+    folder: str
+    suffix: str
+
+    def files(self, folder: str) -> str:
+        """Pattern of the files below a folder of the room."""
+        return "/".join(part for part in (self.folder, folder, f"train-*{self.suffix}") if part)
+
+
+_ROOMS = (
+    _Room("parquet", "data", ".parquet"),
+    _Room("packed", "packed", ".parquet"),
+    _Room("jsonl", "jsonl", ".jsonl.zst"),
+)
+"""The first that was written is what the card's configurations are of."""
+
+
+def _room(written: Written) -> _Room | None:
+    return next((room for room in _ROOMS if room.format in written.formats), None)
+
+
+def has_domain_configs(written: Written) -> bool:
+    """Whether each domain has a configuration of its own."""
+    has_room = _room(written) is not None and not written.is_stream
+    return has_room and len(written.sums("rows")) <= _MOST_CONFIGS
 
 
 def configs(written: Written) -> dict[str, list[str]]:
     """Name of each configuration of the card -> patterns of its files, in the order to read."""
     found: dict[str, list[str]] = {}
-    if "parquet" not in written.formats:
+    room = _room(written)
+    if room is None:
         return found
     phases = [phase for phase in written.phases if phase]
     if written.is_stream:
-        return _stream_configs(written, phases)
+        return _stream_configs(written, room, phases)
     if written.is_uniform:
-        every = [f"data/phase-{phase}/*" for phase in phases] or ["data/*"]
-        found["default"] = every
-        found.update({f"phase-{phase}": [f"data/phase-{phase}/*"] for phase in phases})
+        found["default"] = [f"phase-{phase}/*" for phase in phases] or ["*"]
+        found.update({f"phase-{phase}": [f"phase-{phase}/*"] for phase in phases})
     else:
         for source, domains in sorted(written.sources.items()):
             found[written.names[source]] = [
-                f"data/{folder_name(component, written.names[component.domain])}"
+                folder_name(component, written.names[component.domain])
                 for component in written.sums("rows")
                 if component.domain in domains
             ]
-    for component in written.sums("rows"):
+    for component in written.sums("rows") if has_domain_configs(written) else ():
         slug = written.names[component.domain]
-        path = f"data/{folder_name(component, slug)}"
+        path = folder_name(component, slug)
         if component.domain not in written.sources or written.is_uniform:
             found.setdefault(slug, []).append(path)
         if component.phase:
             found[f"phase-{component.phase}-{slug}"] = [path]
-    return {name: [f"{p}/train-*.parquet" for p in paths] for name, paths in found.items()}
+    return {name: [room.files(path) for path in paths] for name, paths in found.items()}
 
 
-def _stream_configs(written: Written, phases: Sequence[int]) -> dict[str, list[str]]:
+def _stream_configs(written: Written, room: _Room, phases: Sequence[int]) -> dict[str, list[str]]:
     """Domains share their files: there is everything, and there are phases."""
     if written.order == "scheduled":
-        shards = [s for s in (*written.shards, *written.others) if s["format"] == "parquet"]
+        shards = [s for s in (*written.shards, *written.others) if s["format"] == room.format]
         files = {n: [str(s["file"]) for s in shards if s["phase"] == n] for n in phases}
-        return {"default": ["data/train-*.parquet"]} | {f"phase-{n}": files[n] for n in phases}
-    each = {f"phase-{n}": [f"data/phase-{n}/train-*.parquet"] for n in phases}
+        return {"default": [room.files("")]} | {f"phase-{n}": files[n] for n in phases}
+    each = {f"phase-{n}": [room.files(f"phase-{n}")] for n in phases}
     every = [path for paths in each.values() for path in paths]
-    return {"default": every or ["data/train-*.parquet"]} | each
+    return {"default": every or [room.files("")]} | each
 
 
 def load_lines(written: Written, where: str) -> list[str]:
@@ -63,46 +96,78 @@ def load_lines(written: Written, where: str) -> list[str]:
     largest = max(shards, key=lambda component: (shards[component], component))
     first = f'load_dataset({where}, split="train")'
     slug = written.names[largest.domain]
+    room = _room(written)
+    if room is None:
+        return _other_lines(written, largest, where)
     if written.is_stream:
         phase = f'one_phase = load_dataset({where}, "phase-{largest.phase}", split="train")'
         domain = json.dumps(largest.domain, ensure_ascii=False)
         filtered = f'one_domain = everything.filter(lambda row: row["curate_domain"] == {domain})'
         last = phase if largest.phase else filtered
         return ["from datasets import load_dataset", f"everything = {first}", last]
+    one = json.dumps(slug)
+    if not has_domain_configs(written):
+        files = [room.files(folder_name(c, slug)) for c in shards if c.domain == largest.domain]
+        one = f"data_files={json.dumps(files)}"
     return [
         "from datasets import load_dataset",
         f"everything = {first}" if written.is_uniform else "# columns differ: load by domain",
-        f'one_domain = load_dataset({where}, {json.dumps(slug)}, split="train")',
+        f'one_domain = load_dataset({where}, {one}, split="train")',
     ]
 
 
-def card(written: Written) -> str:
-    """`README.md`: front matter for `datasets`, then what a person wants to know."""
-    front = {
-        "configs": [
+def _other_lines(written: Written, largest: Component, where: str) -> list[str]:
+    """For shards that `datasets` does not read by patterns."""
+    if "arrow" not in written.formats:
+        return [
+            f"# formats: {', '.join(written.formats)}",
+            "# recipes/ has a file for each trainer",
+        ]
+    slug = "" if written.is_stream else written.names[largest.domain]
+    place = "/".join(part for part in ("arrow", folder_name(largest, slug)) if part)
+    part = "part" if written.is_stream else "one_domain"
+    return [
+        "from pathlib import Path",
+        "from datasets import load_from_disk",
+        f"{part} = load_from_disk(str(Path({where}, {json.dumps(place)})))",
+    ]
+
+
+def card(written: Written, told: Told | None = None) -> str:
+    """`README.md`: front matter for `datasets` and the hub, then what a person wants to know."""
+    front: dict[str, Any] = license_front(told.licenses) if told else {}
+    if found := configs(written):
+        front["configs"] = [
             {"config_name": name, "data_files": [{"split": "train", "path": paths}]}
-            for name, paths in configs(written).items()
-        ],
-        "tags": ["curate"],
-    }
+            for name, paths in found.items()
+        ]
+    front["tags"] = ["curate"]
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=100)
+    done, before_and_after, *more = told_sections(told) if told else ("", "")
     sections = [
         f"---\n{header}---",
         _summary(written),
+        done,
         _loading(written),
         *(_table(written, phase) for phase in written.phases),
+        before_and_after,
         leakage_section(written.leakage),
         _columns(written),
-        _ENDING,
+        *more,
+        _ending(written),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _summary(written: Written) -> str:
-    counts = f"{written.total('rows'):,} rows in {len(written.shards):,} Parquet files"
+    counts = f"{written.total('rows'):,} rows in {len(written.shards):,} files"
     if written.tokenizer is not None:
         counts += f", {written.total('tokens'):,} {written.unit}"
     lines = [f"# Training shards\n\n{counts}, chosen and written by `curate`."]
+    formats = ", ".join(f"`{name}`" for name in written.formats)
+    lines.append(
+        f"Format{'s' if len(written.formats) > 1 else ''}: {formats}. {_WAYS[written.weights]}"
+    )
     if written.mixer is not None:
         lines.append(f"Mixture: `{written.mixer}`; asked and realised shares are below.")
     phases = [phase for phase in written.phases if phase]
@@ -125,7 +190,12 @@ def _loading(written: Written) -> str:
     folder_line = 'folder = "shards"  # path of this folder, or its name on the hub'
     first, *others = load_lines(written, "folder")
     blocks = ["## Loading", _code([first, folder_line, *others])]
-    if written.is_uniform:
+    if _room(written) and not written.is_stream and not has_domain_configs(written):
+        blocks.append(
+            f"Of so many domains none has a configuration: with more than {_MOST_CONFIGS:,} of"
+            " them `datasets` takes long to open a folder. `data_files` reads one of them."
+        )
+    if _room(written) and written.is_uniform:
         blocks += [
             "Streaming, one part for each of several processes:",
             _code(
@@ -137,7 +207,7 @@ def _loading(written: Written) -> str:
                 ]
             ),
         ]
-    if written.is_uniform and not written.is_stream:
+    if written.is_uniform and has_domain_configs(written):
         blocks += [
             "The mixture drawn row by row, its length stated (`row_probability` turns shares of"
             " tokens into shares of rows), here of the first phase:",
@@ -159,6 +229,8 @@ def _loading(written: Written) -> str:
                 ]
             ),
         ]
+    if set(written.formats) - {"arrow", "jsonl"}:
+        blocks.append("`recipes/` has a file for each trainer that reads these formats.")
     return "\n\n".join([*blocks, _workers(written)])
 
 
@@ -168,14 +240,12 @@ def _workers(written: Written) -> str:
         component = Component(shard["phase"], shard["domain"])
         files[component] = files.get(component, 0) + 1
     least, most = min(files.values()), max(files.values())
-    span = str(least) if least == most else f"{least} to {most}"
-    what = (
-        ("A phase has" if any(written.phases) else "There are")
-        if written.is_stream
-        else ("A domain has")
-    )
+    span = counted(most, "file") if least == most else f"{least:,} to {most:,} files"
+    what = "A domain"
+    if written.is_stream:
+        what = "A phase" if any(written.phases) else "The stream"
     return (
-        f"{_ORDERS[written.order]} {what} {span} files, and a streaming loader hands out whole"
+        f"{_ORDERS[written.order]} {what} has {span}, and a streaming loader hands out whole"
         " files: workers beyond the number of files get no rows. `shards.min_files` or a smaller"
         " `shards.size_mb` gives more files."
     )
@@ -184,43 +254,36 @@ def _workers(written: Written) -> str:
 def _table(written: Written, phase: int) -> str:
     entry = phase_entry(written, phase)
     unit = written.unit
-    counted = "tokens" if unit == "rows" else unit
+    measure = "tokens" if unit == "rows" else unit
     lines = [
         f"## Phase {phase}" if phase else "## Mixture",
         "",
-        f"| domain | configuration | examples | rows | {counted} | share of {unit} | asked |",
+        f"| domain | configuration | examples | rows | {measure} | share of {unit} | asked |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     domains: dict[str, Any] = entry["domains"]
-    for domain, values in list(domains.items())[:_TABLE_ROWS]:
+    for domain, values in list(domains.items())[:TABLE_ROWS]:
         tokens = "" if values["tokens"] is None else f"{values['tokens']:,}"
         asked = "" if values["asked"] is None else f"{values['asked']:.4f}"
         config = f"`{values['config']}`" if values["config"] else "nothing kept"
         lines.append(
-            f"| {_escape(domain)} | {config} | {values['examples']:,} | {values['rows']:,} |"
+            f"| {escape(domain)} | {config} | {values['examples']:,} | {values['rows']:,} |"
             f" {tokens} | {values['realised']:.4f} | {asked} |"
         )
-    if len(domains) > _TABLE_ROWS:
-        lines.append(f"\n{len(domains) - _TABLE_ROWS:,} more domains are in `mixture.json`.")
+    if len(domains) > TABLE_ROWS:
+        lines.append(f"\n{len(domains) - TABLE_ROWS:,} more domains are in `mixture.json`.")
     return "\n".join(lines)
 
 
 def _columns(written: Written) -> str:
     lines = ["## Columns", "", "The columns of the input in their types, and:", ""]
-    lines += [f"- `{name}`: {text}" for name, text in _MEANINGS.items()]
+    meanings = {**_MEANINGS, "curate_weight": _WEIGHTS[written.weights]}
+    lines += [f"- `{name}`: {text}" for name, text in meanings.items()]
     return "\n".join(lines)
 
 
 def _code(lines: Sequence[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
-
-
-def _escape(text: str) -> str:
-    """Text from the data as one line of a Markdown table, without effect."""
-    text = html.escape(json.dumps(text, ensure_ascii=False)[1:-1], quote=False)
-    for sign in "\\`*_[]|":
-        text = text.replace(sign, f"&#{ord(sign)};")
-    return text
 
 
 _ORDERS = {
@@ -238,15 +301,48 @@ _MEANINGS = {
     "curate_file": "file of that data set, relative to it.",
     "curate_row": "position of the row in that file. Source, file and row identify an example;"
     " an example with several copies has them all.",
-    "curate_weight": "weight of the example in the loss; the mean over the examples kept is 1. It"
-    " says nothing about domains: their shares are realised by selection and copies. The"
-    " `Trainer` of transformers drops this column unless the loss uses it.",
+    "curate_weight": "",
     "curate_domain": "domain of the example in the mixture.",
 }
 
-_ENDING = """## Files
+_DROPPED = " The `Trainer` of transformers drops this column unless the loss uses it."
 
-- `data/<domain>/train-00000-of-00024.parquet`: the shards.
-- `mixture.json`: asked and realised shares, rows, tokens and row probabilities of each domain.
-- `manifest.json`: rows, tokens, size and xxh3-128 digest of each shard; written last, so a folder
-  without it is incomplete. `curate verify FOLDER` checks it."""
+_WEIGHTS = {
+    "column": "weight of the example in the loss; the mean over the examples kept is 1. It says"
+    " nothing about domains: their shares are realised by selection and copies." + _DROPPED,
+    "copies": "1: what the plan gives an example is in the number of its copies.",
+    "domains": "weight of the example in the loss; the mean over each domain is 1, and what the"
+    " domain gets is its probability in `mixture.json`." + _DROPPED,
+}
+
+_WAYS = {
+    "column": "Weights: copies are written, and `curate_weight` is for the loss.",
+    "copies": "Weights: all in the number of copies, which are drawn; `curate_weight` is 1.",
+    "domains": "Weights: every example is written once; a loader draws domains with the"
+    " probabilities of `mixture.json`, and `curate_weight` is for the loss.",
+}
+
+_FILES = {
+    "parquet": "`data/<domain>/train-00000-of-00024.parquet`: the shards.",
+    "arrow": "`arrow/<domain>/`: the same, for `datasets.load_from_disk`.",
+    "jsonl": "`jsonl/<domain>/train-00000-of-00024.jsonl.zst`: the same as JSON lines.",
+    "mds": "`mds/<domain>/shard.00000.mds`, `index.json`: the same for Mosaic Streaming.",
+    "webdataset": "`webdataset/<domain>/train-00000-of-00024.tar`: the same for WebDataset.",
+    "packed": "`packed/<domain>/train-00000-of-00024.parquet`: token ids in sequences of one"
+    " length.",
+    "megatron": "`megatron/<domain>/train-00000-of-00024.bin`, `.idx`: token ids for Megatron.",
+}
+
+_DOCUMENTS = (
+    "`mixture.json`: asked and realised shares, rows, tokens and row probabilities of each domain.",
+    "`recipes/`: how each trainer draws them.",
+    "`manifest.json`: rows, tokens, size and xxh3-128 digest of each shard; written last, so a"
+    " folder without it is incomplete. `curate verify FOLDER` checks it.",
+)
+
+
+def _ending(written: Written) -> str:
+    files = [_FILES[name] for name in written.formats]
+    if written.is_stream:
+        files = [text.replace("<domain>/", "") for text in files]
+    return "\n".join(["## Files", "", *(f"- {text}" for text in (*files, *_DOCUMENTS))])

@@ -73,6 +73,8 @@ class Source:
     """Column with the user's own id; rides along."""
     document: str | None = None
     """Column that says which rows belong to one document; they share a split."""
+    license: str | None = None
+    """Licence of the data, such as `cc-by-4.0`; it stands in the card of the shards."""
 
     def __post_init__(self) -> None:
         if (self.chosen is None) != (self.rejected is None):
