@@ -175,7 +175,8 @@ def _summary(written: Written) -> str:
         order = ", then ".join(f"`phase-{phase}`" for phase in phases)
         lines.append(
             f"**The phases are ordered: train on {order}.** The default configuration reads them"
-            " in this order; a shuffle over all of it loses the method, so shuffle within a phase."
+            " in this order; a shuffle over all of it loses the method"
+            + ("." if written.is_stream else ", so shuffle within a phase.")
         )
     if not written.is_uniform:
         lines.append(
@@ -195,7 +196,9 @@ def _loading(written: Written) -> str:
             f"Of so many domains none has a configuration: with more than {_MOST_CONFIGS:,} of"
             " them `datasets` takes long to open a folder. `data_files` reads one of them."
         )
-    if _room(written) and written.is_uniform:
+    if written.is_stream and "parquet" in written.formats:
+        blocks.append("`recipes/stream.py` reads it in order, in parts for several processes.")
+    elif _room(written) and written.is_uniform:
         blocks += [
             "Streaming, one part for each of several processes:",
             _code(
@@ -229,7 +232,7 @@ def _loading(written: Written) -> str:
                 ]
             ),
         ]
-    if set(written.formats) - {"arrow", "jsonl"}:
+    if set(written.formats) - {"arrow", "jsonl"} and not written.is_stream:
         blocks.append("`recipes/` has a file for each trainer that reads these formats.")
     return "\n\n".join([*blocks, _workers(written)])
 
@@ -265,7 +268,8 @@ def _table(written: Written, phase: int) -> str:
     for domain, values in list(domains.items())[:TABLE_ROWS]:
         tokens = "" if values["tokens"] is None else f"{values['tokens']:,}"
         asked = "" if values["asked"] is None else f"{values['asked']:.4f}"
-        config = f"`{values['config']}`" if values["config"] else "nothing kept"
+        config = f"`{values['config']}`" if values["config"] else "none"
+        config = config if values["rows"] else "nothing kept"
         lines.append(
             f"| {escape(domain)} | {config} | {values['examples']:,} | {values['rows']:,} |"
             f" {tokens} | {values['realised']:.4f} | {asked} |"
