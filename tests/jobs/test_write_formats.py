@@ -2,7 +2,10 @@
 moment leaves nothing that a rerun does not bring to the same bytes."""
 
 import dataclasses
+import gc
 import json
+import resource
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,11 +20,11 @@ import webdataset
 from data.planned_run import Row, Tables, planned_run
 from data.shards_by_hand import all_types
 from mosaic.environment import needs_mosaic, result, start
-from tiny_models import byte_tokenizer
 
 from curate.config import plain, to_yaml
 from curate.data.shard_folder import DamageError
 from curate.data.shard_formats import FORMATS
+from curate.errors import CurateError
 from jobs.cluster import open_pool
 from jobs.settings import Settings
 from jobs.verify import verify_shards
@@ -63,10 +66,7 @@ def counted(rows: Iterable[Any]) -> Counter[tuple[str, int, str, float]]:
 
 
 def settings_of(root: Path, formats: Iterable[str] = TEXTS, **shards: Any) -> Settings:
-    tokenizer = root / "tokenizer"
-    byte_tokenizer().save_pretrained(str(tokenizer))
-    packing = {"length": 256, "tokenizer": str(tokenizer)}
-    values = {"format": list(formats), "size_mb": 0.02, "packing": packing, **shards}
+    values: dict[str, Any] = {"format": list(formats), "size_mb": 0.02, **shards}
     settings = planned_run(root, TABLES, decide, shards=values)
     sources = {
         name: dataclasses.replace(source, text="text", image="image")
@@ -172,6 +172,25 @@ def test_a_format_that_is_no_longer_asked_for_goes(tmp_path: Path):
     left = snapshot(write(one))
     assert {file.split("/")[0] for file in left if "/" in file} - {"recipes"} == {"jsonl"}
     assert all(first[file] == left[file] for file in left if file.startswith("jsonl/"))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("size", [0, 3000])
+def test_a_file_that_cannot_grow_names_itself_and_leaves_nothing(
+    tmp_path: Path, name: str, size: int
+):
+    settings = settings_of(tmp_path, [name], size_mb=100)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        with pytest.raises(CurateError, match=r"shard .* could not be written"):
+            write(settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    gc.collect()
+    assert [path for path in (Path(settings.run) / "shards").rglob("*") if path.is_file()] == []
 
 
 DYING = """
