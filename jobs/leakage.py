@@ -8,7 +8,7 @@
 
 `curate plan` reads the matches for its report.
 
-Memory: a worker holds 32 to 40 bytes for each word of the evaluation sets; the one that reads a set
+Memory: a worker holds about 35 bytes for each word of the evaluation sets; the one that reads a set
 160 for each of its words.
 """
 

@@ -14,7 +14,7 @@ Departures: an evaluation text of fewer than n words is one run. Runs that stand
 an evaluation set (and in more than 10 of its examples) are its template and count nowhere. No word
 within a run may differ (Llama 2 lets 4 do so). Letters of scripts without spaces count as half a
 word each.
-Cost: one reading of the texts, no model; 32 to 40 bytes for each word of the evaluation
+Cost: one reading of the texts, no model; about 35 bytes for each word of the evaluation
 sets, in memory.
 What is done to the texts is in `curate.models.text_runs` and `curate.models.overlap`.
 Shapes: N examples of a partition.

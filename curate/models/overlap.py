@@ -18,7 +18,7 @@ from curate.models.text_runs import Flags, Hashes, Places, Words, row_blocks, wo
 LEAST_TEMPLATE = 10
 """What stands in so few examples is no template, however small the set is."""
 
-_SIEVE_BITS = (22, 28)
+_SIEVE_BITS = (12, 28)
 _MATCHES = 4_000_000
 """Places that are compared at a time."""
 _MAIN = ("text", "prompt")
@@ -45,6 +45,8 @@ class Pieces(NamedTuple):
     """(P,) without null."""
     is_main: Flags
     """(P,) the text or the prompt, which are compared however short they are."""
+    num_rows: int
+    """R; a row may have no piece."""
 
 
 class Block(NamedTuple):
@@ -131,6 +133,7 @@ def pieces_of(fields: pl.DataFrame) -> Pieces | None:
         both["row"].cast(pl.Int64).to_numpy(),
         both["text"].fill_null(""),
         both["is_main"].to_numpy(),
+        fields.height,
     )
 
 
@@ -147,22 +150,35 @@ def covered_words(rows: Places, texts: Places, places: Places, sizes: Places) ->
     """How many words of each text lie in the runs that a row has too.
 
     Args:
-        rows: (M,) where a run was found.
+        rows: (M,) where a run was found, ascending.
         texts: (M,) which text has it.
         places: (M,) its first word in that text; no run twice for one row.
-        sizes: (M,) its words; the same for all runs of one text.
+        sizes: (U,) words of a run of each text.
     """
-    order = np.lexsort((places, texts, rows))
-    rows, texts, places, sizes = rows[order], texts[order], places[order], sizes[order]
     if not len(rows):
-        return Covered(rows, texts, sizes)
+        return Covered(rows, texts, places)
+    rows, texts, places = _sorted(rows, texts, places)
     is_new = np.ones(len(rows), dtype=np.bool_)
     is_new[1:] = (np.diff(rows) != 0) | (np.diff(texts) != 0)
-    added = sizes.copy()
+    added = sizes[texts]
     # Runs overlap: one adds only the words behind the end of the one before.
-    added[1:] = np.where(is_new[1:], sizes[1:], np.minimum(sizes[1:], np.diff(places)))
+    added[1:] = np.where(is_new[1:], added[1:], np.minimum(added[1:], np.diff(places)))
     starts = np.flatnonzero(is_new)
     return Covered(rows[starts], texts[starts], np.add.reduceat(added, starts))
+
+
+def _sorted(rows: Places, texts: Places, places: Places) -> tuple[Places, Places, Places]:
+    """By row, text and place; rows ascend already."""
+    distinct, codes = np.unique(rows, return_inverse=True)
+    bits = [int(each.max()).bit_length() for each in (codes, texts, places)]
+    if sum(bits) > 63:
+        order = np.lexsort((places, texts, rows))
+        return rows[order], texts[order], places[order]
+    # One number of all three: sorting numbers takes a tenth of the time of sorting their places.
+    keys = np.sort((((codes << bits[1]) | texts) << bits[2]) | places)
+    both = keys >> bits[2]
+    found = distinct[both >> bits[1]]
+    return found, both & ((1 << bits[1]) - 1), keys & ((1 << bits[2]) - 1)
 
 
 # -- what is looked for ---------------------------------------------------------------------------
@@ -188,15 +204,14 @@ def sought_in(sets: Iterator[Pieces], rules: Rules) -> Sought:
             texts.append((sizes, block.rows[owners] + first_row))
             wholes.append(_wholes(block, rules, first_row))
             first_text += len(starts)
-        first_row += int(pieces.rows[-1]) + 1 if len(pieces.rows) else 0
-    runs, of, places = _joined(found, 3)
+        first_row += pieces.num_rows
+    runs, of, places = _in_order(*_joined(found, 3))
     sizes, examples = _joined(texts, 2)
-    keys, key_examples, is_whole = _joined(wholes, 3)
+    keys, key_examples, is_whole = _in_order(*_joined(wholes, 3))
     limit = max(LEAST_TEMPLATE, rules.template * first_row)
     keep = ~_is_common(runs, examples[of], limit)
-    order = np.lexsort((places[keep], of[keep], runs[keep]))
-    runs, of, places = runs[keep][order], of[keep][order], places[keep][order]
-    covered = covered_words(np.zeros(len(of), dtype=np.int64), of, places, sizes[of])
+    runs, of, places = runs[keep], of[keep], places[keep]
+    covered = covered_words(np.zeros(len(of), dtype=np.int64), of, places, sizes)
     coverable = np.zeros(len(sizes), dtype=np.int64)
     coverable[covered.texts] = covered.words
     own = is_whole.astype(np.bool_) | ~_is_common(keys, key_examples, limit)
@@ -214,19 +229,19 @@ def sought_in(sets: Iterator[Pieces], rules: Rules) -> Sought:
 
 
 def _texts(block: Block, rules: Rules) -> tuple[Places, Places, Places]:
-    """Bounds and rows of the texts that are looked for within others: the pieces that are long
-    enough, and where a row has none the row as a whole."""
+    """Bounds and rows, ascending, of the texts that are looked for within others: the pieces that
+    are long enough, and where a row has none the row as a whole."""
     starts, ends = block.words.bounds[:-1], block.words.bounds[1:]
     is_long = ends - starts >= _lengths(block, starts, ends, rules.shortest)
     has_long = np.zeros(len(block.rows), dtype=np.bool_)
     has_long[block.piece_rows[is_long]] = True
     first, last = block.bounds[:-1], block.bounds[1:]
     others = ~has_long & (last - first >= _lengths(block, first, last, rules.shortest))
-    return (
-        np.concatenate([starts[is_long], first[others]]),
-        np.concatenate([ends[is_long], last[others]]),
-        np.concatenate([block.piece_rows[is_long], np.flatnonzero(others)]),
-    )
+    rows = np.concatenate([block.piece_rows[is_long], np.flatnonzero(others)])
+    order = np.argsort(rows, kind="stable")
+    starts = np.concatenate([starts[is_long], first[others]])
+    ends = np.concatenate([ends[is_long], last[others]])
+    return starts[order], ends[order], rows[order]
 
 
 def _lengths(block: Block, starts: Places, ends: Places, words: int) -> Places:
@@ -255,7 +270,7 @@ def _wholes(block: Block, rules: Rules, first_row: int) -> tuple[Any, ...]:
 
 def whole_texts(block: Block, rules: Rules) -> tuple[Hashes, Places, Flags]:
     """(X,) hashes of the rows, their texts and prompts, and of other pieces that are long enough;
-    the place in the block of the row, and whether it is all of the row."""
+    the place in the block of the row, ascending, and whether it is all of the row."""
     starts, ends = block.words.bounds[:-1], block.words.bounds[1:]
     is_long = ends - starts >= _lengths(block, starts, ends, rules.shortest)
     taken = (block.is_main & (ends > starts)) | is_long
@@ -265,7 +280,9 @@ def whole_texts(block: Block, rules: Rules) -> tuple[Hashes, Places, Flags]:
         block.words.runs(starts[taken], ends[taken]), block.words.runs(first[full], last[full])
     ])  # fmt: skip
     is_row = np.concatenate([np.zeros(int(taken.sum()), np.bool_), np.ones(len(full), np.bool_)])
-    return keys, np.concatenate([block.piece_rows[taken], full]), is_row
+    rows = np.concatenate([block.piece_rows[taken], full])
+    order = np.argsort(rows, kind="stable")
+    return keys[order], rows[order], is_row[order]
 
 
 def _joined(parts: list[tuple[Any, ...]], count: int) -> list[npt.NDArray[Any]]:
@@ -274,23 +291,37 @@ def _joined(parts: list[tuple[Any, ...]], count: int) -> list[npt.NDArray[Any]]:
     return [np.concatenate([part[i] for part in parts]) for i in range(count)]
 
 
+def _in_order(
+    hashes: Hashes, owners: Places, others: npt.NDArray[Any]
+) -> tuple[Hashes, Places, npt.NDArray[Any]]:
+    """By hash, equal ones as they were."""
+    order = np.argsort(hashes, kind="stable")
+    return hashes[order], owners[order], others[order]
+
+
 def _is_common(hashes: Hashes, examples: Places, limit: float) -> Flags:
-    """(M,) whether a hash stands in more examples than the limit."""
-    distinct, codes = np.unique(hashes, return_inverse=True)
-    width = int(examples.max(initial=0)) + 1
-    pairs = np.unique(codes * width + examples)
-    counts = np.bincount(pairs // width, minlength=len(distinct))
-    return (counts > limit)[codes]
+    """(M,) whether a hash stands in more examples than the limit.
+
+    Args:
+        hashes: (M,) ascending.
+        examples: (M,) ascending where hashes are equal.
+        limit: a number of examples.
+    """
+    is_new = np.ones(len(hashes), dtype=np.bool_)
+    is_new[1:] = hashes[1:] != hashes[:-1]
+    is_other = is_new.copy()
+    is_other[1:] |= examples[1:] != examples[:-1]
+    codes = np.cumsum(is_new) - 1
+    return (np.bincount(codes, weights=is_other) > limit)[codes]
 
 
 # -- looking for it -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
-    """All that is looked for, of all sets, made once for many blocks."""
+class Table(NamedTuple):
+    """The runs of one size that are looked for."""
 
-    sets: tuple[str, ...]
+    size: int
     runs: Hashes
     """(G,) ascending."""
     bounds: Places
@@ -299,6 +330,28 @@ class Index:
     """(M,)"""
     places: npt.NDArray[np.int32]
     """(M,)"""
+    sieve: Flags
+    """Whether the low bits of some run are these: small for few runs, so that it stays in cache."""
+
+    @classmethod
+    def of(cls, size: int, runs: Hashes, texts: Places, places: Places) -> "Table":
+        """Of (M,) runs, as they come."""
+        order = np.argsort(runs, kind="stable")
+        distinct, firsts = np.unique(runs[order], return_index=True)
+        bits = int(np.clip(np.ceil(np.log2(8 * max(1, len(distinct)))), *_SIEVE_BITS))
+        sieve = np.zeros(1 << bits, dtype=np.bool_)
+        sieve[distinct & np.uint64(len(sieve) - 1)] = True
+        bounds = np.append(firsts, len(runs))
+        own = (texts[order].astype(np.int32), places[order].astype(np.int32))
+        return cls(size, distinct, bounds, *own, sieve)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """All that is looked for, of all sets, made once for many blocks."""
+
+    sets: tuple[str, ...]
+    tables: tuple[Table, ...]
     sizes: Places
     """(U,)"""
     coverable: Places
@@ -309,8 +362,6 @@ class Index:
     """(U,) place in the set."""
     wholes: pl.DataFrame
     """key, set, example."""
-    sieve: Flags
-    """Whether the low bits of some run are these."""
 
     @classmethod
     def of(cls, sets: dict[str, Sought]) -> "Index":
@@ -319,12 +370,13 @@ class Index:
         counts = [len(each.sizes) for each in found]
         before = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         runs = _all([each.runs for each in found], np.uint64)
-        order = np.argsort(runs, kind="stable")
-        distinct, firsts = np.unique(runs[order], return_index=True)
-        texts = [(each.texts + b).astype(np.int32) for each, b in zip(found, before, strict=False)]
-        bits = int(np.clip(np.ceil(np.log2(max(1, 8 * len(distinct)))), *_SIEVE_BITS))
-        sieve = np.zeros(1 << bits, dtype=np.bool_)
-        sieve[distinct & np.uint64(len(sieve) - 1)] = True
+        texts = _all([e.texts + b for e, b in zip(found, before, strict=False)], np.int64)
+        places = _all([each.places for each in found], np.int64)
+        sizes = _all([each.sizes for each in found], np.int64)
+        tables: list[Table] = []
+        for size in np.unique(sizes[texts]).tolist():
+            own = sizes[texts] == size
+            tables.append(Table.of(size, runs[own], texts[own], places[own]))
         frames = [
             pl.DataFrame({"key": each.wholes, "example": each.whole_examples}).with_columns(
                 set=pl.lit(number, pl.Int32)
@@ -334,16 +386,12 @@ class Index:
         empty = pl.DataFrame(schema={"key": pl.UInt64, "example": pl.Int64, "set": pl.Int32})
         return cls(
             sets=tuple(sets),
-            runs=distinct,
-            bounds=np.append(firsts, len(runs)),
-            texts=_all(texts, np.int32)[order],
-            places=_all([each.places.astype(np.int32) for each in found], np.int32)[order],
-            sizes=_all([each.sizes for each in found], np.int64),
+            tables=tuple(tables),
+            sizes=sizes,
             coverable=_all([each.coverable for each in found], np.int64),
             text_sets=np.repeat(np.arange(len(found), dtype=np.int32), counts),
             examples=_all([each.examples for each in found], np.int64),
             wholes=pl.concat([empty, *frames]),
-            sieve=sieve,
         )
 
 
@@ -360,11 +408,10 @@ def matches_in(pieces: Pieces, index: Index, rules: Rules, *, found_from: float)
         text of it that is found best), and whether a text of both is equal; by row, best first.
     """
     frames = [pl.DataFrame(schema=MATCHES)]
-    sizes = np.unique(index.sizes[index.coverable > 0])
     for block in blocks_of(pieces):
         own_rows = np.repeat(np.arange(len(block.rows)), np.diff(block.bounds))  # (W,)
-        for size in sizes.tolist():
-            frames += _partial(block, own_rows, index, size, found_from)
+        for table in index.tables:
+            frames += _partial(block, own_rows, index, table, found_from)
         frames.append(_equal(block, index, rules))
     order = [pl.col("row"), -pl.col("share"), ~pl.col("exact"), pl.col("set"), pl.col("example")]
     return (
@@ -377,19 +424,20 @@ def matches_in(pieces: Pieces, index: Index, rules: Rules, *, found_from: float)
 
 
 def _partial(
-    block: Block, own_rows: Places, index: Index, size: int, found_from: float
+    block: Block, own_rows: Places, index: Index, table: Table, found_from: float
 ) -> Iterator[pl.DataFrame]:
     """Pairs by runs of one size."""
-    hashes = block.words.windows(size)
-    hits = np.flatnonzero(index.sieve[hashes & np.uint64(len(index.sieve) - 1)])
-    hits = hits[own_rows[hits] == own_rows[hits + size - 1]]
-    places = np.minimum(np.searchsorted(index.runs, hashes[hits]), len(index.runs) - 1)
-    known = index.runs[places] == hashes[hits]
-    pairs = np.unique(own_rows[hits[known]] * len(index.runs) + places[known])
-    rows, runs = np.divmod(pairs, max(1, len(index.runs)))
-    counts = index.bounds[runs + 1] - index.bounds[runs]
+    hashes = block.words.windows(table.size)
+    hits = np.flatnonzero(table.sieve[hashes & np.uint64(len(table.sieve) - 1)])
+    hits = hits[own_rows[hits] == own_rows[hits + table.size - 1]]
+    hits = hits[np.argsort(hashes[hits])]  # neighbours in the table are looked up in turn
+    places = np.minimum(np.searchsorted(table.runs, hashes[hits]), len(table.runs) - 1)
+    known = table.runs[places] == hashes[hits]
+    pairs = np.unique(own_rows[hits[known]] * len(table.runs) + places[known])
+    rows, runs = np.divmod(pairs, len(table.runs))
+    counts = table.bounds[runs + 1] - table.bounds[runs]
     for part in _some(rows, counts):
-        yield _shares(block, index, rows[part], runs[part], counts[part], found_from)
+        yield _shares(block, index, table, (rows[part], runs[part], counts[part]), found_from)
 
 
 def _some(rows: Places, counts: Places) -> Iterator[slice]:
@@ -407,16 +455,24 @@ def _some(rows: Places, counts: Places) -> Iterator[slice]:
 
 
 def _shares(
-    block: Block, index: Index, rows: Places, runs: Places, counts: Places, found_from: float
+    block: Block,
+    index: Index,
+    table: Table,
+    hits: tuple[Places, Places, Places],
+    found_from: float,
 ) -> pl.DataFrame:
-    """Pairs of some rows, but for those that are neither large nor the row's largest."""
+    """Pairs of some rows, but for those that are neither large nor the row's largest.
+
+    Args:
+        hits: rows, runs that stand in them, and at how many places each run stands.
+    """
+    rows, runs, counts = hits
     each = np.repeat(np.arange(len(rows)), counts)
     places = np.arange(len(each)) - np.repeat(np.cumsum(counts) - counts, counts)
-    places += index.bounds[runs[each]]
-    texts = index.texts[places].astype(np.int64)
-    found = covered_words(
-        rows[each], texts, index.places[places].astype(np.int64), index.sizes[texts]
-    )
+    places += table.bounds[runs[each]]
+    texts = table.texts[places].astype(np.int64)
+    first = table.places[places].astype(np.int64)
+    found = covered_words(rows[each], texts, first, index.sizes)
     shares = found.words / index.coverable[found.texts]
     _, starts, codes = np.unique(found.rows, return_index=True, return_inverse=True)
     largest = np.maximum.reduceat(shares, starts)[codes] if len(shares) else shares

@@ -157,12 +157,13 @@ def test_different_runs_have_different_hashes():
     assert len(np.unique(words.windows(3))) == distinct > 90_000
 
 
-def test_overlapping_runs_are_counted_once():
-    places = np.array([7, 0, 2, 0, 9])
+@pytest.mark.parametrize("far", [0, 1 << 62])
+def test_overlapping_runs_are_counted_once(far: int):
+    places = np.array([7, 0, 2, 0, 9]) + far  # so far that all three do not fit into one number
     texts = np.array([4, 4, 4, 1, 4])
-    rows = np.array([0, 0, 0, 0, 3])
-    found = covered_words(rows, texts, places, np.array([3, 3, 3, 5, 3]))
-    assert found.rows.tolist() == [0, 0, 3]
+    rows = np.array([0, 0, 0, 0, 1 << 50])
+    found = covered_words(rows, texts, places, np.array([0, 5, 0, 0, 3]))
+    assert found.rows.tolist() == [0, 0, 1 << 50]
     assert found.texts.tolist() == [1, 4, 4]
     assert found.words.tolist() == [5, 8, 3]
 
@@ -232,3 +233,23 @@ def test_of_each_row_the_best_is_told_even_below_the_bound():
     documents = ["a3 a4 a5 b1 b2 b3", " ".join(f"b{i}" for i in range(9)) + " a0 a1 a2", "none"]
     found = found_in(documents, sought, Rules(3, 3), found_from=0.8)
     assert found == {(0, 1): (pytest.approx(0.3), False), (1, 1): (pytest.approx(0.9), False)}
+
+
+def test_rows_without_a_text_keep_their_place_and_greetings_are_no_leak():
+    only_system = [{"role": "system", "content": "be brief"}]
+    greeting = "good morning to you all and to everybody else"
+    said = [[{"role": "user", "content": text}] for text in ("first one here", "last one there")]
+    hello = [
+        [{"role": "user", "content": greeting}, {"role": "user", "content": f"number {n}"}]
+        for n in range(12)
+    ]
+    one = pieces_of(pl.DataFrame({"messages": [said[0], only_system, *hello, only_system]}))
+    two = pieces_of(pl.DataFrame({"messages": [only_system, said[1]]}))
+    assert one is not None
+    assert two is not None
+    sought = sought_in(iter([one, two]), Rules(8, 8))
+    assert (sought.num_examples, sought.num_template) == (17, 12)
+    other = pieces_of(pl.DataFrame({"text": ["Last one; there", greeting, f"{greeting} number 7"]}))
+    assert other is not None
+    found = matches_in(other, Index.of({"s": sought}), Rules(8, 8), found_from=0.5)
+    assert found.select("row", "example", "exact").rows() == [(0, 16, True), (2, 9, True)]
