@@ -230,9 +230,9 @@ def test_torchtitan_gets_a_data_set_and_a_weight_for_each_domain(
 
     folder = shards["domains"]
     parts = recipe(folder, "torchtitan_mix").mix().dataset.datasets
-    found = {part.dataset.source.name: part.weight for part in parts}
-    assert found == {e["config"]: e["row_probability"] for e in domains_of(folder).values()}
-    assert {part.dataset.source.path for part in parts} == {str(folder)}
+    found = {part.dataset.source.path: part.weight for part in parts}
+    wanted = {e["folder"]: e["row_probability"] for e in domains_of(folder).values()}
+    assert found == {str(folder / "data" / place): share for place, share in wanted.items()}
     assert parts[0].dataset.processor.text_fn({"text": "words"}) == "words"
 
 

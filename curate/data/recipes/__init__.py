@@ -25,7 +25,10 @@ RECIPES: dict[str, tuple[str, Callable[[Blend], str]]] = {
 }
 """File -> format that it reads, and what writes it."""
 
-STREAMS: dict[str, tuple[str, Callable[[Blend], str]]] = {"stream.py": ("parquet", stream.text)}
+STREAMS: dict[str, tuple[str, Callable[[Blend], str]]] = {
+    "stream.py": ("parquet", stream.text),
+    "megatron.py": ("megatron", megatron.text),
+}
 """The same where domains share their files, so that none can be drawn from."""
 
 

@@ -58,8 +58,9 @@ def text(blend: Blend) -> str:
     for phase in range(blend.num_phases):
         number = blend.mixture["phases"][phase]["phase"]
         repeats = {name: entry["repeat"] for name, entry in blend.domains(phase).items()}
+        # Where domains share their files, these are an epoch of the mixture as they are.
         mine = [
-            (repeats[shard["domain"]] * shard["facts"]["tokens"], shard["file"])
+            (repeats.get(shard["domain"], 1.0) * shard["facts"]["tokens"], shard["file"])
             for shard in blend.of_format("megatron")
             if shard["phase"] == number
         ]

@@ -34,7 +34,7 @@ def mix(phase=0):
                 WeightedDataset(
                     dataset=SingleDatasetConfig(
                         source=HuggingFaceRandomAccessSource.Config(
-                            path=str(SHARDS), name=d["config"], split="train"
+                            path=str(SHARDS / "data" / d["folder"]), split="train"
                         ),
                         processor=TextProcessor.Config(text_fn=text_of),
                         post_filters=(lambda sample: sample is not None,),
