@@ -6,7 +6,7 @@ the marks upon it.
 
 With h the hash of each word (xxh3) and b an odd constant, all modulo 2^64,
 
-    S_i = sum over j < i of h_j b^j          run(s, e) = mix((S_e - S_s) b^-s, e - s)
+    S_i = sum over j < i of h_j b^j          run(s, e) = mix((S_e - S_s) b^-s)
 
 so that a run of any length costs two products, and the same words give the same hash wherever they
 stand (Karp and Rabin, "Efficient randomized pattern-matching algorithms", 1987).
@@ -32,7 +32,6 @@ _NO_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar
 _WORD = rf"[{_NO_SPACES}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{_NO_SPACES}]]+"
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
-_SIZE = np.uint64(0xC2B2AE3D27D4EB4F)
 _MIX = np.uint64(0xD6E8FEB86659FD93)
 _BLOCK_CHARS = 4_000_000
 
@@ -51,8 +50,7 @@ class Words(NamedTuple):
 
     def runs(self, starts: Places, ends: Places) -> Hashes:
         """Hash of the words from each start up to its end; of any number of runs."""
-        sizes = (ends - starts).astype(np.uint64)
-        return _mixed((self.sums[ends] - self.sums[starts]) * self.inverses[starts], sizes)
+        return _mixed((self.sums[ends] - self.sums[starts]) * self.inverses[starts])
 
     def windows(self, size: int) -> Hashes:
         """(W - size + 1,) hash of every run of that size, also from one text into the next."""
@@ -60,7 +58,7 @@ class Words(NamedTuple):
             return np.zeros(0, dtype=np.uint64)
         last = len(self.sums) - size
         plain = (self.sums[size:] - self.sums[:last]) * self.inverses[:last]
-        return _mixed(plain, np.array([size], dtype=np.uint64))  # a scalar would warn as it wraps
+        return _mixed(plain)
 
 
 def words_of(texts: pl.Series) -> Words:
@@ -121,10 +119,9 @@ def _powers(base: int, count: int) -> Hashes:
     return np.cumprod(found, dtype=np.uint64)
 
 
-def _mixed(plain: Hashes, sizes: Hashes) -> Hashes:
+def _mixed(plain: Hashes) -> Hashes:
     """Without this the low bits of a run would not depend on the order of its words."""
-    mixed = plain ^ (sizes * _SIZE)
-    mixed ^= mixed >> np.uint64(32)
+    mixed = plain ^ (plain >> np.uint64(32))
     mixed *= _MIX
     mixed ^= mixed >> np.uint64(29)
     return mixed

@@ -253,3 +253,9 @@ def test_rows_without_a_text_keep_their_place_and_greetings_are_no_leak():
     assert other is not None
     found = matches_in(other, Index.of({"s": sought}), Rules(8, 8), found_from=0.5)
     assert found.select("row", "example", "exact").rows() == [(0, 16, True), (2, 9, True)]
+
+
+def test_an_equal_example_is_told_however_often_its_set_has_it():
+    text = "said again and again by everyone here in just these words"
+    found = found_in([text.upper(), f"it was {text}"], [text] * 12, Rules(8, 8))
+    assert found == {(0, example): (1.0, True) for example in range(12)}
