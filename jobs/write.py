@@ -49,6 +49,7 @@ from jobs.write_tasks import (
     shards_of,
     stale_files,
 )
+from jobs.write_tokenizer import save_shard_tokenizer
 
 
 def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> dict[str, Any]:
@@ -78,6 +79,8 @@ def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
         (run.shards / "manifest.json").unlink(missing_ok=True)
     for task in due:
         task.output.remove()
+    if due and work.tokens is not None:
+        save_shard_tokenizer(run, work.tokens)
     if due and work.deals:
         assert work.survey.line is not None
         prepare(run, work.survey.line, work.deals)

@@ -13,13 +13,11 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from curate.config import parse
 from curate.data.files import fingerprint, misshapen, read_document, write_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.shard_layout import Component
 from curate.data.shard_line import Deal, Line, Places, Stretch
-from curate.data.shard_settings import Shards
 from curate.data.shard_shuffle import deal_rows, write_stretch
 from curate.data.shard_survey import Survey
 from curate.data.shard_weights import pack, unpack
@@ -36,10 +34,17 @@ from jobs.write_parts import (
     save_receipt,
     shard_from,
 )
+from jobs.write_tokenizer import ShardTokenizer
 
 
 def line_tasks(
-    run: RunFolder, settings: Settings, found: Survey, line: Line, tokenizer: str | None
+    run: RunFolder,
+    settings: Settings,
+    found: Survey,
+    line: Line,
+    *,
+    tokenizer: str | None,
+    tokens: ShardTokenizer | None,
 ) -> tuple[list[Task], list[Task]]:
     """The tasks of both passes; all of the first must be done before any of the second starts."""
     content = next(iter(found.schemas.values())).serialize().to_pybytes()
@@ -61,14 +66,14 @@ def line_tasks(
     for stretch in line.stretches:
         whole = fingerprint(
             stage="write",
-            settings=deciding(settings),
+            settings=deciding(settings, tokens),
             stretch=asdict(stretch),
             dealt=everything,
             **made_from,
         )
         payload = {
             **common,
-            "context": context_of(settings),
+            "context": context_of(settings, tokens),
             "stretch": asdict(stretch),
             "first_bucket": first,
             "dealt": [task.output.path.name for task in deals],
@@ -98,7 +103,7 @@ def _deal(
     )
     payload = {
         **common,
-        "settings": context_of(settings)["settings"],
+        "weights": settings.shards.weights,
         "places": made_from["places"],
         "deal": asdict(deal),
         "terms": terms,
@@ -137,7 +142,7 @@ def deal_work(payload: dict[str, Any]) -> Receipt:
             deal,
             places,
             path,
-            way=parse(Shards, payload["settings"]).weights,
+            way=payload["weights"],
             terms={name: unpack(terms) for name, terms in payload["terms"].items()},
             schema=_schema(payload),
             tokenizer=payload["tokenizer"],

@@ -14,6 +14,7 @@ from curate.data.shard_settings import TOKEN_FORMATS, Shards
 from jobs.domains_use import domain_digests
 from jobs.run import Receipt
 from jobs.settings import Settings
+from jobs.write_tokenizer import ShardTokenizer
 
 _TEXT_FORMATS = (*TOKEN_FORMATS, "webdataset", "mds")
 """Formats that set the text or the image of an example apart."""
@@ -46,11 +47,13 @@ def portable(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def deciding(settings: Settings) -> dict[str, Any]:
+def deciding(settings: Settings, tokens: ShardTokenizer | None) -> dict[str, Any]:
     """What of the settings the bytes of the shards depend on."""
     shards = plain(settings.shards)
-    if not set(TOKEN_FORMATS) & set(settings.shards.formats):
+    if tokens is None:
         del shards["packing"]
+    else:
+        shards["packing"]["tokenizer"] = tokens.digest
     if not set(_TEXT_FORMATS) & set(settings.shards.formats):
         return shards
     meaning = {
@@ -60,12 +63,12 @@ def deciding(settings: Settings) -> dict[str, Any]:
     return {"shards": shards, "sources": meaning}
 
 
-def context_of(settings: Settings) -> dict[str, Any]:
+def context_of(settings: Settings, tokens: ShardTokenizer | None) -> dict[str, Any]:
     """What sinks need to know, for a task's payload."""
     return {
         "settings": plain(settings.shards),
         "sources": {name: plain(source) for name, source in settings.sources.items()},
-        "tokenizer": None,
+        "tokenizer": None if tokens is None else str(tokens.folder),
     }
 
 

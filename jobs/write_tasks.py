@@ -30,6 +30,7 @@ from jobs.write_parts import (
     receipt,
     shard_from,
 )
+from jobs.write_tokenizer import ShardTokenizer, find_shard_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Work:
     """How they reach the trainer."""
     order: str
     """Of the rows."""
+    tokens: ShardTokenizer | None
+    """What formats of tokens are written with; None where there are none."""
 
 
 def is_planned(run: RunFolder) -> bool:
@@ -85,24 +88,46 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
         raise misshapen(path, "it has no tokenizer or no mixer")
     tokenizer, mixer = summary["tokenizer"], summary["mixer"]
     shards = settings.shards
+    tokens = find_shard_tokenizer(run, settings)
     found = survey(run, run.partitions(), shards, seed=settings.seed, tokenizer=tokenizer)
     if found.line is None:
         deals = list[Task]()
-        tasks = [_task(run, settings, group, found, tokenizer) for group in found.groups]
+        tasks = [
+            _task(run, settings, group, found, tokenizer=tokenizer, tokens=tokens)
+            for group in found.groups
+        ]
     else:
-        deals, tasks = line_tasks(run, settings, found, found.line, tokenizer)
-    return Work(found, deals, tasks, tokenizer, mixer, shards.formats, shards.weights, shards.order)
+        deals, tasks = line_tasks(
+            run, settings, found, found.line, tokenizer=tokenizer, tokens=tokens
+        )
+    return Work(
+        survey=found,
+        deals=deals,
+        tasks=tasks,
+        tokenizer=tokenizer,
+        mixer=mixer,
+        formats=shards.formats,
+        weights=shards.weights,
+        order=shards.order,
+        tokens=tokens,
+    )
 
 
 def _task(
-    run: RunFolder, settings: Settings, group: Group, found: Survey, tokenizer: str | None
+    run: RunFolder,
+    settings: Settings,
+    group: Group,
+    found: Survey,
+    *,
+    tokenizer: str | None,
+    tokens: ShardTokenizer | None,
 ) -> Task:
     schema = found.schemas[group.partitions[0].source].serialize().to_pybytes()
     terms = {part.name: pack(found.terms[part.name]) for part in group.partitions}
     made_from = fingerprint(
         stage="write",
         version=VERSION,
-        settings=deciding(settings),
+        settings=deciding(settings, tokens),
         group=portable(asdict(group)),
         schema=xxhash.xxh3_128_hexdigest(schema),
         tokenizer=tokenizer,
@@ -111,7 +136,7 @@ def _task(
     )
     payload = {
         "run": str(run.root),
-        "context": context_of(settings),
+        "context": context_of(settings, tokens),
         "group": asdict(group),
         "terms": terms,
         "schema": base64.b64encode(schema).decode(),
@@ -132,8 +157,10 @@ def _is_document(file: str, folders: set[str]) -> bool:
     """Whether a file stands beside shards of now, for their loader; it is written anew."""
     folder, _, name = file.rpartition("/")
     is_counted = re.search(r"\d{5}", name) is not None
+    # The files of a schedule lie above the folders of its phases.
+    above = folder.split("/")[0] if re.fullmatch(r"[^/]+/phase-\d+", folder) else folder
     return not is_counted and any(
-        place == folder or place.startswith(f"{folder}/") for place in folders
+        place in (folder, above) or place.startswith(f"{folder}/") for place in folders
     )
 
 

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from data.planned_run import Row, Tables, planned_run
+from tiny_models import byte_tokenizer
 
 from curate.config import plain, to_yaml
 from curate.errors import ConfigError, CurateError
@@ -207,6 +208,26 @@ def test_several_formats_hold_the_same_stream(tmp_path: Path):
     rows = [pl.read_parquet(path).height for path in sorted((folder / "data").iterdir())]
     assert [shard["samples"] for shard in index["shards"]] == rows
     verify_shards(folder)
+
+
+def test_tokens_stand_in_the_same_order(tmp_path: Path):
+    byte_tokenizer().save_pretrained(str(tmp_path / "tokenizer"))
+    packing = {"length": 32, "tokenizer": str(tmp_path / "tokenizer")}
+    settings = ordered_run(
+        tmp_path, "scheduled", format=["parquet", "packed", "megatron"], packing=packing
+    )
+    run_write(settings)
+    assert plan_write(settings).why == ()
+    folder = shards_of(settings)
+    for path in sorted((folder / "data").iterdir()):
+        texts = pl.read_parquet(path)["text"].to_list()
+        packed = pl.read_parquet(folder / "packed" / path.name)
+        tokens = [token for row in packed["input_ids"].to_list() for token in row]
+        assert sum(packed["num_documents"].to_list()) >= len(texts)
+        assert len(tokens) >= sum(len(text) for text in texts)
+    verify_shards(folder)
+    byte_tokenizer(bos=False).save_pretrained(str(tmp_path / "tokenizer"))
+    assert plan_write(settings).why != ()
 
 
 def test_another_seed_gives_another_order_of_the_same_rows(tmp_path: Path):
