@@ -242,7 +242,7 @@ class Search:
             else np.zeros(0, np.uint64)
             for i in range(3)
         )
-        order = np.lexsort((tie, key))
+        order = np.lexsort((tie, key)) if self._same < 64 else np.argsort(tie, kind="stable")
         sums = np.cumsum(tokens[order].astype(np.int64))
         counts = np.arange(1, len(order) + 1)
         for index in node.targets:
