@@ -1,6 +1,8 @@
 """Small training runs with the recipes themselves: what a trainer sees is the mixture."""
 
 import json
+import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -224,3 +226,30 @@ for batch in DataLoader(mixed(batch_size=8), batch_size=8):
     optimiser.zero_grad()
 print(json.dumps({"rows": seen, "moved": not torch.equal(before, model.weight)}))
 """
+
+
+def test_the_examples_of_the_page_run(
+    shards: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("trainer", "datasets_interleave"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "runs" / "news").mkdir(parents=True)
+    (tmp_path / "runs" / "news" / "shards").symlink_to(shards["domains"])
+
+    def short(folder: str, **given: Any) -> TrainingArguments:
+        return arguments(Path(folder), **{**given, "max_steps": 2})
+
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {
+        "model": model(), "tokenize": prepare, "collator": collate, "TrainingArguments": short,
+    }  # fmt: skip
+    assert len(blocks) == 3
+    for block in blocks:
+        given = block.replace("from transformers import TrainingArguments\n", "")
+        exec(compile(given, "recipes.md", "exec"), names)
+    assert names["trainer"].state.global_step == 2
+    assert len(list(names["later"])) > 0
+    monkeypatch.delitem(sys.modules, "trainer", raising=False)
