@@ -1,5 +1,6 @@
 """The write stage in other orders than the input's: what is written, again, and after a kill."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from data.planned_run import Row, Tables, planned_run
 from tiny_models import byte_tokenizer
 
 from curate.config import plain, to_yaml
-from curate.errors import ConfigError, CurateError
+from curate.errors import ConfigError, CurateError, OutputError
 from jobs.cluster import open_pool
 from jobs.run import Progress
 from jobs.settings import Settings
@@ -421,6 +422,23 @@ def test_what_was_dealt_for_another_order_is_dealt_again(
     run_write(changed)
     assert snapshot(shards_of(changed)) == scheduled
     assert not work.exists()
+
+
+def test_a_full_disk_between_the_passes_is_named_and_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = ordered_run(tmp_path, "shuffled")
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr("curate.data.shard_shuffle._Dealt._write", full)
+        with pytest.raises(OutputError, match=r"deal-000000\.rows could not be written: No space"):
+            run_write(settings)
+    assert [path.suffix for path in (Path(settings.run) / "shards.work").iterdir()] == [".json"]
+    run_write(settings)
+    verify_shards(shards_of(settings))
 
 
 @pytest.mark.slow
