@@ -53,13 +53,14 @@ def verify_shards(folder: Path, *, quick: bool = False) -> dict[str, Any]:
         problems += _changed_weights(folder, digests)
     if (folder / "shards" / "manifest.json").exists():
         try:
-            plan = None if problems or quick else planned(folder)
+            # Of damaged tables the rows tell nothing new.
+            quick = quick or bool(problems)
+            plan = None if quick else planned(folder)
             found = {**check_shards(folder / "shards", plan=plan, quick=quick), **found}
         except DamageError as error:
-            problems += [
-                f"shards{', ' if problem.startswith('rows: ') else '/'}{problem}"
-                for problem in error.problems
-            ]
+            if error.of_rows:
+                raise
+            problems += [f"shards/{problem}" for problem in error.problems]
     if problems:
         raise DamageError(
             f"{folder} has damage",

@@ -12,7 +12,7 @@ import polars as pl
 from curate.data.example import KEY
 
 _BITS = 8
-_MOST_ROWS = 1_000_000
+_MOST_ROWS = 500_000
 
 
 class Buckets:

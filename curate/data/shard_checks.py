@@ -96,7 +96,7 @@ def check_contents(
     problems = list[str]()
     watch = order_watch(manifest, folder, shards)
     with tempfile.TemporaryDirectory(prefix="curate-verify-") as place:
-        buckets = Buckets(Path(place), "hash", (ROW, ROW), most_rows=2_000_000)
+        buckets = Buckets(Path(place), "hash", (ROW, ROW))
         for shard in shards:
             of_shard = Problems()
             for frame in key_rows(folder / shard["file"], form, of_shard):

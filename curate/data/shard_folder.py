@@ -19,6 +19,7 @@ _LEFT = r"(?:.*/)?\.[^/]+\.\d+\.tmp"
 """By a killed writer."""
 
 _CHANGED = ("file is not as it was written", "files are not as they were written")
+_WRONG = ("thing is wrong with their rows", "things are wrong with their rows")
 
 
 class DamageError(CurateError):
@@ -28,12 +29,17 @@ class DamageError(CurateError):
         what: of which folder; how many files there are is added, and each of them.
         problems: one line for each file: its name and what is wrong.
         fix: as for any error.
+        of_rows: the files are as their digests say, what they hold is wrong.
     """
 
-    def __init__(self, what: str, problems: Sequence[str], *, fix: str) -> None:
+    def __init__(
+        self, what: str, problems: Sequence[str], *, fix: str, of_rows: bool = False
+    ) -> None:
         lines = "".join(f"\n    {problem}" for problem in problems)
-        super().__init__(f"{what}, {counted(len(problems), *_CHANGED)}:{lines}", fix=fix)
+        words = _WRONG if of_rows else _CHANGED
+        super().__init__(f"{what}, {counted(len(problems), *words)}:{lines}", fix=fix)
         self.problems = list(problems)
+        self.of_rows = of_rows
 
 
 def list_files(folder: Path) -> list[str]:
@@ -115,13 +121,19 @@ def check_shards(
             fix="use the version of curate that wrote the shards",
         )
     problems = _problems(folder, manifest)
-    if not problems and not quick:  # of files that are not as written the rows tell nothing new
-        problems = check_contents(folder, manifest, plan)
     if problems:
         raise DamageError(
             f"{folder} is damaged",
             problems,
             fix="copy these files again, or run `curate write` again",
+        )
+    problems = [] if quick else check_contents(folder, manifest, plan)
+    if problems:
+        raise DamageError(
+            f"the files of {folder} are as its manifest says",
+            problems,
+            fix="run `curate write` again, without this folder where the plan is still the same",
+            of_rows=True,
         )
     totals = {key: manifest[key] for key in ("rows", "tokens", "bytes")}
     return {"folder": str(folder), "shards": len(_of_first(manifest)), **totals}

@@ -214,7 +214,7 @@ def test_shards_of_an_older_plan_are_told_from_the_plan(run: Path):
     output.write(lambda path: write_table(plan, path), "another plan")
     assert problems_of(run / "shards") == []
     (problem,) = problems_of(run)
-    assert problem.startswith("shards, rows: ")
+    assert problem.startswith("rows: ")
     assert "that the plan does not keep" in problem
 
 
