@@ -7,13 +7,22 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
+from data.planned_run import Row, planned_run
 from datasets import config as datasets_config
 
 from curate.errors import CurateError
 from jobs.verify import verify_shards
-from tests.jobs.recipe_run import domains_of, effective, p_value, recipe, write_shards
+from tests.jobs.recipe_run import (
+    domains_of,
+    effective,
+    p_value,
+    recipe,
+    rewrite,
+    write_shards,
+)
 
 WAYS = ("column", "copies", "domains")
 FORMATS = ("parquet", "mds", "webdataset")
@@ -257,3 +266,21 @@ def test_a_recipe_works_where_the_folder_is_moved_to(shards: dict[str, Path], tm
         assert len(rows) == sum(entry["rows"] for entry in domains_of(moved).values())
     finally:
         moved.rename(shards["column"])
+
+
+def test_sources_whose_columns_differ_are_read_by_what_they_share(tmp_path: Path):
+    """One domain of two sources, in which `more` is a number here and a text there."""
+    texts = [f"text {row}" for row in range(30)]
+    tables = {
+        "a": {"x.parquet": pa.table({"text": texts, "more": range(30)})},
+        "b": {"y.parquet": pa.table({"text": texts, "more": texts})},
+    }
+    settings = planned_run(
+        tmp_path, tables, lambda source, _f, row: Row("both" if row % 2 else source)
+    )
+    folder = rewrite(settings)
+    rows = recipe(folder, "trainer").load()
+    assert len(rows) == 60
+    assert "more" not in rows.column_names
+    assert {"text", "curate_weight", "curate_domain"} <= set(rows.column_names)
+    assert len(list(recipe(folder, "datasets_interleave").mixed())) == 60

@@ -16,6 +16,7 @@ from curate.data.shard_layout import Component
 from curate.data.shard_weights import ONE, uniform
 from jobs.cluster import open_pool
 from jobs.settings import Settings
+from jobs.verify import verify_shards
 from jobs.write import write_run
 
 WAYS = ("column", "copies", "domains")
@@ -162,3 +163,37 @@ def test_the_mixture_says_the_same_in_rows_tokens_and_bytes(tmp_path: Path):
         assert entry["repeat"] == pytest.approx(worth[domain] / number[domain], rel=0.01)
     for unit in ("rows", "tokens", "bytes"):
         assert sum(e["draw"][unit] for e in phase["domains"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("way", ["column", "domains"])
+def test_phases_keep_each_examples_weight(tmp_path: Path, way: str):
+    """Copies of the second phase differ from those of the first; so do the means of the weights."""
+    copies = [(1, 2), (2, 0), (0, 1), (1, 1)]
+    settings = planned_run(
+        tmp_path,
+        {"a": {"x.parquet": pa.table({"text": [f"{i}" for i in range(60)]})}},
+        lambda _s, _f, row: Row("web" if row % 3 else "code", copies=copies[row % 4],
+                                weight=(0.5, 1.0, 1.5)[row % 5 % 3]),
+        shards={"weights": way},
+    )  # fmt: skip
+    with open_pool(settings.cluster) as pool:
+        write_run(settings, pool=pool)
+    for number, phase in enumerate(mixture_of(settings)["phases"]):
+        found = Counter[int]()
+        for entry in phase["domains"].values():
+            files = Path(settings.run) / "shards" / "data" / entry["folder"] / "*.parquet"
+            for row in pl.read_parquet(files).iter_rows(named=True):
+                found[row["curate_row"]] += row["curate_weight"] * entry["repeat"]
+        wanted = {
+            row: copies[row % 4][number] * (0.5, 1.0, 1.5)[row % 5 % 3]
+            for row in range(60)
+            if copies[row % 4][number]
+        }
+        assert dict(found) == pytest.approx(wanted, rel=0.6 / sum(wanted.values()))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_verify_finds_the_shards_as_the_plan_says(tmp_path: Path, way: str):
+    settings = write(tmp_path / "run", way)
+    found = verify_shards(Path(settings.run))
+    assert found["rows"] == len(rows_of(settings))

@@ -1,5 +1,6 @@
 """What a recipe is made from."""
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class Blend:
     @property
     def num_phases(self) -> int:
         return len(self.mixture["phases"])
+
+
+def chosen_columns(blend: Blend) -> str:
+    """An argument of `load_dataset` for columns that all sources share; nothing where all do."""
+    return "" if blend.columns is None else f", columns={json.dumps(list(blend.columns))}"
 
 
 def paragraphs(*texts: str, width: int = 96) -> str:

@@ -1,6 +1,6 @@
 """`datasets.interleave_datasets`, of rows or of packed sequences."""
 
-from curate.data.recipes.blend import Blend, header
+from curate.data.recipes.blend import Blend, chosen_columns, header
 from curate.data.recipes.parts import FIND, PARQUET_FILES
 
 _USE = """Use: `from datasets_interleave import mixed`, then `mixed(phase=0, rank=0,
@@ -38,10 +38,8 @@ ONE_FILE = {{"max_buffer_input_shards": 1}} if "max_buffer_input_shards" in OPTI
 
 def load(folder):
     """A domain as a stream."""
-    stream = load_dataset(
-        "parquet", data_files={{"train": files(folder)}}, split="train", streaming=True
-    )
-    return {selected}
+    paths = {{"train": files(folder)}}
+    return load_dataset("parquet", data_files=paths, split="train", streaming=True{columns})
 
 
 def mixed(phase=0, *, epochs=1.0, seed=0, buffer_size=10_000, rank=0, num_ranks=1):
@@ -73,9 +71,6 @@ from datasets.distributed import split_dataset_by_node
 
 def rows(blend: Blend) -> str:
     """`datasets_interleave.py`."""
-    selected = "stream"
-    if blend.columns is not None:
-        selected = f"stream.select_columns({list(blend.columns)!r})"
     size = 'd["row_probability"] * MIXTURE["phases"][phase]["epoch_rows"]'
     return (
         header(
@@ -88,7 +83,7 @@ def rows(blend: Blend) -> str:
         )
         + _with_imports(_IMPORTS)
         + PARQUET_FILES.format(room="data")
-        + _CODE.format(selected=selected, size=size)
+        + _CODE.format(columns=chosen_columns(blend), size=size)
     )
 
 
@@ -107,7 +102,7 @@ def packed(blend: Blend) -> str:
         )
         + _with_imports("import pyarrow.parquet as pq\n" + _IMPORTS)
         + PARQUET_FILES.format(room="packed")
-        + _CODE.format(selected="stream", size=count)
+        + _CODE.format(columns="", size=count)
     )
 
 

@@ -1,6 +1,6 @@
 """transformers' `Trainer` and TRL's `SFTTrainer`."""
 
-from curate.data.recipes.blend import Blend, header
+from curate.data.recipes.blend import Blend, chosen_columns, header
 from curate.data.recipes.parts import FIND, LOSS, PARQUET_FILES, SAMPLER
 
 _TRAINER_USE = """Use: `from trainer import load, {made}`; `rows = load(phase=0,
@@ -30,7 +30,7 @@ _LOAD = '''
 def load(phase=0, prepare=None):
     """All rows of a phase, domain after domain; do not filter or reorder them."""
     paths = [file for d in domains(phase).values() for file in files(d["folder"])]
-    rows = load_dataset("parquet", data_files={"train": paths}, split="train")
+    rows = load_dataset("parquet", data_files={{"train": paths}}, split="train"{columns})
     if prepare is not None:
         others = [name for name in rows.column_names if name != "curate_weight"]
         rows = rows.map(prepare, remove_columns=others)
@@ -87,7 +87,7 @@ def _text(blend: Blend, title: str, use: str, *, base: str, package: str, made: 
     if blend.way == "domains":
         imports.insert(0, "import numpy as np")
     text += f"{standard}\n\n" + "\n".join(imports) + f"\n\n{rest}"
-    text += PARQUET_FILES.format(room="data") + _LOAD
+    text += PARQUET_FILES.format(room="data") + _LOAD.format(columns=chosen_columns(blend))
     if blend.way == "domains":
         text += SAMPLER
     if blend.way != "copies":
