@@ -30,7 +30,9 @@ from curate.data.partitions import Partition, remove_strays
 from curate.data.reading import read_fields
 from curate.data.tables import read_examples, read_table, write_table
 from curate.errors import ConfigError, InputError
-from curate.models.overlap import Index, Pieces, Sought, matches_in, pieces_of, sought_in
+from curate.models.overlap import Index, matches_in
+from curate.models.sought import Sought, sought_in
+from curate.models.text_pieces import Pieces, pieces_of
 from jobs.evaluation import (
     LEAKAGE,
     check_evaluation,

@@ -16,7 +16,7 @@ within a run may differ (Llama 2 lets 4 do so). Letters of scripts without space
 word each.
 Cost: one reading of the texts, no model; about 35 bytes for each word of the evaluation
 sets, in memory.
-What is done to the texts is in `curate.models.text_runs` and `curate.models.overlap`.
+What is done to the texts is in `curate.models`: `text_runs`, `sought`, `overlap`.
 Shapes: N examples of a partition.
 """
 

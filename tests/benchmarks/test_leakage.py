@@ -14,7 +14,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from curate.models.overlap import Index, Pieces, blocks_of, matches_in, pieces_of, sought_in
+from curate.models.overlap import Index, matches_in
+from curate.models.sought import sought_in
+from curate.models.text_pieces import Pieces, blocks_of, pieces_of
 from scorers.leakage import Leakage
 
 DATA = os.environ.get("CURATE_DATA")

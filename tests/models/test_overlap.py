@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 
 from curate.models import overlap, text_runs
-from curate.models.overlap import Index, covered_words, matches_in, pieces_of, sought_in
+from curate.models.overlap import Index, matches_in
+from curate.models.sought import covered_words, sought_in
+from curate.models.text_pieces import pieces_of
 from curate.models.text_runs import words_of
 
 SPACELESS = ("CJK UNIFIED", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
