@@ -189,7 +189,7 @@ def tiny_disk(folder: Path, kilobytes: int) -> Generator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -549,7 +549,7 @@ def test_a_full_disk_stops_the_stage_and_a_rerun_with_space_finishes_it(tmp_path
         assert {path: times(disk)[path] for path in before} == before
         verify_shards(disk)
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_foreign_files_are_named_and_left_alone(tmp_path: Path):
