@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["open", "score"]
+__all__ = ["diff", "open", "score"]
 
 if TYPE_CHECKING:
-    from curate.api import open, score  # noqa: A004
+    from curate.api import diff, open, score  # noqa: A004
 
 
 def __getattr__(name: str) -> object:
-    """`curate.open` and `curate.score` load their libraries at first use."""
+    """`curate.open`, `curate.score` and `curate.diff` load their libraries at first use."""
     if name in __all__:
         from curate import api
 

@@ -1,5 +1,5 @@
 """curate in Python: `curate.open(run)` for the tables of a run, `curate.score(data, ...)` for
-scores of a data set in memory."""
+scores of a data set in memory, `curate.diff(a, b)` for what changed between two runs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     import datasets
 
     from curate.vectors.store import Vectors
+    from jobs.diff import Difference
     from jobs.influence_ask import Answer
     from jobs.influence_index import GradientIndex
 
-__all__ = ["Run", "open", "score"]
+__all__ = ["Run", "diff", "open", "score"]
 
 Data = TypeVar("Data", pl.DataFrame, "datasets.Dataset")
 
@@ -251,6 +252,24 @@ def open(path: str | Path) -> Run:  # noqa: A001 - read as curate.open
     if not (root / "examples" / "partitions.json").is_file():
         raise InputError(f"there is no run at {root}", fix="name a folder made by `curate`")
     return Run(root)
+
+
+def diff(a: str | Path, b: str | Path, *, examples: int = 3) -> Difference:
+    """What changed between two runs, or two folders of shards: `curate diff`.
+
+    Args:
+        a: a run, or a folder of shards.
+        b: the one that is compared with it.
+        examples: how many of each kind of change are shown.
+
+    Raises:
+        InputError: one of them has neither a plan nor shards.
+        CurateError: tables of a run are damaged or do not belong together.
+    """
+    from jobs.diff import difference
+
+    places = (Path(place).expanduser() for place in (a, b))
+    return difference(*places, examples=examples)
 
 
 def score(

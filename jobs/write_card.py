@@ -1,10 +1,10 @@
 """What the card of the shards tells of the run: settings, plan, licences."""
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any, cast
 
-from curate import __version__
 from curate.config import plain
 from curate.data.card_told import Told
 from curate.data.example import Source
@@ -21,7 +21,7 @@ def told(run: RunFolder, settings: Settings) -> Told:
     """What there is to tell of a run with a plan."""
     values = plain(settings)
     return Told(
-        version=__version__,
+        version=version("curate-data"),
         settings=told_settings(values),
         plan=values["plan"],
         summary=read_document(run.plan / "summary.json") or {},

@@ -3,11 +3,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+
+import curate as package
 
 Curate = Callable[..., Any]
 """Runs a command: code, out, err."""
@@ -131,6 +134,15 @@ def test_shards_without_runs_are_compared_by_files_and_rows(
     told = curate("diff", tmp_path / "alone/one", tmp_path / "alone/two").out
     assert "files: 0 the same, 1 changed" in told
     assert "text number" in told
+
+
+def test_the_same_is_told_in_python(curate: Curate, first: Path, second: Path):
+    told = json.loads(curate("diff", first, second, "--json", "--examples", 1).out)
+    found = package.diff(first, str(second), examples=1)
+    assert {key: value for key, value in asdict(found).items() if key != "shown"} == {
+        key: told[key] for key in asdict(found) if key != "shown"
+    }
+    assert [len(shown) for shown in found.shown.values()] == [1] * len(found.shown)
 
 
 def test_what_cannot_be_compared_is_told(curate: Curate, first: Path, tmp_path: Path):
