@@ -84,7 +84,7 @@ def test_the_trainer_recipe_trains_as_apply_weights_does(
 ):
     made = recipe(shards["column"], "trainer")
     rows = made.load(prepare=prepare)
-    args = arguments(tmp_path, gradient_accumulation_steps=accumulation)
+    args = arguments(tmp_path, gradient_accumulation_steps=accumulation, max_steps=3)
     own = made.WeightedTrainer(model(), args, train_dataset=rows, data_collator=collate)
     other = Trainer(model(), args, train_dataset=rows, data_collator=collate)
     apply_weights(other)
@@ -114,18 +114,20 @@ def test_a_trainer_sees_the_domains_by_their_probabilities(shards: dict[str, Pat
     """566 draws, chi-square with p >= 1e-6; a resumed run goes on with the same draws."""
     made = recipe(shards["domains"], "trainer")
     rows = made.load(prepare=prepare)
-    args = arguments(tmp_path, max_steps=36, save_strategy="steps", save_steps=30)
+    args = arguments(
+        tmp_path, max_steps=18, save_strategy="steps", save_steps=15, per_device_train_batch_size=32
+    )
     trainer = made.WeightedTrainer(model(), args, train_dataset=rows, data_collator=collate)
     seen = watch(trainer)
     trainer.train()
     domains = domains_of(shards["domains"])
-    assert seen.total() == 534 + 2 * 16  # an epoch, the last batch of which is short, and 2 steps
+    assert seen.total() == 534 + 32  # an epoch, the last batch of which is short, and a step
     assert p_value(seen, {d: e["row_probability"] for d, e in domains.items()}) > LEAST
 
     again = made.WeightedTrainer(model(), args, train_dataset=rows, data_collator=collate)
     later = watch(again)
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-30"))
-    assert later.total() == seen.total() - 30 * 16
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-15"))
+    assert later.total() == seen.total() - 15 * 32
     torch.testing.assert_close(weights_of(again.model), weights_of(trainer.model))
 
 
@@ -164,7 +166,7 @@ def test_a_loop_over_webdataset_sees_the_mixture_and_its_weights(shards: dict[st
     """The sum of weights of a domain, over all, is what the plan gives it: 5 standard errors."""
     made = recipe(shards["domains"], "webdataset_mix")
     loader = torch.utils.data.DataLoader(
-        made.mixed(epochs=2.0, num_workers=2), batch_size=16, num_workers=2, collate_fn=list
+        made.mixed(num_workers=2), batch_size=32, num_workers=2, collate_fn=list
     )
     trained = model()
     optimiser = torch.optim.SGD(trained.parameters(), lr=0.01)
