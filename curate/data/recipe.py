@@ -131,7 +131,7 @@ def mixture(written: Written) -> dict[str, Any]:
     """`mixture.json`: asked and realised shares of each domain in each phase.
 
     Shares are shares of tokens (see `Written.unit` for where there are none). Loaders that draw
-    rows need `row_probability`: share / mean tokens of a row, normalised; with the shares
+    rows need `row_probability`: realised share / mean tokens of a row, normalised; with the shares
     themselves a domain of long rows would get too much. `draw` has the same probabilities for
     loaders that draw rows, tokens or bytes, and `repeat` says how often a domain is gone through in
     an epoch of the mixture, which has `epoch_rows` draws.
@@ -207,8 +207,9 @@ def phase_entry(written: Written, phase: int) -> dict[str, Any]:
         epoch_rows = round(sum(worth.values()))
         _set_row_probabilities(domains, worth)
     else:
+        # What was written is the mixture as far as its limits allow, and one epoch of it.
         epoch_rows = sum(rows[component] for component in mine)
-        _add_row_probabilities(domains)
+        _set_row_probabilities(domains, {component.domain: rows[component] for component in mine})
     _add_draws(domains, epoch_rows)
     for domain, weight in (asked.weights if asked else {}).items():
         if domain not in domains:  # asked for, but nothing of it was kept
@@ -239,15 +240,6 @@ def phase_entry(written: Written, phase: int) -> dict[str, Any]:
 
 def _config(component: Component, slug: str) -> str:
     return f"phase-{component.phase}-{slug}" if component.phase else slug
-
-
-def _add_row_probabilities(domains: dict[str, Any]) -> None:
-    raw: dict[str, float] = {}
-    for domain, entry in domains.items():
-        share = entry["realised"] if entry["asked"] is None else entry["asked"]
-        mean = (entry["tokens"] / entry["rows"]) if entry["tokens"] else 1.0
-        raw[domain] = share / mean
-    _set_row_probabilities(domains, raw)
 
 
 def _set_row_probabilities(domains: dict[str, Any], raw: Mapping[str, float]) -> None:

@@ -51,9 +51,12 @@ def test_the_mixture_counts_by_hand():
     assert (code["rows"], code["tokens"], code["examples"]) == (100, 9000, 25)
     assert (web["rows"], web["tokens"], web["examples"]) == (150, 1500, 150)
     assert code["realised"] == pytest.approx(9000 / 10_500)
-    # Rows of code hold 90 tokens, rows of web 10: equal tokens need 1 row against 9.
-    assert code["row_probability"] == pytest.approx(0.1)
-    assert web["row_probability"] == pytest.approx(0.9)
+    assert code["row_probability"] == pytest.approx(0.4)
+    assert web["row_probability"] == pytest.approx(0.6)
+    # Rows of code hold 90 tokens, rows of web 10.
+    tokens = {"code": 0.4 * 90, "web": 0.6 * 10}
+    assert code["realised"] == pytest.approx(tokens["code"] / sum(tokens.values()))
+    assert code["repeat"] == web["repeat"] == pytest.approx(1)
 
 
 def test_without_an_asked_mixture_rows_are_drawn_as_they_lie():

@@ -165,6 +165,21 @@ def test_the_mixture_says_the_same_in_rows_tokens_and_bytes(tmp_path: Path):
         assert sum(e["draw"][unit] for e in phase["domains"].values()) == pytest.approx(1)
 
 
+def test_with_limits_and_a_mixture_all_ways_weigh_alike(tmp_path: Path):
+    """Where the plan could not give a domain what was asked, no way gives it more."""
+    for way in WAYS:
+        settings = write(tmp_path / way, way, asked=[{"web": 0.1, "code": 0.1, "talk": 0.8}])
+        found = effective(settings)
+        by_domain, wanted = Counter[str](), Counter[str]()
+        for (file, row), worth in WANTED.items():
+            decided = decide("a", file, row)
+            assert decided is not None
+            wanted[decided.domain] += worth  # pyright: ignore[reportArgumentType]
+            by_domain[decided.domain] += found.get((file, row), 0)  # pyright: ignore[reportArgumentType]
+        for domain, worth in wanted.items():
+            assert by_domain[domain] == pytest.approx(worth, abs=1.01), (way, domain)
+
+
 @pytest.mark.parametrize("way", ["column", "domains"])
 def test_phases_keep_each_examples_weight(tmp_path: Path, way: str):
     """Copies of the second phase differ from those of the first; so do the means of the weights."""

@@ -187,7 +187,7 @@ def test_the_snippets_of_the_card_run(
     assert len(mixed) == summary["rows"]
 
 
-def test_row_probabilities_give_the_asked_shares_of_tokens(
+def test_row_probabilities_give_the_realised_shares_of_tokens(
     written: tuple[Settings, dict[str, Any], Path],
 ):
     settings, summary, _ = written
@@ -198,9 +198,10 @@ def test_row_probabilities_give_the_asked_shares_of_tokens(
         for domain, entry in phase["domains"].items()
     }
     total = sum(expected.values())
-    assert {domain: value / total for domain, value in expected.items()} == pytest.approx(
-        {"forum": 0.5, "news/sport": 0.2, "news/world": 0.3}
-    )
+    shares = {domain: value / total for domain, value in expected.items()}
+    assert shares == pytest.approx({d: e["realised"] for d, e in phase["domains"].items()})
+    asked = {domain: entry["asked"] for domain, entry in phase["domains"].items()}
+    assert asked == {"forum": 0.5, "news/sport": 0.2, "news/world": 0.3}
     assert sum(e["row_probability"] for e in phase["domains"].values()) == pytest.approx(1)
     realised = {domain: entry["tokens"] for domain, entry in summary["domains"].items()}
     for domain, entry in phase["domains"].items():
