@@ -25,6 +25,9 @@ _FEW, _FEW_OF_MANY = 0.1, 0.2
 """A domain of which less than the first share is kept is named, where the plan keeps more than the
 second of everything."""
 
+_NEARLY = 0.95
+"""Of the tokens that found a place: where less is kept, it is told."""
+
 
 def summarise(
     tables: Tables, plan: Thresholds, yardsticks: Mapping[str, Thresholds]
@@ -157,7 +160,7 @@ def _report(
         "unit": plan.unit,
         "asked": plan.asked,
         "shortfall": plan.asked - plan.placed,
-        "notes": notes(plan) + _undecided(plan) + _emptied(plan, own),
+        "notes": notes(plan) + _unfilled(plan) + _undecided(plan) + _emptied(plan, own),
         "training": {"rows": rows, "tokens": tokens},
         "dropped": {"rows": dropped[0], "tokens": dropped[1]},
         "kept": {
@@ -204,6 +207,18 @@ def notes(plan: Thresholds) -> list[str]:
         more = f" and {len(elsewhere) - 5} more" if len(elsewhere) > 5 else ""
         found.append(f"too small for their share, so that others give more: {named}{more}")
     return found
+
+
+def _unfilled(plan: Thresholds) -> list[str]:
+    """Whether whole examples leave much of the budget unused, as in very many small groups."""
+    if plan.unit == "rows" or plan.kept_tokens >= _NEARLY * plan.placed:
+        return []
+    groups = sum(rule.asked > 0 for rule in plan.rules)
+    return [
+        f"{plan.kept_tokens:,} of {plan.placed:,} {plan.unit} are kept: in each of {groups:,}"
+        " groups the next example would go beyond the group's part; fewer groups (plan.within: all, or"
+        " larger domains) lose less"
+    ]
 
 
 def _undecided(plan: Thresholds) -> list[str]:

@@ -526,6 +526,19 @@ def test_dropping_everything_is_refused():
         planned(pool(DROPPING), Plan(drop="num_tokens > 0"))
 
 
+def test_a_budget_that_whole_examples_cannot_fill_is_told():
+    """Three examples of ten tokens in each of 50 domains: of 15 tokens each, 10 can be kept."""
+    frame = pool([{"domain": f"d{n // 3}", "el2n.el2n": float(n)} for n in range(150)])
+    tables = tables_of(frame)
+    rules = Plan(score="el2n", keep=Keep(token_share=0.5))
+    for rules, is_told in ((rules, True), (replace(rules, within="all"), False)):
+        plan = make_plan(tables, rules, seed=0)
+        notes = summarise(tables, plan, make_plans(tables, yardstick_arms(plan), seed=0))["notes"]
+        assert (
+            any("500 of 750 tokens are kept: in each of 50 groups" in n for n in notes) is is_told
+        )
+
+
 def test_the_summary_counts_what_was_dropped():
     rules = Plan(score="zscore(el2n)", keep=1.0, drop="num_tokens == 1", within="domain")
     tables = tables_of(pool(DROPPING), 2)
