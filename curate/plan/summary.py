@@ -216,8 +216,8 @@ def _unfilled(plan: Thresholds) -> list[str]:
     groups = sum(rule.asked > 0 for rule in plan.rules)
     return [
         f"{plan.kept_tokens:,} of {plan.placed:,} {plan.unit} are kept: in each of {groups:,}"
-        " groups the next example would go beyond the group's part; fewer groups (plan.within: all, or"
-        " larger domains) lose less"
+        " groups the next example would go beyond the group's part; fewer groups (plan.within: all,"
+        " or larger domains) lose less"
     ]
 
 

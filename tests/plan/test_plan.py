@@ -530,8 +530,8 @@ def test_a_budget_that_whole_examples_cannot_fill_is_told():
     """Three examples of ten tokens in each of 50 domains: of 15 tokens each, 10 can be kept."""
     frame = pool([{"domain": f"d{n // 3}", "el2n.el2n": float(n)} for n in range(150)])
     tables = tables_of(frame)
-    rules = Plan(score="el2n", keep=Keep(token_share=0.5))
-    for rules, is_told in ((rules, True), (replace(rules, within="all"), False)):
+    half = Plan(score="el2n", keep=Keep(token_share=0.5))
+    for rules, is_told in ((half, True), (replace(half, within="all"), False)):
         plan = make_plan(tables, rules, seed=0)
         notes = summarise(tables, plan, make_plans(tables, yardstick_arms(plan), seed=0))["notes"]
         assert (
