@@ -6,6 +6,7 @@ marks of the shards lie outside, in `shards.done/`, so that the folder can be pu
 
 import base64
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from curate.data.card import card, load_lines
+from curate.data.card_columns import lost_weights
 from curate.data.files import digest_file
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
@@ -50,6 +52,8 @@ from jobs.write_tasks import (
     stale_files,
 )
 from jobs.write_tokenizer import save_shard_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) -> dict[str, Any]:
@@ -92,7 +96,8 @@ def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
     remove_dealt(run)
     _remove(stale_files(run, work), run)
     written = _written(run, work)
-    _write_documents(run, settings, written)
+    _warn_of_weights(written)
+    _write_documents(run, settings, written, work)
     summary = _summary(run, written)
     if outcome.done or had_stale or "write" not in load_manifest(run)["stages"]:
         facts = {key: summary[key] for key in ("shards", "rows", "tokens", "bytes")}
@@ -187,7 +192,16 @@ def _remove(stale: Sequence[Path], run: RunFolder) -> None:
             folder = folder.parent
 
 
-def _write_documents(run: RunFolder, settings: Settings, written: Written) -> None:
+def _warn_of_weights(written: Written) -> None:
+    if written.weights != "copies" and (lost := lost_weights(written)):
+        log.warning(
+            "%s of weight other than 1: formats of tokens have no weights, so theirs are lost"
+            " there; use --weights copies",
+            counted(lost, "row"),
+        )
+
+
+def _write_documents(run: RunFolder, settings: Settings, written: Written, work: Work) -> None:
     """The card, the mixture, the recipes and, last, the manifest; a file that would not change is
     left alone."""
     mixed = mixture(written)
@@ -196,7 +210,7 @@ def _write_documents(run: RunFolder, settings: Settings, written: Written) -> No
     for name in written.formats:
         mine = [s for s in (*written.shards, *written.others) if s["format"] == name]
         texts |= open_format(name).documents(mine)
-    write_text(run.shards / "README.md", card(written, told(run, settings)))
+    write_text(run.shards / "README.md", card(written, told(run, settings), work.survey.schemas))
     for file, text in texts.items():
         write_text(run.shards / file, text)
     shards = {file for s in (*written.shards, *written.others) for file, _ in files_of(s)}

@@ -4,11 +4,14 @@ A function of the shards and the plan alone: no time, no host, no path.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import yaml
 
+from curate.data.card_columns import columns_section, weights_line
+from curate.data.card_features import json_features
 from curate.data.card_leakage import leakage_section
 from curate.data.card_told import TABLE_ROWS, Told, escape, license_front, told_sections
 from curate.data.recipe import Written, phase_entry
@@ -118,25 +121,51 @@ def load_lines(written: Written, where: str) -> list[str]:
 
 def _other_lines(written: Written, largest: Component, where: str) -> list[str]:
     """For shards that `datasets` does not read by patterns."""
-    if "arrow" not in written.formats:
-        return [
-            f"# formats: {', '.join(written.formats)}",
-            "# recipes/ has a file for each trainer",
-        ]
+    form = next(name for name in ("arrow", *written.formats) if name in written.formats)
     slug = "" if written.is_stream else written.names[largest.domain]
-    place = "/".join(part for part in ("arrow", folder_name(largest, slug)) if part)
+    folder = "/".join(part for part in (form, folder_name(largest, slug)) if part)
+    place = f"Path({where}, {json.dumps(folder)})"
     part = "part" if written.is_stream else "one_domain"
-    return [
-        "from pathlib import Path",
+    return ["from pathlib import Path", *(line.format(place, part) for line in _OTHERS[form])]
+
+
+_OTHERS = {
+    "arrow": (
         "from datasets import load_from_disk",
-        f"{part} = load_from_disk(str(Path({where}, {json.dumps(place)})))",
-    ]
+        "{1} = load_from_disk(str({0}))",
+    ),
+    "mds": (
+        "from streaming import StreamingDataset",
+        "{1} = StreamingDataset(local=str({0}), batch_size=8)",
+    ),
+    "webdataset": (
+        "import webdataset as wds",
+        'archives = sorted(str(file) for file in {0}.glob("train-*.tar"))',
+        "{1} = wds.WebDataset(archives, shardshuffle=False).decode()",
+    ),
+    "megatron": (
+        "from megatron.core.datasets.indexed_dataset import IndexedDataset",
+        'prefixes = sorted(str(file.with_suffix("")) for file in {0}.glob("train-*.idx"))',
+        "{1} = [IndexedDataset(prefix) for prefix in prefixes]",
+    ),
+}
+"""Format -> lines with the place of the files and the name of what is loaded."""
 
 
-def card(written: Written, told: Told | None = None) -> str:
-    """`README.md`: front matter for `datasets` and the hub, then what a person wants to know."""
+def card(
+    written: Written, told: Told | None = None, schemas: Mapping[str, pa.Schema] | None = None
+) -> str:
+    """`README.md`: front matter for `datasets` and the hub, then what a person wants to know.
+
+    Args:
+        written: the shards.
+        told: what is known of the run.
+        schemas: source -> columns of its shards.
+    """
     front: dict[str, Any] = license_front(told.licenses) if told else {}
     if found := configs(written):
+        if infos := _infos(written, list(found), schemas or {}):
+            front["dataset_info"] = infos
         front["configs"] = [
             {"config_name": name, "data_files": [{"split": "train", "path": paths}]}
             for name, paths in found.items()
@@ -152,11 +181,34 @@ def card(written: Written, told: Told | None = None) -> str:
         *(_table(written, phase) for phase in written.phases),
         before_and_after,
         leakage_section(written.leakage),
-        _columns(written),
+        columns_section(written),
         *more,
         _ending(written),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _infos(
+    written: Written, names: Sequence[str], schemas: Mapping[str, pa.Schema]
+) -> list[dict[str, Any]]:
+    """`dataset_info`: the types of each configuration, where the files do not say them."""
+    room = _room(written)
+    if room is None or room.format != "jsonl" or not schemas:
+        return []
+    if written.is_uniform:
+        features = json_features(next(iter(schemas.values())))
+        return [{"config_name": name, "features": features} for name in names]
+    # A domain that several sources share has rows of different types: nothing fits all of them.
+    owners: dict[str, list[str]] = {}
+    for source, domains in written.sources.items():
+        for name in {written.names[source], *(written.names[domain] for domain in domains)}:
+            owners.setdefault(name, []).append(source)
+    made = {source: json_features(schema) for source, schema in schemas.items()}
+    return [
+        {"config_name": name, "features": made[owners[name][0]]}
+        for name in names
+        if len(owners.get(name, ())) == 1
+    ]
 
 
 def _summary(written: Written) -> str:
@@ -166,7 +218,7 @@ def _summary(written: Written) -> str:
     lines = [f"# Training shards\n\n{counts}, chosen and written by `curate`."]
     formats = ", ".join(f"`{name}`" for name in written.formats)
     lines.append(
-        f"Format{'s' if len(written.formats) > 1 else ''}: {formats}. {_WAYS[written.weights]}"
+        f"Format{'s' if len(written.formats) > 1 else ''}: {formats}. {weights_line(written)}"
     )
     if written.mixer is not None:
         lines.append(f"Mixture: `{written.mixer}`; asked and realised shares are below.")
@@ -210,7 +262,13 @@ def _loading(written: Written) -> str:
                 ]
             ),
         ]
-    if written.is_uniform and has_domain_configs(written):
+    room = _room(written)
+    if room is not None and room.format == "packed" and not written.is_stream:
+        blocks.append(
+            "The mixture: `recipes/packed_interleave.py` draws sequences by the tokens of the"
+            " domains. `row_probability` of `mixture.json` is of examples, not of sequences."
+        )
+    elif written.is_uniform and has_domain_configs(written):
         blocks += [
             "The mixture drawn row by row, its length stated (`row_probability` turns shares of"
             " tokens into shares of rows), here of the first phase:",
@@ -228,7 +286,7 @@ def _loading(written: Written) -> str:
                     '    probabilities=[d["row_probability"] for d in domains],',
                     "    seed=0,",
                     '    stopping_strategy="all_exhausted",',
-                    ').take(phase["rows"])',
+                    ').take(phase["epoch_rows"])',
                 ]
             ),
         ]
@@ -279,13 +337,6 @@ def _table(written: Written, phase: int) -> str:
     return "\n".join(lines)
 
 
-def _columns(written: Written) -> str:
-    lines = ["## Columns", "", "The columns of the input in their types, and:", ""]
-    meanings = {**_MEANINGS, "curate_weight": _WEIGHTS[written.weights]}
-    lines += [f"- `{name}`: {text}" for name, text in meanings.items()]
-    return "\n".join(lines)
-
-
 def _code(lines: Sequence[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
 
@@ -298,32 +349,6 @@ _ORDERS = {
     "scheduled": "The phases follow one another in one stream, and within a phase the first rows,"
     " however many, follow its mixture to within two rows of each domain. Read the files in order,"
     " and do not shuffle.",
-}
-
-_MEANINGS = {
-    "curate_source": "name of the input data set in the settings of the run.",
-    "curate_file": "file of that data set, relative to it.",
-    "curate_row": "position of the row in that file. Source, file and row identify an example;"
-    " an example with several copies has them all.",
-    "curate_weight": "",
-    "curate_domain": "domain of the example in the mixture.",
-}
-
-_DROPPED = " The `Trainer` of transformers drops this column unless the loss uses it."
-
-_WEIGHTS = {
-    "column": "weight of the example in the loss; the mean over the examples kept is 1. It says"
-    " nothing about domains: their shares are realised by selection and copies." + _DROPPED,
-    "copies": "1: what the plan gives an example is in the number of its copies.",
-    "domains": "weight of the example in the loss; the mean over each domain is 1, and what the"
-    " domain gets is its probability in `mixture.json`." + _DROPPED,
-}
-
-_WAYS = {
-    "column": "Weights: copies are written, and `curate_weight` is for the loss.",
-    "copies": "Weights: all in the number of copies, which are drawn; `curate_weight` is 1.",
-    "domains": "Weights: every example is written once; a loader draws domains with the"
-    " probabilities of `mixture.json`, and `curate_weight` is for the loss.",
 }
 
 _FILES = {

@@ -18,6 +18,9 @@ from curate.errors import counted
 TABLE_ROWS = 200
 """Of any table of the card."""
 
+_NO_MEASURES = ("leakage_row", "leakage_set")
+"""Columns of the plan that number something: their means say nothing."""
+
 _SOURCES = 50
 """Whose settings are written out."""
 
@@ -221,7 +224,8 @@ def _domains(summary: Mapping[str, Any]) -> str:
 
 
 def _means(summary: Mapping[str, Any]) -> str:
-    means: Mapping[str, Any] = summary.get("means", {})
+    found: Mapping[str, Any] = summary.get("means", {})
+    means = {name: entry for name, entry in found.items() if name not in _NO_MEASURES}
     rows = [
         [f"`{escape_code(name)}`", *("" if (value := entry[side]) is None else f"{value:.4g}"
                                      for side in ("kept", "dropped"))]

@@ -188,3 +188,52 @@ def test_the_column_of_weights_means_what_the_way_of_weights_says():
     ):
         worth = {Component(0, "web"): 10.0}
         assert said in card(written("web", weights=way, worth=worth))
+
+
+def test_packed_sequences_are_not_drawn_by_probabilities_of_rows():
+    text = card(written("web", formats=("packed",)))
+    assert "interleave_datasets" not in text
+    assert "recipes/packed_interleave.py" in text
+    assert "interleave_datasets" in card(written("web", formats=("parquet", "packed")))
+
+
+def test_the_card_says_which_formats_have_weights():
+    """By hand: 7 of the rows weigh other than 1, in both formats of tokens."""
+    tokens = [shard("web", form) | {"facts": {"weighted": 7}} for form in ("packed", "megatron")]
+    made = replace(written("web", formats=("packed", "megatron")), shards=tokens[:1])
+    made = replace(made, others=tokens[1:])
+    text = card(made)
+    assert "the 7 rows that do not weigh 1 are lost" in text
+    assert "curate_weight" not in text
+    assert "- `input_ids`" in text
+    both = replace(made, formats=("parquet", *made.formats), shards=[shard("web")], others=tokens)
+    text = card(both)
+    assert "`curate_weight` (in `parquet`) is for the loss" in text
+    assert "the 7 rows that do not weigh 1 are lost" in text
+    copied = card(replace(made, weights="copies"))
+    assert "lost" not in copied
+    assert "curate_weight" not in copied
+
+
+@pytest.mark.parametrize(
+    ("form", "call"),
+    [
+        ("mds", 'StreamingDataset(local=str(Path(folder, "mds/slug-0"))'),
+        ("webdataset", "wds.WebDataset(archives"),
+        ("megatron", "IndexedDataset(prefix)"),
+    ],
+)
+def test_every_format_alone_has_lines_that_load_it(form: str, call: str):
+    text = "\n".join(load_lines(written("web", formats=(form,)), "folder"))
+    compile(text, form, "exec")
+    assert call in text
+
+
+def test_means_are_of_measurements_not_of_numbers_of_rows():
+    entry = {"kept": 0.25, "dropped": 0.5}
+    means = dict.fromkeys(("leakage", "leakage_row", "leakage_set"), entry)
+    told = Told(version="1", settings={}, plan={}, summary={"means": means})
+    text = card(written("web"), told)
+    assert "`leakage`" in text
+    assert "leakage_row" not in text
+    assert "leakage_set" not in text

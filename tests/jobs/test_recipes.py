@@ -212,10 +212,9 @@ def test_webdataset_mixes_the_archives_by_their_probabilities(shards: dict[str, 
         made.mixed(num_ranks=8, num_workers=8)
 
 
-def test_torchtitan_gets_a_data_set_and_a_weight_for_each_domain(
-    shards: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-):
-    """With stand-ins of the names that its documentation gives."""
+@pytest.fixture
+def torchtitan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins of the names that its documentation gives."""
 
     def config(name: str) -> Any:
         class Made:
@@ -237,6 +236,9 @@ def test_torchtitan_gets_a_data_set_and_a_weight_for_each_domain(
     for name in ("torchtitan", "torchtitan.components", "torchtitan.hf_datasets"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
 
+
+@pytest.mark.usefixtures("torchtitan")
+def test_torchtitan_gets_a_data_set_and_a_weight_for_each_domain(shards: dict[str, Path]):
     folder = shards["domains"]
     parts = recipe(folder, "torchtitan_mix").mix().dataset.datasets
     found = {part.dataset.source.path: part.weight for part in parts}
@@ -284,3 +286,31 @@ def test_sources_whose_columns_differ_are_read_by_what_they_share(tmp_path: Path
     assert "more" not in rows.column_names
     assert {"text", "curate_weight", "curate_domain"} <= set(rows.column_names)
     assert len(list(recipe(folder, "datasets_interleave").mixed())) == 60
+
+
+@pytest.mark.usefixtures("torchtitan")
+def test_each_source_has_its_own_column_of_text(tmp_path: Path):
+    """`mine` holds only a's rows, `both` has rows of both."""
+    texts = [f"text {row}" for row in range(30)]
+    tables = {
+        "a": {"x.parquet": pa.table({"body": texts})},
+        "b": {"y.parquet": pa.table({"text": texts})},
+    }
+    settings = planned_run(
+        tmp_path,
+        tables,
+        lambda source, _f, row: Row("mine" if source == "a" and row % 2 else "both"),
+        sources={
+            "a": {"path": str(tmp_path / "data" / "a"), "text": "body"},
+            "b": {"path": str(tmp_path / "data" / "b"), "text": "text"},
+        },
+    )
+    folder = rewrite(settings)
+    text_of = recipe(folder, "torchtitan_mix").text_of
+    rows = recipe(folder, "trainer").load()
+    assert Counter(map(text_of, rows)) == Counter(texts * 2)
+    text = (folder / "recipes" / "axolotl.yaml").read_text()
+    fields = {entry["path"]: entry["field"] for entry in yaml.safe_load(text)["datasets"]}
+    assert fields["data/mine"] == "body"
+    assert fields["data/both"] == "body"
+    assert "both (body, text)" in " ".join(text.replace("#", "").split())

@@ -133,3 +133,26 @@ def test_a_plan_writes_no_tokenizer_and_refusals_come_before_the_first_file(tmp_
     with pytest.raises(ConfigError, match="has image"):
         write(refused)
     assert not (Path(refused.run) / "shards").exists()
+
+
+@pytest.mark.parametrize("way", ["column", "copies"])
+def test_weights_that_tokens_cannot_hold_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str
+):
+    place = tmp_path / "tokenizer"
+    byte_tokenizer().save_pretrained(str(place))
+    shards = {
+        "format": ["parquet", "packed", "megatron"],
+        "weights": way,
+        "packing": {"length": 32, "tokenizer": str(place)},
+    }
+    settings = planned_run(
+        tmp_path, TABLES, lambda s, _f, row: Row(s, weight=1.5 if row % 4 else 1.0), shards=shards
+    )
+    write(settings)
+    told = [r.getMessage() for r in caplog.records if "--weights copies" in r.getMessage()]
+    # 45 of 60 rows and 30 of 40 do not weigh 1.
+    begins = "75 rows of weight other than 1"
+    assert [text[: len(begins)] for text in told] == ([begins] if way == "column" else [])
+    card = (Path(settings.run) / "shards" / "README.md").read_text()
+    assert ("the 75 rows that do not weigh 1 are lost" in card) == (way == "column")

@@ -45,13 +45,13 @@ def recipes(
     Returns:
         Path relative to the shards folder -> text.
     """
-    columns = [texts.get(source) for source in written.sources]
     blend = Blend(
         way=written.weights,
         mixture=mixture,
         shards=(*written.shards, *written.others),
         columns=None if written.is_uniform else _common(written.columns),
-        text=columns[0] if len(set(columns)) == 1 else None,
+        texts=texts,
+        sources=written.sources,
     )
     return {
         f"recipes/{file}": make(blend)

@@ -22,6 +22,9 @@ and so many epochs of that are one epoch of the mixture: `num_epochs` below. Row
 part are never seen, and curate_weight is ignored: prefer `--weights copies`.""",
 }
 
+_MIXED = """Domains with texts in several columns, as their sources name them: {domains}. axolotl
+reads one column of a data set, here the first: bring the others into it."""
+
 _PHASES = (
     "Phase 0 of the mixture; copy and adapt the paths for the others, and train on them in order."
 )
@@ -32,9 +35,13 @@ def text(blend: Blend) -> str:
     found = blend.domains(0)
     largest = max(entry["repeat"] for entry in found.values())
     lines: list[dict[str, Any]] = []
-    for entry in found.values():
+    mixed: list[str] = []
+    for domain, entry in found.items():
+        fields = blend.texts_of(domain)
+        if len(fields) > 1:
+            mixed.append(f"{entry['folder']} ({', '.join(fields)})")
         part = {"path": f"data/{entry['folder']}", "ds_type": "parquet", "split": "train"}
-        kind: dict[str, Any] = {"type": "completion", "field": blend.text or "text"}
+        kind: dict[str, Any] = {"type": "completion", "field": fields[0] if fields else "text"}
         if blend.way == "domains" and entry["repeat"] > 0:
             kind["weight"] = float(f"{entry['repeat'] / largest:.6g}")
         if entry["repeat"] > 0:
@@ -42,7 +49,9 @@ def text(blend: Blend) -> str:
     values: dict[str, Any] = {"datasets": lines}
     if blend.way == "domains":
         values["num_epochs"] = float(f"{largest:.6g}")
-    phases = [_PHASES] if blend.num_phases > 1 else []
+    notes = [_PHASES] if blend.num_phases > 1 else []
+    if mixed:
+        notes.append(_MIXED.format(domains=", ".join(mixed)))
     return comment(
-        blend, "The mixture for axolotl.", _USE, _UNIT, _HONOURED[blend.way], *phases
+        blend, "The mixture for axolotl.", _USE, _UNIT, _HONOURED[blend.way], *notes
     ) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

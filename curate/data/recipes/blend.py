@@ -35,8 +35,21 @@ class Blend:
     """Receipts of all formats."""
     columns: Sequence[str] | None
     """Columns that all sources have with one type; None where that is all of them."""
-    text: str | None
-    """Column of the text, where all sources call it the same."""
+    texts: Mapping[str, str | None]
+    """Source -> its column of the text; None where it has none."""
+    sources: Mapping[str, Sequence[str]]
+    """Source -> its domains."""
+
+    @property
+    def text(self) -> str | None:
+        """Column of the text, where all sources call it the same."""
+        named = {self.texts.get(source) for source in self.sources}
+        return named.pop() if len(named) == 1 else None
+
+    def texts_of(self, domain: str) -> list[str]:
+        """Columns of the text of the sources of a domain, each once, in order of the sources."""
+        mine = (source for source, domains in self.sources.items() if domain in domains)
+        return list(dict.fromkeys(text for source in mine if (text := self.texts.get(source))))
 
     def of_format(self, name: str) -> list[Mapping[str, Any]]:
         """Receipts of one format, in order."""

@@ -21,10 +21,7 @@ weighs no document: write with `--weights copies` to have it honoured.""",
 
 _CODE = '''
 
-def text_of(row):
-    """The text of a row."""
-    return row[{column}]
-
+{text_of}
 
 def mix(phase=0):
     """The mixture, packed."""
@@ -48,6 +45,25 @@ def mix(phase=0):
     )
 '''
 
+_ONE = '''def text_of(row):
+    """The text of a row."""
+    return row[{column!r}]
+'''
+
+_EACH = '''# Column of the text of each source.
+TEXTS = {{
+{lines}
+}}
+
+
+def text_of(row):
+    """The text of a row, in the column of its source."""
+    return row[TEXTS[row["curate_source"]]]
+'''
+
+_NO_TEXT = """Some sources have no column of text (prompts and responses, chats): they are not in
+TEXTS, so make a text of their rows in text_of."""
+
 _IMPORTS = """from torchtitan.components.data import (
     ConcatThenSplitPackingConfig,
     DatasetMixConfig,
@@ -63,12 +79,17 @@ def text(blend: Blend) -> str:
     """`torchtitan_mix.py`."""
     standard, rest = FIND.split("\n\n", 1)
     title = "The mixture for torchtitan."
+    is_whole = blend.text is not None or not any(blend.texts.get(s) for s in blend.sources)
+    lacking = [] if is_whole or all(blend.texts.get(s) for s in blend.sources) else [_NO_TEXT]
     return (
-        header(blend, title, _USE, _UNIT, _HONOURED[blend.way])
+        header(blend, title, _USE, _UNIT, _HONOURED[blend.way], *lacking)
         + f"{standard}\n\n{_IMPORTS}\n{rest}"
-        + _CODE.format(column=_column(blend))
+        + _CODE.format(text_of=_text_of(blend, is_whole=is_whole))
     )
 
 
-def _column(blend: Blend) -> str:
-    return repr(blend.text or "text")
+def _text_of(blend: Blend, *, is_whole: bool) -> str:
+    if is_whole:
+        return _ONE.format(column=blend.text or "text")
+    lines = [f"    {s!r}: {text!r}," for s in blend.sources if (text := blend.texts.get(s))]
+    return _EACH.format(lines="\n".join(lines))
