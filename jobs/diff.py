@@ -39,6 +39,9 @@ from jobs.write_tasks import is_planned
 
 _TEXT_CHARS = 2000
 
+_OF_EXAMPLES = ("rows", "kept", "only", "effective_size")
+"""What is counted by example; `copies` are rows of shards."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
@@ -50,6 +53,9 @@ class Difference:
     """`plans` or `shards`."""
     same: bool
     """Whether the same examples are kept in the same way."""
+    keyed: bool
+    """Whether both sides say which example each row is. Where not, only files, rows and tokens are
+    known: `kept` and `examples` are empty, and so is what needs them in `totals` and `domains`."""
     notes: list[str]
     settings: list[dict[str, Any]]
     """`key`, and its value in `a` and in `b`."""
@@ -180,6 +186,7 @@ def _of_plans(a: tuple[Path, RunFolder], b: tuple[Path, RunFolder], examples: in
         tally,
         (a[0], b[0]),
         kind="plans",
+        keyed=True,
         same=tally.is_same,
         unit=unit,
         notes=notes,
@@ -282,6 +289,7 @@ def _of_shards(a: tuple[Path, Folder], b: tuple[Path, Folder], examples: int) ->
         found.tally,
         (a[0], b[0]),
         kind="shards",
+        keyed=found.keyed,
         same=found.same,
         unit=found.unit,
         notes=found.notes,
@@ -300,8 +308,8 @@ def _ordered(tally: Tally) -> list[tuple[str, pl.DataFrame]]:
 
 
 def _result(
-    tally: Tally, places: tuple[Path, Path], *, unit: str, shards: Mapping[str, Any] | None = None,
-    **more: Any,
+    tally: Tally, places: tuple[Path, Path], *, unit: str, keyed: bool,
+    shards: Mapping[str, Any] | None = None, **more: Any,
 ) -> Difference:  # fmt: skip
     measure = "copies" if unit == "rows" else "tokens"
     totals: dict[str, dict[str, Any]] = {
@@ -311,7 +319,7 @@ def _result(
         }
         for side in "ab"
     }
-    domains = [
+    domains: list[dict[str, Any]] = [
         {
             "domain": domain,
             **{
@@ -327,13 +335,20 @@ def _result(
         for domain, entry in sorted(tally.domains.items())
     ]
     only = {f"only_{side}": totals[side].pop("only") for side in "ab"}
+    if not keyed:  # rows with copies cannot be told from examples
+        totals = {side: _without_examples(entry) for side, entry in totals.items()}
+        domains = [
+            {**entry, **{side: _without_examples(entry[side]) for side in "ab"}}
+            for entry in domains
+        ]
     return Difference(
         a=str(places[0]),
         b=str(places[1]),
         unit=unit,
+        keyed=keyed,
         totals=totals,
-        kept={"both": tally.kept_in_both, **only},
-        examples={match: tally.matches[match] for match in MATCHES},
+        kept={"both": tally.kept_in_both, **only} if keyed else {},
+        examples={match: tally.matches[match] for match in MATCHES} if keyed else {},
         kinds=dict(tally.kinds),
         reasons=[
             {"a": a, "b": b, "rows": rows}
@@ -348,3 +363,7 @@ def _result(
         shards=dict(shards or {}),
         **more,
     )
+
+
+def _without_examples(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in _OF_EXAMPLES}

@@ -102,6 +102,7 @@ class Compared:
     """What was found."""
 
     tally: Tally
+    keyed: bool
     same: bool
     files: dict[str, Any]
     settings: list[dict[str, Any]]
@@ -136,6 +137,7 @@ def compare_shards(left: Folder, right: Folder, examples: int) -> Compared:
     unchanged = not any(files[name] for name in ("changed", "only_a", "only_b"))
     return Compared(
         tally,
+        has_keys,
         tally.is_same if has_keys else unchanged,
         files,
         _settings(left.manifest, right.manifest),

@@ -90,11 +90,13 @@ def _planned(run: RunFolder, way: Way, seed: int) -> Iterator[Planned]:
         tally.take(read_choice(run, part, tokenizer=None))
     for number, part in enumerate(run.partitions()):
         choice = weigh(read_choice(run, part, tokenizer=None), way, tally.terms(number))
-        for component in choice.components():
-            weights = choice.in_phase(component.phase).weights
-            copies = choice.copies_of(component)
+        for phase, copies in choice.copies.items():
             if copies.any():
-                yield part.source, part.file, component, choice.rows, copies, weights
+                weights = choice.in_phase(phase).weights
+                yield Planned(
+                    part.source, part.file, phase, choice.rows,
+                    choice.domains, choice.names, copies, weights,
+                )  # fmt: skip
 
 
 def finished(root: Path) -> list[Output]:

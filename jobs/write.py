@@ -13,8 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate.data.card import card, load_lines
+from curate.data.card import card
 from curate.data.card_columns import lost_weights
+from curate.data.card_configs import load_lines
 from curate.data.files import digest_file
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
@@ -25,6 +26,7 @@ from curate.data.shard_folder import (
     is_shard,
     list_files,
     refuse_foreign_files,
+    remove_empty_folders,
     text_digest,
     write_text,
 )
@@ -94,7 +96,7 @@ def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
     outcome = run_tasks("write", work.tasks, worker, pool=pool, listener=listener)
     raise_failures("write", outcome)
     remove_dealt(run)
-    _remove(stale_files(run, work), run)
+    _remove(stale_files(run, work))
     written = _written(run, work)
     _warn_of_weights(written)
     _write_documents(run, settings, written, work)
@@ -180,16 +182,12 @@ def write_work(payload: dict[str, Any]) -> Receipt:
 # -- the folder -----------------------------------------------------------------------------------
 
 
-def _remove(stale: Sequence[Path], run: RunFolder) -> None:
+def _remove(stale: Sequence[Path]) -> None:
     for path in stale:
         if path.suffix == ".json":
             Output(path).remove()
             continue
         path.unlink(missing_ok=True)
-        folder = path.parent
-        while folder != run.shards and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
 
 
 def _warn_of_weights(written: Written) -> None:
@@ -217,6 +215,7 @@ def _write_documents(run: RunFolder, settings: Settings, written: Written, work:
     for file in list_files(run.shards):  # beside shards of formats that are written no more
         if file not in shards | texts.keys() and (is_shard(file) or file.startswith("recipes/")):
             (run.shards / file).unlink()
+    remove_empty_folders(run.shards)
     files = {file: text_digest(text) for file, text in texts.items()}
     write_text(run.shards / "manifest.json", _json(manifest(written, files=files)))
 

@@ -31,11 +31,11 @@ def print_difference(a: Path, b: Path, *, examples: int, as_json: bool) -> None:
 
 def difference_lines(found: "Difference") -> Iterator[str]:
     """The whole page; one line where nothing differs."""
-    kept, what = found.totals["b"], "plans keep" if found.kind == "plans" else "shards hold"
+    what = "plans keep" if found.kind == "plans" else "shards hold"
     files = found.shards
     differ = files and any(files[name] for name in ("renamed", "changed", "only_a", "only_b"))
     if found.same:
-        line = f"the same: both {what} the same {counted(kept['kept'], 'example')} in the same way"
+        line = f"the same: both {what} the same {_held(found)}"
         yield f"{line}, in different files" if differ else line
     else:
         yield f"A {preview(found.a)}"
@@ -66,6 +66,12 @@ def difference_lines(found: "Difference") -> Iterator[str]:
         yield ""
         yield f"{kind}: {found.kinds[kind]:,}"
         yield from (f"  {line}" for entry in shown for line in _example(kind, entry))
+
+
+def _held(found: "Difference") -> str:
+    if not found.keyed:
+        return counted(found.totals["b"]["copies"], "row")
+    return f"{counted(found.totals['b']['kept'], 'example')} in the same way"
 
 
 def _settings(found: "Difference") -> Iterator[str]:
@@ -103,12 +109,16 @@ def _totals(found: "Difference") -> Iterator[str]:
     a, b = found.totals["a"], found.totals["b"]
     names = {"rows": "training examples", "kept": "kept", "copies": "kept, with copies"}
     if found.unit != "rows":
-        names["tokens"] = f"kept {found.unit}"
+        names["tokens"] = f"kept {found.unit}" if found.keyed else found.unit
     if found.kind == "shards":
         del names["rows"]
     names["effective_size"] = "effective examples"
+    if not found.keyed:
+        names = {name: text for name, text in names.items() if name in a} | {"copies": "rows"}
     rows += [[text, number_text(a[name]), number_text(b[name])] for name, text in names.items()]
     yield from table(rows, right=frozenset({1, 2}))
+    if not found.keyed:
+        return
     told = [f"{found.kept[key]:,} {text}" for key, text in
             (("both", "in both"), ("only_a", "in A only"), ("only_b", "in B only"))]  # fmt: skip
     yield f"kept: {', '.join(told)}"
@@ -122,17 +132,25 @@ def _domains(found: "Difference") -> Iterator[str]:
     """Those whose share changes most come first."""
     measure = "tokens" if found.unit != "rows" else "copies"
     head = [f"kept {found.unit} in A", "in B"] if measure == "tokens" else ["rows in A", "in B"]
-    rows = [["domain", "kept in A", "in B", "A only", "B only", *head, "share in A", "in B"]]
+    counts = ["kept in A", "in B", "A only", "B only"]
+    if not found.keyed:
+        head = [head[0].removeprefix("kept "), "in B"]
+        counts = ["rows in A", "in B"] if measure == "tokens" else []
+    rows = [["domain", *counts, *head, "share in A", "in B"]]
     order = sorted(
         found.domains, key=lambda e: (-abs(e["a"]["share"] - e["b"]["share"]), e["domain"])
     )
     for entry in order[:_LINES]:
         a, b = entry["a"], entry["b"]
-        numbers = (a["kept"], b["kept"], a["only"], b["only"], a[measure], b[measure])
+        numbers = [a[measure], b[measure]]
+        if found.keyed:
+            numbers = [a["kept"], b["kept"], a["only"], b["only"], *numbers]
+        elif counts:
+            numbers = [a["copies"], b["copies"], *numbers]
         shares = [f"{100 * side['share']:.1f} %" for side in (a, b)]
         name = preview(entry["domain"], width=40)
         rows.append([name, *(f"{number:,}" for number in numbers), *shares])
-    yield from table(rows, right=frozenset(range(1, 9)))
+    yield from table(rows, right=frozenset(range(1, len(rows[0]))))
     yield from _more(order)
 
 

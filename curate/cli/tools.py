@@ -87,7 +87,15 @@ def print_verification(shards: Path, *, quick: bool, as_json: bool) -> None:
             for key, value in result.items()
             if isinstance(value, int)
         )
-        print(f"{shards} is whole: {facts}")
+        print(f"{shards} is whole: {facts}{_not_looked(result, quick=quick)}")
+
+
+def _not_looked(result: Mapping[str, Any], *, quick: bool) -> str:
+    """What verification says of rows that it has not looked at."""
+    if result.get("rows_checked", "none to check") is not None:
+        return ""
+    why = "as --quick asks" if quick else "which needs parquet or arrow among the formats"
+    return f" (digests and counts of files only; its rows were not looked into, {why})"
 
 
 def print_methods(name: str | None, *, as_json: bool) -> None:

@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from curate.data.buckets import Buckets
-from curate.data.shard_keys import COLUMNS, READABLE, Problems, key_rows
-from curate.data.shard_layout import Component
+from curate.data.example import KEY
+from curate.data.shard_keys import COLUMNS, Problems, key_rows, readable_format
 from curate.data.shard_order_checks import order_watch
 from curate.errors import counted
 
@@ -38,6 +38,10 @@ ROW = pl.Schema(
 _EXAMPLE = ["file", "row", "phase", "domain"]
 
 
+_TOGETHER = 1 << 16
+"""Rows that are numbered at a time: shards of a few rows each would cost more one by one."""
+
+
 @dataclass(slots=True)
 class Names:
     """Numbers for files (with their sources) and domains, given as they are met."""
@@ -48,30 +52,65 @@ class Names:
     def numbered(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Rows with `source`, `file`, `domain` as text -> with the columns `ROW`."""
         pairs = frame.select("source", "file").unique(maintain_order=True)
-        for pair in pairs.rows():
-            self.files.setdefault(pair, len(self.files))
-        domains = frame.select("domain").unique(maintain_order=True)
-        for (domain,) in domains.rows():
-            self.domains.setdefault(domain, len(self.domains))
-        pairs = pairs.with_columns(
-            number=pl.Series([self.files[pair] for pair in pairs.rows()], dtype=pl.Int32)
-        )
-        file = frame.join(pairs, on=["source", "file"], how="left", maintain_order="left")["number"]
-        number = pl.col("domain").replace_strict(self.domains, return_dtype=pl.Int32)
-        return frame.with_columns(number, file=file).with_columns(_hash()).select(ROW.names())
+        files = [self.files.setdefault(pair, len(self.files)) for pair in pairs.rows()]
+        names = frame.select("domain").unique(maintain_order=True)
+        domains = [self.domains.setdefault(name, len(self.domains)) for (name,) in names.rows()]
+        for known, numbers, column in ((pairs, files, "file"), (names, domains, "domain")):
+            series = pl.Series("number", numbers, dtype=pl.Int32)
+            met = frame.join(
+                known.with_columns(series), on=known.columns, how="left", maintain_order="left"
+            )
+            frame = frame.with_columns(met["number"].alias(f"{column}_number"))
+        return frame.with_columns(
+            file=pl.col("file_number"), domain=pl.col("domain_number")
+        ).with_columns(_hash()).select(ROW.names())  # fmt: skip
 
     def example(self, file: int, row: int) -> str:
         """A key as text."""
-        names = {number: pair for pair, number in self.files.items()}
-        source, name = names[file]
+        source, name = next(pair for pair, number in self.files.items() if number == file)
         return f"{source}/{name}:{row}"
 
-    def domain(self, number: int) -> str:
-        return next(name for name, own in self.domains.items() if own == number)
+    def of_domains(self) -> list[str]:
+        """The domains, by their numbers."""
+        return list(self.domains)
 
 
-Planned = tuple[str, str, Component, Any, Any, Any]
-"""Source, file, component, and of each example row number, copies and weight, (N,)."""
+class Planned(NamedTuple):
+    """What a plan wants of the examples of one file, in one phase; N of them."""
+
+    source: str
+    file: str
+    phase: int
+    rows: Any
+    """(N,) their numbers in the file."""
+    domains: Any
+    """(N,) numbers of `names`."""
+    names: Sequence[str]
+    copies: Any
+    """(N,) how often each is written; 0 is not at all."""
+    weights: Any
+    """(N,)"""
+
+
+class _Numbering:
+    """Brings rows to one side of the buckets, many at a time."""
+
+    def __init__(self, buckets: Buckets, side: int, names: Names) -> None:
+        self._buckets, self._side, self._names = buckets, side, names
+        self._held = list[pl.DataFrame]()
+        self._rows = 0
+
+    def add(self, frame: pl.DataFrame) -> None:
+        """Take rows with the columns of `ROW` but for the hash, and with their source."""
+        self._held.append(frame)
+        self._rows += frame.height
+        if self._rows >= _TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._held:
+            self._buckets.add(self._side, self._names.numbered(pl.concat(self._held)))
+        self._held, self._rows = [], 0
 
 
 def check_contents(
@@ -88,7 +127,7 @@ def check_contents(
         A sentence for each thing that is wrong; those of one shard begin with its name, others with
         `rows`.
     """
-    form = next((name for name in manifest["formats"] if name in READABLE), None)
+    form = readable_format(manifest["formats"])
     if form is None:
         return []
     shards = [shard for shard in manifest["shards"] if shard["format"] == form]
@@ -97,19 +136,27 @@ def check_contents(
     watch = order_watch(manifest, folder, shards)
     with tempfile.TemporaryDirectory(prefix="curate-verify-") as place:
         buckets = Buckets(Path(place), "hash", (ROW, ROW))
+        written = _Numbering(buckets, 1, names)
         for shard in shards:
             of_shard = Problems()
             for frame in key_rows(folder / shard["file"], form, of_shard):
                 _check_values(frame, shard, manifest, of_shard)
                 whole = frame.drop_nulls()
                 watch.see(shard, whole, of_shard)
-                counts = whole.with_columns(
-                    phase=pl.lit(shard["phase"], pl.Int32), copies=pl.lit(1, pl.Int64)
+                counts = whole.select(
+                    *KEY,
+                    pl.lit(shard["phase"], pl.Int32).alias("phase"),
+                    "domain",
+                    pl.lit(1, pl.Int64).alias("copies"),
+                    "weight",
                 )
-                buckets.add(1, names.numbered(counts))
+                written.add(counts)
             problems += [f"{shard['file']}: {text}" for text in of_shard.found]
+        written.flush()
+        wanted = _Numbering(buckets, 0, names)
         for entry in plan or ():
-            buckets.add(0, names.numbered(_planned(*entry)))
+            wanted.add(_planned(entry))
+        wanted.flush()
         found = list[str]()
         if plan is not None:
             found = _against_plan(buckets, names)
@@ -152,19 +199,17 @@ def _check_values(
 # -- all rows -------------------------------------------------------------------------------------
 
 
-def _planned(
-    source: str, file: str, component: Component, rows: Any, copies: Any, weights: Any
-) -> pl.DataFrame:
+def _planned(entry: Planned) -> pl.DataFrame:
     """Examples of a plan, without those that are not written."""
-    return pl.DataFrame(
-        {"row": rows, "copies": copies, "weight": weights},
-        schema={name: ROW[name] for name in ("row", "copies", "weight")},
-    ).filter(pl.col("copies") > 0).with_columns(
-        source=pl.lit(source),
-        file=pl.lit(file),
-        phase=pl.lit(component.phase, pl.Int32),
-        domain=pl.lit(component.domain),
-    )  # fmt: skip
+    columns = {"row": entry.rows, "copies": entry.copies, "weight": entry.weights}
+    frame = pl.DataFrame(columns, schema={name: ROW[name] for name in columns})
+    names = pl.Series(entry.names, dtype=pl.String)
+    return frame.with_columns(
+        source=pl.lit(entry.source),
+        file=pl.lit(entry.file),
+        phase=pl.lit(entry.phase, pl.Int32),
+        domain=names.gather(entry.domains),
+    ).filter(pl.col("copies") > 0).select(*KEY, "phase", "domain", "copies", "weight")  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -238,22 +283,29 @@ def _against_counts(
         for nth, number in enumerate(entry["examples"])
         if number
     }
-    most: dict[tuple[int, str], int] = {}
+    domains = names.of_domains()
+    most: dict[tuple[int, int], int] = {}
     for phase, domain, copies in wanted:
-        most[phase, domain] = max(copies, most.get((phase, domain), 0))
+        number = names.domains.get(domain, -1)
+        most[phase, number] = max(copies, most.get((phase, number), 0))
+    limits = pl.DataFrame(
+        [(*component, limit) for component, limit in most.items()],
+        schema={"phase": pl.Int32, "domain": pl.Int32, "limit": pl.Int64},
+        orient="row",
+    )
     found: dict[tuple[int, str, int], int] = {}
     repeated, uneven = _Kind(), _Kind()
     for _, rows in buckets:
         examples = _written(rows)
         uneven.add(examples.filter(pl.col("weight") != pl.col("most")), names)
-        for (phase, number), mine in examples.partition_by("phase", "domain", as_dict=True).items():
-            domain = names.domain(number)
-            limit = most.get((phase, domain), 0)
-            said = pl.format("{} times", "copies")
-            more = mine.filter(pl.col("copies") > limit).with_columns(said=said)
-            repeated.add(more, names)
-            for copies, times in mine["copies"].value_counts().rows():
-                found[phase, domain, copies] = found.get((phase, domain, copies), 0) + times
+        limited = examples.join(limits, on=["phase", "domain"], how="left")
+        more = limited.filter(pl.col("copies") > pl.col("limit").fill_null(0))
+        repeated.add(more.with_columns(said=pl.format("{} times", "copies")), names)
+        for phase, number, copies, times in (
+            examples.group_by("phase", "domain", "copies").len().rows()
+        ):
+            key = (phase, domains[number], copies)
+            found[key] = found.get(key, 0) + times
     problems = _sentences(
         {
             "more often than any is to be written": repeated,

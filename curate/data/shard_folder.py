@@ -1,6 +1,7 @@
 """What lies in a shards folder: which files are curate's, and whether they are as written."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from curate.data.files import digest_file, read_json, replace
 from curate.data.recipe import SCHEMA_VERSION, files_of
 from curate.data.shard_checks import Planned, check_contents
 from curate.data.shard_formats import FORMATS, open_format
+from curate.data.shard_keys import readable_format
 from curate.errors import CurateError, InputError, RunFolderError, counted
 
 _DOCUMENTS = r"README\.md|mixture\.json|manifest\.json|recipes/(?:__pycache__/)?[^/]+"
@@ -72,6 +74,15 @@ def refuse_foreign_files(folder: Path) -> None:
         )
 
 
+def remove_empty_folders(folder: Path) -> None:
+    """Remove what held files of curate's and holds none any more; other empty folders stay."""
+    for name in ("data", "recipes", *FORMATS):
+        below = sorted((folder / name).rglob("*"), reverse=True)  # children before their parents
+        for path in (*below, folder / name):
+            if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+                path.rmdir()
+
+
 def is_shard(file: str) -> bool:
     """Whether a file of the folder is a shard, or stands beside shards for their loader."""
     return any(re.fullmatch(pattern, file) for pattern in _patterns())
@@ -93,7 +104,8 @@ def check_shards(
         quick: look at files alone, not at rows.
 
     Returns:
-        Number of shards, rows, tokens and bytes.
+        Number of shards, rows, tokens and bytes, and as `rows_checked` the format whose rows were
+        looked at; None where only files and counts were.
 
     Raises:
         InputError: there is no such folder.
@@ -136,7 +148,9 @@ def check_shards(
             of_rows=True,
         )
     totals = {key: manifest[key] for key in ("rows", "tokens", "bytes")}
-    return {"folder": str(folder), "shards": len(_of_first(manifest)), **totals}
+    looked = None if quick else readable_format(manifest["formats"])
+    shards = len(_of_first(manifest))
+    return {"folder": str(folder), "shards": shards, **totals, "rows_checked": looked}
 
 
 def _of_first(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -171,13 +185,8 @@ def _problems(folder: Path, manifest: dict[str, Any]) -> list[str]:
 
 def _sums(manifest: dict[str, Any]) -> list[str]:
     """What the shards of the manifest do not sum up to."""
-    first, *others = manifest["formats"]
-    found = [
-        f"manifest.json: {name} and {first} have different rows"
-        for name in others
-        if _rows_of(manifest, name) != _rows_of(manifest, first)
-    ]
-    totals = {"rows": sum(_rows_of(manifest, first).values())}
+    found = _disagreements(manifest)
+    totals = {"rows": sum(shard["rows"] for shard in _of_first(manifest))}
     totals["bytes"] = sum(size for shard in manifest["shards"] for _, size in files_of(shard))
     if manifest["tokens"] is not None:
         totals["tokens"] = sum(shard["tokens"] for shard in _of_first(manifest))
@@ -188,14 +197,52 @@ def _sums(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _rows_of(manifest: dict[str, Any], form: str) -> dict[tuple[int, str], int]:
-    """(phase, domain) -> rows of its shards in a format."""
-    found: dict[tuple[int, str], int] = {}
+def _disagreements(manifest: dict[str, Any]) -> list[str]:
+    """One line for each domain of which formats have different numbers of rows."""
+    by_component: dict[tuple[int, str], dict[str, list[dict[str, Any]]]] = {}
     for shard in manifest["shards"]:
-        if shard["format"] == form:
-            key = (shard["phase"], shard["domain"])
-            found[key] = found.get(key, 0) + shard["rows"]
+        formats = by_component.setdefault((shard["phase"], shard["domain"]), {})
+        formats.setdefault(shard["format"], []).append(shard)
+    found = list[str]()
+    for formats in by_component.values():
+        shards = _differing({name: formats.get(name, []) for name in manifest["formats"]})
+        rows = {name: sum(s["rows"] for s in each) for name, each in shards.items()}
+        usual, agreeing = Counter(rows.values()).most_common(1)[0]
+        if agreeing == len(rows):
+            continue
+        if 2 * agreeing > len(rows):
+            found += [
+                f"{_files(shards[name], name)}: {counted(number, 'row')}, not {usual:,} as in most"
+                " formats"
+                for name, number in rows.items()
+                if number != usual
+            ]
+            continue
+        told = ", ".join(
+            f"{number:,} in {_files(shards[name], name)}" for name, number in rows.items()
+        )
+        found.append(
+            f"manifest.json: formats have different numbers of rows, {told}; which of them is right"
+            " is not known"
+        )
     return found
+
+
+def _differing(shards: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Of all formats the shards with different numbers of rows, where they are cut alike."""
+    ordered = {name: sorted(each, key=lambda s: s["file"]) for name, each in shards.items()}
+    if len({len(each) for each in ordered.values()}) > 1:
+        return ordered
+    alike = zip(*ordered.values(), strict=True)
+    places = [nth for nth, each in enumerate(alike) if len({s["rows"] for s in each}) > 1]
+    return {name: [each[nth] for nth in places] for name, each in ordered.items()}
+
+
+def _files(shards: Sequence[dict[str, Any]], form: str) -> str:
+    """The file, or how many of them there are."""
+    if len(shards) == 1:
+        return str(shards[0]["file"])
+    return f"{counted(len(shards), 'file')} of {form}"
 
 
 def _shard_problems(folder: Path, shard: dict[str, Any]) -> list[str]:

@@ -17,6 +17,11 @@ READABLE = ("parquet", "arrow")
 _BATCH_ROWS = 1 << 17
 
 
+def readable_format(formats: Sequence[str]) -> str | None:
+    """The format whose rows are looked at; None where no format can be."""
+    return next((name for name in formats if name in READABLE), None)
+
+
 @dataclass(slots=True)
 class Problems:
     """Of one shard, each of them once."""
@@ -37,7 +42,13 @@ def key_rows(path: Path, form: str, problems: Problems) -> Iterator[pl.DataFrame
         for batch in _batches(path, form, names):
             frame = pl.DataFrame(pa.Table.from_batches([batch]).select(names))
             yield frame.rename(dict(zip(names, COLUMNS, strict=True))).cast(
-                {"row": pl.Int64, "weight": pl.Float32}
+                {
+                    "source": pl.String,
+                    "file": pl.String,
+                    "domain": pl.String,
+                    "row": pl.Int64,
+                    "weight": pl.Float32,
+                }
             )
     except KeyError as error:
         problems.add("columns", f"has no column {error.args[0]}")

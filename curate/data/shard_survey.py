@@ -139,8 +139,8 @@ def survey(
             "the plan keeps no example, so there is nothing to write",
             fix="raise plan.keep, or look at the reasons with `curate show`",
         )
-    schemas, is_uniform = _schemas(run, [entry.partition for entry in counted])
-    _refuse_order(settings, [c for entry in counted for c in entry.rows], is_uniform=is_uniform)
+    schemas, conflict = _schemas(run, [entry.partition for entry in counted])
+    _refuse_order(settings, [c for entry in counted for c in entry.rows], conflict)
     sources: dict[str, set[str]] = {}
     examples: dict[Component, int] = {}
     for entry in counted:
@@ -169,7 +169,7 @@ def survey(
         line=line,
         parts=_parts(kept, tokens) if is_stream else {},
         schemas=schemas,
-        is_uniform=is_uniform,
+        is_uniform=not conflict,
         examples=dict(sorted(examples.items())),
         repeats=repeats,
         worth={component: tally.totals[component] for component in sorted(tally.totals)},
@@ -207,8 +207,8 @@ def _parts(
     return {component: (rows[component], tokens.get(component, 0)) for component in sorted(rows)}
 
 
-def _refuse_order(settings: Shards, components: Sequence[Component], *, is_uniform: bool) -> None:
-    """Refuse an order that the plan or the columns do not allow."""
+def _refuse_order(settings: Shards, components: Sequence[Component], conflict: str) -> None:
+    """Refuse an order that the plan or the columns, with what conflicts in them, do not allow."""
     if settings.order == "input":
         return
     if settings.order == "scheduled" and not any(component.phase for component in components):
@@ -217,10 +217,12 @@ def _refuse_order(settings: Shards, components: Sequence[Component], *, is_unifo
             fix="set shards.order to domain-interleaved, or plan with a mixer that has phases,"
             " such as cooldown",
         )
-    if not is_uniform:
+    if conflict:
+        # One table holds the rows of all sources between the two passes, whatever the files are.
         raise ConfigError(
-            f"shards.order is {settings.order}, but some column has different types in different"
-            " sources, so their rows cannot stand in one table",
+            f"shards.order is {settings.order}, but the sources have no common columns: {conflict};"
+            " every order but input needs them, also where each domain has files of its own and"
+            " one source",
             fix="give the column one type, or set shards.order to input",
         )
 
@@ -267,8 +269,8 @@ class _Sizes:
         return max(1.0, size / max(1, rows))
 
 
-def _schemas(run: RunFolder, partitions: Sequence[Partition]) -> tuple[dict[str, pa.Schema], bool]:
-    """Columns of the shards of each source, and whether they are the same for all."""
+def _schemas(run: RunFolder, partitions: Sequence[Partition]) -> tuple[dict[str, pa.Schema], str]:
+    """Columns of the shards of each source, and what keeps them from being the same for all."""
     by_source: dict[str, list[Partition]] = {}
     for part in partitions:
         by_source.setdefault(part.source, []).append(part)
@@ -279,8 +281,8 @@ def _schemas(run: RunFolder, partitions: Sequence[Partition]) -> tuple[dict[str,
             raise
         log.warning("%s; each source keeps its own columns", error.what)
         found = {name: shard_schema(payload_schema(run, own)) for name, own in by_source.items()}
-        return found, False
-    return dict.fromkeys(by_source, common), True
+        return found, error.what
+    return dict.fromkeys(by_source, common), ""
 
 
 def _sample(

@@ -153,3 +153,25 @@ def test_what_cannot_be_compared_is_told(curate: Curate, first: Path, tmp_path: 
     result = curate("diff", first, tmp_path / "empty")
     assert result.code == 3
     assert "no complete plan and no shards" in result.err
+
+
+def test_shards_without_keys_are_compared_by_rows_not_by_examples(
+    curate: Curate, config: Config, first: Path, tmp_path: Path
+):
+    settings = config(
+        "lines.yaml",
+        run=str(tmp_path / "lines"),
+        plan={"score": "random", "keep": 0.25},
+        shards={"format": "jsonl"},
+    )
+    assert curate("run", settings, "-q").code == 0
+    told = curate("diff", first / "shards", tmp_path / "lines/shards").out
+    assert "rows have keys in Parquet shards only" in told
+    assert "kept" not in told.replace("only files and counts", "")
+    assert "effective" not in told
+    found = json.loads(curate("diff", first / "shards", tmp_path / "lines/shards", "--json").out)
+    assert (found["keyed"], found["kept"], found["examples"]) == (False, {}, {})
+    rows = {"a": plan_of(first)["copies"].sum(), "b": plan_of(tmp_path / "lines")["copies"].sum()}
+    assert {side: entry["copies"] for side, entry in found["totals"].items()} == rows
+    same = curate("diff", tmp_path / "lines/shards", tmp_path / "lines/shards").out
+    assert same.startswith(f"the same: both shards hold the same {rows['b']} rows\n")

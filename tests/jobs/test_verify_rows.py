@@ -1,6 +1,7 @@
 """Verification looks at the rows: what somebody changed is found though digests and counts were
 made to fit."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,11 @@ from data.planned_run import Row, Tables, planned_run
 
 import curate.data.shard_writer as shard_writer
 import jobs.write
+from curate.cli.tools import print_verification
 from curate.config import plain, to_yaml
 from curate.data.files import digest_file, read_json, write_json
 from curate.data.layout import RunFolder
-from curate.data.shard_checks import check_contents
+from curate.data.shard_checks import Names, check_contents
 from curate.data.shard_folder import DamageError
 from curate.data.tables import write_table
 from curate.errors import CurateError
@@ -284,3 +286,69 @@ def test_a_stream_follows_the_mixture_in_every_prefix(tmp_path: Path):
     assert check_contents(tmp_path, stream(tmp_path, sorted(even), "shuffled")) == []
     found = check_contents(tmp_path, stream(tmp_path, ["a"] * 5, "input"))
     assert "is late" in found[0]
+
+
+@pytest.mark.parametrize("order", ["input", "domain-interleaved"])
+def test_rows_of_many_domains_are_looked_at_together(
+    tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The work is that of the rows, not that of the rows times the domains."""
+    numbered, rows = Names.numbered, list[int]()
+
+    def counting(self: Names, frame: pl.DataFrame) -> pl.DataFrame:
+        rows.append(frame.height)
+        return numbered(self, frame)
+
+    monkeypatch.setattr(Names, "numbered", counting)
+    tables: Tables = {"s": {"x.parquet": pa.table({"text": [f"{i} {i**9}" for i in range(400)]})}}
+    settings = planned_run(
+        tmp_path,
+        tables,
+        lambda _s, _f, row: Row(f"d{row % 200}", copies=1 + row % 2),
+        shards={"order": order},
+    )
+    write_run(settings, pool=POOL)
+    (Path(settings.run) / "config.yaml").write_text(to_yaml(plain(settings)))
+    assert verify_shards(Path(settings.run))["rows"] == 600
+    assert rows == [600, 400]  # of the shards, of the plan
+    rows.clear()
+    assert verify_shards(Path(settings.run) / "shards")["rows_checked"] == "parquet"
+    assert rows == [600]
+
+
+# -- several formats ------------------------------------------------------------------------------
+
+
+def test_rows_that_were_not_looked_into_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path
+):
+    settings = made(tmp_path / "lines", shards={"format": "jsonl"})
+    folder = Path(settings.run) / "shards"
+    print_verification(folder, quick=False, as_json=False)
+    assert "its rows were not looked into, which needs parquet or arrow" in capsys.readouterr().out
+    print_verification(Path(settings.run), quick=False, as_json=True)
+    assert json.loads(capsys.readouterr().out)["rows_checked"] is None
+    print_verification(run, quick=False, as_json=False)
+    assert "looked into" not in capsys.readouterr().out
+    print_verification(run, quick=True, as_json=False)
+    assert "its rows were not looked into, as --quick asks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("formats", [["parquet", "jsonl"], ["parquet", "jsonl", "arrow"]])
+def test_the_format_that_differs_is_named_where_it_can_be(tmp_path: Path, formats: list[str]):
+    shards = Path(made(tmp_path, shards={"format": formats}).run) / "shards"
+    manifest = read_json(shards / "manifest.json")
+    mine = [s for s in manifest["shards"] if s["domain"] == "once"]
+    file, other = (
+        next(s["file"] for s in mine if s["format"] == form) for form in ("parquet", "jsonl")
+    )
+    forge(shards, file, doubled)
+    (problem,) = problems_of(shards)
+    rows = pq.read_metadata(shards / file).num_rows
+    if len(formats) == 3:
+        assert problem == f"{file}: {rows} rows, not {rows - 1} as in most formats"
+    else:
+        assert problem == (
+            f"manifest.json: formats have different numbers of rows, {rows} in {file}, {rows - 1}"
+            f" in {other}; which of them is right is not known"
+        )

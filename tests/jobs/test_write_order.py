@@ -298,8 +298,9 @@ def test_columns_that_conflict_cannot_be_shuffled(tmp_path: Path):
     settings = planned_run(
         tmp_path, tables, lambda source, _f, _r: Row(source), shards={"order": "shuffled"}
     )
-    with pytest.raises(ConfigError, match="different types"):
+    with pytest.raises(ConfigError, match="every order but input") as caught:
         run_write(settings)
+    assert "column 'id'" in caught.value.what
 
 
 def test_a_plan_that_keeps_nothing_has_no_order(tmp_path: Path):
@@ -348,6 +349,16 @@ def test_changing_the_order_leaves_nothing_of_the_other(tmp_path: Path):
     assert {path.name for path in (shards_of(again) / "data").iterdir()} == {"phase-1", "phase-2"}
     assert not [p for p in (shards_of(again) / "data").rglob("*") if p.parent.name == "forum"]
     verify_shards(shards_of(again))
+
+
+def test_changing_order_and_format_leaves_no_empty_folder(tmp_path: Path):
+    run_write(ordered_run(tmp_path, "input", format=["arrow", "jsonl", "parquet"]))
+    folder = shards_of(ordered_run(tmp_path, "domain-interleaved", format=["arrow", "jsonl"]))
+    (folder / "notes").mkdir()
+    run_write(ordered_run(tmp_path, "domain-interleaved", format=["arrow", "jsonl"]))
+    run_write(ordered_run(tmp_path, "scheduled", format=["mds"]))
+    empty = [path for path in folder.rglob("*") if path.is_dir() and not any(path.iterdir())]
+    assert empty == [folder / "notes"]
 
 
 KILLED_AT = """
