@@ -9,13 +9,14 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from curate.data.card import Written, load_lines
+from curate.data.card_configs import load_lines
 from curate.data.example import KEY, TRAIN
 from curate.data.files import misshapen, read_document
 from curate.data.images import UnusableImageError, size_of
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.reading import read_fields
+from curate.data.recipe import Written
 from curate.data.tables import damage_named, read_examples, read_table, scan_examples, table_paths
 from curate.errors import ConfigError, InputError
 from curate.plan.expression import INDEX_COLUMNS, TOKENS, Values, parse_expression
@@ -396,7 +397,8 @@ def _load_lines(run: RunFolder, domain: str | None) -> list[str]:
         lines = load_lines(written, repr(str(run.shards)))
     except (TypeError, KeyError, AttributeError) as error:
         raise misshapen(path, f"{type(error).__name__}: {error}") from error
-    return lines if domain is None else [lines[0], lines[-1]]
+    # Of one domain: without the line that loads everything.
+    return lines if domain is None else [s for s in lines if not s.startswith(("everything", "#"))]
 
 
 def _some(names: list[str]) -> str:

@@ -3,153 +3,27 @@
 A function of the shards and the plan alone: no time, no host, no path.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import yaml
 
 from curate.data.card_columns import columns_section, weights_line
-from curate.data.card_features import json_features
+from curate.data.card_configs import (
+    MOST_CONFIGS,
+    column_types,
+    configs,
+    has_domain_configs,
+    is_one_table,
+    load_lines,
+    room_of,
+)
 from curate.data.card_leakage import leakage_section
 from curate.data.card_told import TABLE_ROWS, Told, escape, license_front, told_sections
 from curate.data.recipe import Written, phase_entry
-from curate.data.shard_layout import Component, folder_name
+from curate.data.shard_layout import Component
 from curate.errors import counted
-
-_MOST_CONFIGS = 1000
-"""Components that have a configuration each: with 10,000, `datasets` needs a quarter of a minute
-to open any of them."""
-
-
-class _Room(NamedTuple):
-    """Where the files of a format lie that `datasets` reads by patterns."""
-
-    format: str
-    folder: str
-    suffix: str
-
-    def files(self, folder: str) -> str:
-        """Pattern of the files below a folder of the room."""
-        return "/".join(part for part in (self.folder, folder, f"train-*{self.suffix}") if part)
-
-
-_ROOMS = (
-    _Room("parquet", "data", ".parquet"),
-    _Room("packed", "packed", ".parquet"),
-    _Room("jsonl", "jsonl", ".jsonl.zst"),
-)
-"""The first that was written is what the card's configurations are of."""
-
-
-def _room(written: Written) -> _Room | None:
-    return next((room for room in _ROOMS if room.format in written.formats), None)
-
-
-def has_domain_configs(written: Written) -> bool:
-    """Whether each domain has a configuration of its own."""
-    has_room = _room(written) is not None and not written.is_stream
-    return has_room and len(written.sums("rows")) <= _MOST_CONFIGS
-
-
-def configs(written: Written) -> dict[str, list[str]]:
-    """Name of each configuration of the card -> patterns of its files, in the order to read."""
-    found: dict[str, list[str]] = {}
-    room = _room(written)
-    if room is None:
-        return found
-    phases = [phase for phase in written.phases if phase]
-    if written.is_stream:
-        return _stream_configs(written, room, phases)
-    if written.is_uniform:
-        found["default"] = [f"phase-{phase}/*" for phase in phases] or ["*"]
-        found.update({f"phase-{phase}": [f"phase-{phase}/*"] for phase in phases})
-    else:
-        for source, domains in sorted(written.sources.items()):
-            found[written.names[source]] = [
-                folder_name(component, written.names[component.domain])
-                for component in written.sums("rows")
-                if component.domain in domains
-            ]
-    for component in written.sums("rows") if has_domain_configs(written) else ():
-        slug = written.names[component.domain]
-        path = folder_name(component, slug)
-        if component.domain not in written.sources or written.is_uniform:
-            found.setdefault(slug, []).append(path)
-        if component.phase:
-            found[f"phase-{component.phase}-{slug}"] = [path]
-    return {name: [room.files(path) for path in paths] for name, paths in found.items()}
-
-
-def _stream_configs(written: Written, room: _Room, phases: Sequence[int]) -> dict[str, list[str]]:
-    """Domains share their files: there is everything, and there are phases."""
-    if written.order == "scheduled":
-        shards = [s for s in (*written.shards, *written.others) if s["format"] == room.format]
-        files = {n: [str(s["file"]) for s in shards if s["phase"] == n] for n in phases}
-        return {"default": [room.files("")]} | {f"phase-{n}": files[n] for n in phases}
-    each = {f"phase-{n}": [room.files(f"phase-{n}")] for n in phases}
-    every = [path for paths in each.values() for path in paths]
-    return {"default": every or [room.files("")]} | each
-
-
-def load_lines(written: Written, where: str) -> list[str]:
-    """Three lines of Python that load the shards; `where` is a Python expression."""
-    shards = written.sums("rows")
-    largest = max(shards, key=lambda component: (shards[component], component))
-    first = f'load_dataset({where}, split="train")'
-    slug = written.names[largest.domain]
-    room = _room(written)
-    if room is None:
-        return _other_lines(written, largest, where)
-    if written.is_stream:
-        phase = f'one_phase = load_dataset({where}, "phase-{largest.phase}", split="train")'
-        domain = json.dumps(largest.domain, ensure_ascii=False)
-        filtered = f'one_domain = everything.filter(lambda row: row["curate_domain"] == {domain})'
-        last = phase if largest.phase else filtered
-        return ["from datasets import load_dataset", f"everything = {first}", last]
-    one = json.dumps(slug)
-    if not has_domain_configs(written):
-        files = [room.files(folder_name(c, slug)) for c in shards if c.domain == largest.domain]
-        one = f"data_files={json.dumps(files)}"
-    return [
-        "from datasets import load_dataset",
-        f"everything = {first}" if written.is_uniform else "# columns differ: load by domain",
-        f'one_domain = load_dataset({where}, {one}, split="train")',
-    ]
-
-
-def _other_lines(written: Written, largest: Component, where: str) -> list[str]:
-    """For shards that `datasets` does not read by patterns."""
-    form = next(name for name in ("arrow", *written.formats) if name in written.formats)
-    slug = "" if written.is_stream else written.names[largest.domain]
-    folder = "/".join(part for part in (form, folder_name(largest, slug)) if part)
-    place = f"Path({where}, {json.dumps(folder)})"
-    part = "part" if written.is_stream else "one_domain"
-    return ["from pathlib import Path", *(line.format(place, part) for line in _OTHERS[form])]
-
-
-_OTHERS = {
-    "arrow": (
-        "from datasets import load_from_disk",
-        "{1} = load_from_disk(str({0}))",
-    ),
-    "mds": (
-        "from streaming import StreamingDataset",
-        "{1} = StreamingDataset(local=str({0}), batch_size=8)",
-    ),
-    "webdataset": (
-        "import webdataset as wds",
-        'archives = sorted(str(file) for file in {0}.glob("train-*.tar"))',
-        "{1} = wds.WebDataset(archives, shardshuffle=False).decode()",
-    ),
-    "megatron": (
-        "from megatron.core.datasets.indexed_dataset import IndexedDataset",
-        'prefixes = sorted(str(file.with_suffix("")) for file in {0}.glob("train-*.idx"))',
-        "{1} = [IndexedDataset(prefix) for prefix in prefixes]",
-    ),
-}
-"""Format -> lines with the place of the files and the name of what is loaded."""
 
 
 def card(
@@ -164,7 +38,7 @@ def card(
     """
     front: dict[str, Any] = license_front(told.licenses) if told else {}
     if found := configs(written):
-        if infos := _infos(written, list(found), schemas or {}):
+        if infos := column_types(written, list(found), schemas or {}):
             front["dataset_info"] = infos
         front["configs"] = [
             {"config_name": name, "data_files": [{"split": "train", "path": paths}]}
@@ -188,29 +62,6 @@ def card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _infos(
-    written: Written, names: Sequence[str], schemas: Mapping[str, pa.Schema]
-) -> list[dict[str, Any]]:
-    """`dataset_info`: the types of each configuration, where the files do not say them."""
-    room = _room(written)
-    if room is None or room.format != "jsonl" or not schemas:
-        return []
-    if written.is_uniform:
-        features = json_features(next(iter(schemas.values())))
-        return [{"config_name": name, "features": features} for name in names]
-    # A domain that several sources share has rows of different types: nothing fits all of them.
-    owners: dict[str, list[str]] = {}
-    for source, domains in written.sources.items():
-        for name in {written.names[source], *(written.names[domain] for domain in domains)}:
-            owners.setdefault(name, []).append(source)
-    made = {source: json_features(schema) for source, schema in schemas.items()}
-    return [
-        {"config_name": name, "features": made[owners[name][0]]}
-        for name in names
-        if len(owners.get(name, ())) == 1
-    ]
-
-
 def _summary(written: Written) -> str:
     counts = f"{written.total('rows'):,} rows in {len(written.shards):,} files"
     if written.tokenizer is not None:
@@ -230,7 +81,7 @@ def _summary(written: Written) -> str:
             " in this order; a shuffle over all of it loses the method"
             + ("." if written.is_stream else ", so shuffle within a phase.")
         )
-    if not written.is_uniform:
+    if not is_one_table(written):
         lines.append(
             "**There is no default configuration**: some column has different types in different"
             " sources, so the shards of all sources do not form one table. Load them one by one."
@@ -241,16 +92,18 @@ def _summary(written: Written) -> str:
 def _loading(written: Written) -> str:
     # `datasets` refuses ".": it makes the name of the data set from the folder's.
     folder_line = 'folder = "shards"  # path of this folder, or its name on the hub'
-    first, *others = load_lines(written, "folder")
-    blocks = ["## Loading", _code([first, folder_line, *others])]
-    if _room(written) and not written.is_stream and not has_domain_configs(written):
+    lines = load_lines(written, "folder")
+    imports = [line for line in lines if " import " in line and "(" not in line]
+    code = [line for line in lines if line not in imports]
+    blocks = ["## Loading", _code([*imports, folder_line, *code])]
+    if room_of(written) and not written.is_stream and not has_domain_configs(written):
         blocks.append(
-            f"Of so many domains none has a configuration: with more than {_MOST_CONFIGS:,} of"
+            f"Of so many domains none has a configuration: with more than {MOST_CONFIGS:,} of"
             " them `datasets` takes long to open a folder. `data_files` reads one of them."
         )
     if written.is_stream and "parquet" in written.formats:
         blocks.append("`recipes/stream.py` reads it in order, in parts for several processes.")
-    elif _room(written) and written.is_uniform:
+    elif room_of(written) and is_one_table(written):
         blocks += [
             "Streaming, one part for each of several processes:",
             _code(
@@ -262,7 +115,7 @@ def _loading(written: Written) -> str:
                 ]
             ),
         ]
-    room = _room(written)
+    room = room_of(written)
     if room is not None and room.format == "packed" and not written.is_stream:
         blocks.append(
             "The mixture: `recipes/packed_interleave.py` draws sequences by the tokens of the"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from curate.data.card import card, configs, load_lines
+from curate.data.card import card
+from curate.data.card_configs import configs, load_lines
 from curate.data.recipe import Asked, Written, manifest, mixture
 from curate.data.shard_layout import Component
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from curate.data.card import card, configs, load_lines
+from curate.data.card import card
+from curate.data.card_configs import configs, load_lines
 from curate.data.card_told import REASON_TEXTS, Told, license_front
 from curate.data.recipe import Written
 from curate.data.shard_layout import Component
@@ -224,7 +225,8 @@ def test_the_card_says_which_formats_have_weights():
     ],
 )
 def test_every_format_alone_has_lines_that_load_it(form: str, call: str):
-    text = "\n".join(load_lines(written("web", formats=(form,)), "folder"))
+    page = card(written("web", formats=(form,)))
+    text = page.split("```python\n")[1].split("```")[0]
     compile(text, form, "exec")
     assert call in text
 
@@ -237,3 +239,11 @@ def test_means_are_of_measurements_not_of_numbers_of_rows():
     assert "`leakage`" in text
     assert "leakage_row" not in text
     assert "leakage_set" not in text
+
+
+def test_packed_sequences_are_one_table_whatever_the_columns_of_the_sources():
+    columns = {"a": {"more": "int64"}, "b": {"more": "string"}}
+    made = replace(written("web", formats=("packed",)), columns=columns)
+    assert "default" in configs(made)
+    assert "There is no default" not in card(made)
+    assert "There is no default" in card(replace(made, formats=("parquet", "packed")))
