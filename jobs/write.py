@@ -16,7 +16,6 @@ import pyarrow as pa
 from curate.data.card import card
 from curate.data.card_columns import lost_weights
 from curate.data.card_configs import load_lines
-from curate.data.card_configs import load_lines
 from curate.data.files import digest_file
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
