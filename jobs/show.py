@@ -17,6 +17,7 @@ from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.reading import read_fields
 from curate.data.recipe import Written
+from curate.data.shard_layout import Component
 from curate.data.tables import damage_named, read_examples, read_table, scan_examples, table_paths
 from curate.errors import ConfigError, InputError
 from curate.plan.expression import INDEX_COLUMNS, TOKENS, Values, parse_expression
@@ -139,7 +140,7 @@ def shown(
         highest=highest,
         lowest=lowest,
         set_aside=set_aside(run),
-        load=_load_lines(run, domain),
+        load=loading_lines(run, domain),
     )
 
 
@@ -367,17 +368,19 @@ def _said(value: Any) -> str:
     return value if isinstance(value, str) else content_text({"messages": value})
 
 
-def _load_lines(run: RunFolder, domain: str | None) -> list[str]:
+def loading_lines(run: RunFolder, domain: str | None) -> list[str]:
     """How the shards are loaded: all of them, or those of one domain."""
     path = run.shards / "manifest.json"
     manifest = read_document(path, shards=list, domains=dict, columns=dict)
     if manifest is None:
         return []
     formats = cast(list[str], manifest.get("formats") or ["parquet"])
+    is_stream = manifest.get("order") in ("domain-interleaved", "scheduled")
     shards = [
         shard
         for shard in cast(list[dict[str, Any]], manifest["shards"])
-        if domain in (None, shard.get("domain")) and shard.get("format", "parquet") == formats[0]
+        if (is_stream or domain in (None, shard.get("domain")))
+        and shard.get("format", "parquet") == formats[0]
     ]
     if not shards:
         return []
@@ -394,11 +397,25 @@ def _load_lines(run: RunFolder, domain: str | None) -> list[str]:
         tokenizer=None,
     )
     try:
+        if is_stream:
+            written = replace(written, parts=_parts(manifest, domain))
         lines = load_lines(written, repr(str(run.shards)))
     except (TypeError, KeyError, AttributeError) as error:
         raise misshapen(path, f"{type(error).__name__}: {error}") from error
-    # Of one domain: without the line that loads everything.
-    return lines if domain is None else [s for s in lines if not s.startswith(("everything", "#"))]
+    if domain is None or is_stream:
+        return lines
+    return [line for line in lines if not line.startswith(("everything", "#"))]
+
+
+def _parts(manifest: Mapping[str, Any], domain: str | None) -> dict[Component, tuple[int, int]]:
+    """Rows of each domain where domains share their files; tokens are not known."""
+    found = {
+        Component(entry["phase"], entry["domain"]): (
+            sum(copies * number for copies, number in enumerate(entry["examples"], start=1)), 0
+        )
+        for entry in manifest["copies"]
+    }  # fmt: skip
+    return {c: rows for c, rows in found.items() if domain in (None, c.domain)} or found
 
 
 def _some(names: list[str]) -> str:
