@@ -93,7 +93,7 @@ def _loading(written: Written) -> str:
     # `datasets` refuses ".": it makes the name of the data set from the folder's.
     folder_line = 'folder = "shards"  # path of this folder, or its name on the hub'
     lines = load_lines(written, "folder")
-    imports = [line for line in lines if " import " in line and "(" not in line]
+    imports = [line for line in lines if line.startswith(("from ", "import "))]
     code = [line for line in lines if line not in imports]
     blocks = ["## Loading", _code([*imports, folder_line, *code])]
     if room_of(written) and not written.is_stream and not has_domain_configs(written):

@@ -258,8 +258,8 @@ def _licences(licenses: Mapping[str, str | None]) -> str:
             f"The settings name no licence for {counted(unknown, 'source')} (`sources.*.license`):"
             " find out before you share these shards."
         )
-    lines.append("As the settings state them; nobody has checked them, and each row says in"
-                 " `curate_source` where it comes from.")  # fmt: skip
+    lines.append("As the settings state them; nobody has checked them. Where rows have the column"
+                 " `curate_source`, it says where they come from.")  # fmt: skip
     return "\n\n".join(lines)
 
 

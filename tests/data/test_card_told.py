@@ -229,6 +229,7 @@ def test_every_format_alone_has_lines_that_load_it(form: str, call: str):
     text = page.split("```python\n")[1].split("```")[0]
     compile(text, form, "exec")
     assert call in text
+    assert text.index("import") < text.rindex("import ") < text.index('folder = "shards"')
 
 
 def test_means_are_of_measurements_not_of_numbers_of_rows():
