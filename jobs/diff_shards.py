@@ -19,7 +19,7 @@ from jobs.opening import flat
 _BATCH_ROWS = 1 << 16
 _PLACE_BITS = 40
 _COLUMNS = ("source", "file", "row", "weight", "domain")
-_COMPARED = ("formats", "order", "weights", "unit", "columns")
+_COMPARED = ("formats", "order", "weights", "curriculum", "unit", "columns")
 """What two manifests say of the whole."""
 
 _ROW = pl.Schema({name: FACTS[name] for name in (*_COLUMNS, "content", "place")})

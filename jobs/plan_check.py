@@ -1,6 +1,8 @@
-"""The plan's expressions, checked before anything expensive: a typo must not cost a training."""
+"""The plan's expressions and the score of a curriculum, checked before anything expensive: a typo
+must not cost a training."""
 
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,24 +12,27 @@ from curate.errors import CurateError, InputError
 from curate.plan.plan import columns_read
 from jobs.plan_tables import score_columns
 from jobs.settings import Settings
+from jobs.write_curriculum import curriculum_column
 
 if TYPE_CHECKING:
     from jobs.chosen import Chosen
 
 
 def check_plan(settings: Settings) -> None:
-    """Refuse a plan whose drop, score or weights read columns that nothing makes.
+    """Refuse a plan whose drop, score or weights read columns that nothing makes, and a curriculum
+    whose score does.
 
     Raises:
         ConfigError: a column is unknown; names the nearest one.
         InputError: there are no scores, and no scorer is chosen.
     """
     rules = settings.plan
-    if rules.drop is None and rules.score is None and rules.weights is None:
+    curriculum = settings.shards.curriculum
+    if (rules.drop, rules.score, rules.weights, curriculum) == (None, None, None, None):
         return
     run = RunFolder(Path(settings.run).expanduser())
     with suppress(CurateError):  # what is there may be enough, and asks no scorer for its columns
-        columns_read(settings.plan, score_columns(run))
+        _refuse(settings, score_columns(run))
         return
     from jobs.chosen import chosen_scorers
 
@@ -35,6 +40,8 @@ def check_plan(settings: Settings) -> None:
     read = f"{rules.drop or ''} {rules.score or ''}"
     if rules.weights is not None:
         read += f" {rules.weights.score}"
+    if curriculum is not None:
+        read += f" {curriculum.score}"
     chosen = chosen_scorers(named) if named else []
     coming = {entry.folder: coming_columns(entry, read) for entry in chosen}
     if settings.task.get("window"):  # the task says what share of a document was scored
@@ -46,7 +53,13 @@ def check_plan(settings: Settings) -> None:
         if not coming:
             raise
         there = {}
-    columns_read(settings.plan, {**there, **coming})
+    _refuse(settings, {**there, **coming})
+
+
+def _refuse(settings: Settings, columns: Mapping[str, Sequence[str]]) -> None:
+    columns_read(settings.plan, columns)
+    if settings.shards.curriculum is not None:
+        curriculum_column(settings.shards.curriculum, columns)
 
 
 def coming_columns(entry: "Chosen", read: str) -> tuple[str, ...]:

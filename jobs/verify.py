@@ -5,15 +5,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from curate.data.choice import read_choice
+from curate.config import parse
 from curate.data.files import digest_file, read_document
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output
 from curate.data.shard_checks import Planned
+from curate.data.shard_curriculum import Phasing, find_phasing, read_phased
 from curate.data.shard_folder import DamageError, check_shards
+from curate.data.shard_settings import Curriculum
 from curate.data.shard_weights import Tally, Way, weigh
 from curate.errors import InputError
 from jobs.opening import saved_values
+from jobs.write_curriculum import find_ordering
 from jobs.write_tasks import is_planned
 
 
@@ -74,22 +77,29 @@ def verify_shards(folder: Path, *, quick: bool = False) -> dict[str, Any]:
 def planned(root: Path) -> Iterator[Planned] | None:
     """What a run's plan wants of its shards; None without a complete plan.
 
-    Weights reach the shards in the way that the manifest states.
+    Weights reach the shards in the way that the manifest states, and so do phases of a curriculum.
     """
     run = RunFolder(root)
     if not is_planned(run):
         return None
     manifest = read_document(run.shards / "manifest.json") or {}
     seed = int((saved_values(root) or {}).get("seed", 0))
-    return _planned(run, manifest.get("weights", "column"), seed)
+    phasing = None
+    if curriculum := manifest.get("curriculum"):
+        tokenizer = (read_document(run.plan / "summary.json") or {}).get("tokenizer")
+        wanted = parse(Curriculum, curriculum)
+        ordering = find_ordering(run, wanted, seed=seed, tokenizer=tokenizer)
+        phasing = find_phasing(run, run.partitions(), ordering)
+    return _planned(run, manifest.get("weights", "column"), phasing, seed)
 
 
-def _planned(run: RunFolder, way: Way, seed: int) -> Iterator[Planned]:
+def _planned(run: RunFolder, way: Way, phasing: Phasing | None, seed: int) -> Iterator[Planned]:
     tally = Tally(way, seed)
     for part in run.partitions():
-        tally.take(read_choice(run, part, tokenizer=None))
+        tally.take(read_phased(run, part, phasing, tokenizer=None))
     for number, part in enumerate(run.partitions()):
-        choice = weigh(read_choice(run, part, tokenizer=None), way, tally.terms(number))
+        taken = read_phased(run, part, phasing, tokenizer=None)
+        choice = weigh(taken, way, tally.terms(number))
         for phase, copies in choice.copies.items():
             if copies.any():
                 weights = choice.in_phase(phase).weights

@@ -22,6 +22,7 @@ from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output
 from curate.data.recipe import Asked, Written, files_of, manifest, mixture
 from curate.data.recipes import recipes
+from curate.data.shard_curriculum import unpack_phasing
 from curate.data.shard_folder import (
     is_shard,
     list_files,
@@ -175,6 +176,7 @@ def write_work(payload: dict[str, Any]) -> Receipt:
         schema=schema,
         context=context_from(payload["context"]),
         tokenizer=payload["tokenizer"],
+        phasing=unpack_phasing(payload.get("phasing")),
     )
     return save_receipt(run, group.name, receipts, payload["fingerprint"])
 
@@ -234,6 +236,9 @@ def _written(run: RunFolder, work: Work) -> Written:
     if work.mixer is not None:
         chosen = load_mixture(run.mixtures / work.mixer / "mixture.json")
         asked = [Asked(phase.share, phase.weights) for phase in chosen.phases]
+        if work.curriculum is not None:
+            steps = work.curriculum["steps"]
+            asked = [Asked(1 / steps, phase.weights) for phase in chosen.phases * steps]
     schemas = {"": next(iter(found.schemas.values()))} if found.is_uniform else found.schemas
     receipts.sort(key=lambda s: (s["phase"], s["domain"], s["file"]))
     first = work.formats[0]
@@ -253,6 +258,7 @@ def _written(run: RunFolder, work: Work) -> Written:
         tokenizer=work.tokenizer,
         weights=work.weights,
         order=work.order,
+        curriculum=work.curriculum or {},
         leakage=read_report(run) or {},
         repeats=found.repeats,
         parts=found.parts,

@@ -16,6 +16,7 @@ import xxhash
 from curate.data.files import fingerprint, misshapen, read_document, write_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
+from curate.data.shard_curriculum import unpack_phasing
 from curate.data.shard_layout import Component
 from curate.data.shard_line import Deal, Line, Places, Stretch
 from curate.data.shard_shuffle import deal_rows, write_stretch
@@ -23,6 +24,7 @@ from curate.data.shard_survey import Survey
 from curate.data.shard_weights import pack, unpack
 from jobs.run import Receipt, Task
 from jobs.settings import Settings
+from jobs.write_curriculum import phasing_of
 from jobs.write_parts import (
     VERSION,
     context_from,
@@ -93,12 +95,16 @@ def _deal(
     made_from: dict[str, Any],
 ) -> Task:
     terms = {part.name: pack(found.terms[part.name]) for part in deal.partitions}
+    phasing, scorers = phasing_of(found)
     whole = fingerprint(
         stage="shuffle",
         weights=settings.shards.weights,
         deal=portable(asdict(deal)),
         terms=terms,
-        inputs=inputs_of(run, settings, deal.partitions, common["tokenizer"]),
+        inputs=inputs_of(
+            run, settings, deal.partitions, tokenizer=common["tokenizer"], scorers=scorers
+        ),
+        **phasing,
         **made_from,
     )
     payload = {
@@ -107,6 +113,7 @@ def _deal(
         "places": made_from["places"],
         "deal": asdict(deal),
         "terms": terms,
+        **phasing,
         "fingerprint": whole,
     }
     return Task(deal.name, payload, Output(_work(run) / f"{deal.name}.rows"), whole)
@@ -146,6 +153,7 @@ def deal_work(payload: dict[str, Any]) -> Receipt:
             terms={name: unpack(terms) for name, terms in payload["terms"].items()},
             schema=_schema(payload),
             tokenizer=payload["tokenizer"],
+            phasing=unpack_phasing(payload.get("phasing")),
         )
 
     Output(_work(run) / f"{deal.name}.rows").write(write, payload["fingerprint"])

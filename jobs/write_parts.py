@@ -12,6 +12,7 @@ from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Component, Shard
 from curate.data.shard_settings import TOKEN_FORMATS, Shards
 from jobs.domains_use import domain_digests
+from jobs.plan_tables import score_digests
 from jobs.run import Receipt
 from jobs.settings import Settings
 from jobs.write_tokenizer import ShardTokenizer
@@ -26,9 +27,14 @@ VERSION = 2
 
 
 def inputs_of(
-    run: RunFolder, settings: Settings, partitions: Sequence[Partition], tokenizer: str | None
+    run: RunFolder,
+    settings: Settings,
+    partitions: Sequence[Partition],
+    *,
+    tokenizer: str | None,
+    scorers: Sequence[str],
 ) -> list[Any]:
-    """Digests of all that is read of some partitions."""
+    """Digests of all that is read of some partitions, the tables of some scorers among it."""
     found: list[Any] = []
     for part in partitions:
         tables = [run.planned(part), run.examples(part)]
@@ -36,6 +42,7 @@ def inputs_of(
             tables.append(run.lengths(part, tokenizer))
         marks = [table.mark() or {} for table in tables]
         digests = [mark.get("digest") for mark in marks]
+        digests += score_digests(run, part, scorers)
         found.append([part.stamp, *digests, *domain_digests(settings, part)])
     return found
 
@@ -50,6 +57,8 @@ def portable(values: dict[str, Any]) -> dict[str, Any]:
 def deciding(settings: Settings, tokens: ShardTokenizer | None) -> dict[str, Any]:
     """What of the settings the bytes of the shards depend on."""
     shards = plain(settings.shards)
+    if shards["curriculum"] is None:
+        del shards["curriculum"]
     if tokens is None:
         del shards["packing"]
     else:

@@ -8,6 +8,7 @@ from typing import Any
 
 import xxhash
 
+from curate.config import plain
 from curate.data.files import fingerprint, misshapen, read_document
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
@@ -20,6 +21,7 @@ from curate.data.shard_weights import pack
 from curate.errors import InputError
 from jobs.run import Task
 from jobs.settings import Settings
+from jobs.write_curriculum import find_ordering, phasing_of
 from jobs.write_line import line_tasks
 from jobs.write_parts import (
     VERSION,
@@ -51,6 +53,8 @@ class Work:
     """How they reach the trainer."""
     order: str
     """Of the rows."""
+    curriculum: dict[str, Any] | None
+    """The settings of one, as JSON values."""
     tokens: ShardTokenizer | None
     """What formats of tokens are written with; None where there are none."""
 
@@ -80,6 +84,7 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
 
     Raises:
         CurateError: the plan keeps nothing.
+        ConfigError: the order or the curriculum cannot be had.
         InputError: an input file is gone, or its columns have no common type.
     """
     path = run.plan / "summary.json"
@@ -89,7 +94,17 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
     tokenizer, mixer = summary["tokenizer"], summary["mixer"]
     shards = settings.shards
     tokens = find_shard_tokenizer(run, settings)
-    found = survey(run, run.partitions(), shards, seed=settings.seed, tokenizer=tokenizer)
+    ordering = None
+    if shards.curriculum is not None:
+        ordering = find_ordering(run, shards.curriculum, seed=settings.seed, tokenizer=tokenizer)
+    found = survey(
+        run,
+        run.partitions(),
+        shards,
+        seed=settings.seed,
+        tokenizer=tokenizer,
+        ordering=ordering,
+    )
     if found.line is None:
         deals = list[Task]()
         tasks = [
@@ -109,6 +124,7 @@ def find_work(run: RunFolder, settings: Settings) -> Work:
         formats=shards.formats,
         weights=shards.weights,
         order=shards.order,
+        curriculum=None if shards.curriculum is None else plain(shards.curriculum),
         tokens=tokens,
     )
 
@@ -124,6 +140,7 @@ def _task(
 ) -> Task:
     schema = found.schemas[group.partitions[0].source].serialize().to_pybytes()
     terms = {part.name: pack(found.terms[part.name]) for part in group.partitions}
+    phasing, scorers = phasing_of(found, [shard.component.domain for shard in group.shards])
     made_from = fingerprint(
         stage="write",
         version=VERSION,
@@ -131,14 +148,16 @@ def _task(
         group=portable(asdict(group)),
         schema=xxhash.xxh3_128_hexdigest(schema),
         tokenizer=tokenizer,
-        inputs=inputs_of(run, settings, group.partitions, tokenizer),
+        inputs=inputs_of(run, settings, group.partitions, tokenizer=tokenizer, scorers=scorers),
         terms=terms,
+        **phasing,
     )
     payload = {
         "run": str(run.root),
         "context": context_of(settings, tokens),
         "group": asdict(group),
         "terms": terms,
+        **phasing,
         "schema": base64.b64encode(schema).decode(),
         "tokenizer": tokenizer,
         "fingerprint": made_from,

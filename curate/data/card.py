@@ -81,6 +81,12 @@ def _summary(written: Written) -> str:
             " in this order; a shuffle over all of it loses the method"
             + ("." if written.is_stream else ", so shuffle within a phase.")
         )
+    if written.curriculum:
+        score, first = written.curriculum["score"], written.curriculum["first"]
+        lines.append(
+            f"The phases are a curriculum: each domain's examples by `{score}`,"
+            f" {'lowest' if first == 'easiest' else 'highest'} first, in equal parts."
+        )
     if not is_one_table(written):
         lines.append(
             "**There is no default configuration**: some column has different types in different"

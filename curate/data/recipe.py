@@ -54,6 +54,8 @@ class Written:
     """Copies times weight of each component, in rows of weight 1; needed for `domains`."""
     order: str = "input"
     """Of the rows, as in the settings."""
+    curriculum: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The settings of one, as JSON values; empty without."""
     leakage: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What `plan/leakage.json` says of evaluation sets; empty where none was looked for."""
     repeats: Mapping[Component, Sequence[int]] = field(
@@ -164,6 +166,7 @@ def manifest(written: Written, *, files: Mapping[str, str]) -> dict[str, Any]:
         "formats": list(written.formats),
         "order": written.order,
         "weights": written.weights,
+        **({"curriculum": dict(written.curriculum)} if written.curriculum else {}),
         "unit": written.unit,
         "rows": written.total("rows"),
         "tokens": written.total("tokens") if written.tokenizer is not None else None,

@@ -63,7 +63,7 @@ class Shuffle:
         self._right = (-(-embedded // left)).astype(np.uint64)
         key = np.array([value & 0xFFFFFFFFFFFFFFFF for value in keys], dtype=np.uint64)
         rounds = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-        self._keys = _mixed(key[:, None] + rounds)  # (K, rounds)
+        self._keys = mixed(key[:, None] + rounds)  # (K, rounds)
 
     def places(self, component: IntArray, number: IntArray) -> IntArray:
         """Places of some rows in the order of their components.
@@ -100,10 +100,10 @@ def _added(x: _UIntArray, y: _UIntArray, size: _UIntArray) -> _UIntArray:
 
 def _below(value: _UIntArray, size: _UIntArray) -> _UIntArray:
     """A hash in [0, size); sizes up to 2^20."""
-    return ((_mixed(value) >> np.uint64(20)) * size) >> np.uint64(44)
+    return ((mixed(value) >> np.uint64(20)) * size) >> np.uint64(44)
 
 
-def _mixed(value: _UIntArray) -> _UIntArray:
+def mixed(value: _UIntArray) -> _UIntArray:
     """Every bit of the result depends on every bit of the value (David Stafford's 13th mix)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

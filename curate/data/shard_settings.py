@@ -34,6 +34,27 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Curriculum:
+    """Phases by a score: the kept examples of each domain, in its order, in equal parts."""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    score: str
+    """A score column, such as `el2n` or `length.num_tokens`; no expression."""
+    steps: int
+    """Number of phases."""
+    first: Literal["easiest", "hardest"]
+    """What the first phase takes: the lowest scores, or the highest."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise ConfigError(
+                f"steps is {self.steps}: a curriculum has at least two phases",
+                fix="set shards.curriculum.steps to 2 or more, or remove shards.curriculum",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shards:
     """How the kept examples are written."""
 
@@ -49,6 +70,8 @@ class Shards:
     """How the plan's weights reach the trainer: as a column of loss weights beside written copies;
     as whole numbers of copies alone, drawn without bias; or as a sampling probability of each
     domain, with every example written once."""
+    curriculum: Curriculum | None = None
+    """Phases by a score, for a mixture that has none."""
     size_mb: float = 128.0
     """Target size of a shard on disk, in 10^6 bytes."""
     min_files: int = 1

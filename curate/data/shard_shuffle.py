@@ -21,10 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from curate.data.choice import Choice, IntArray, read_choice
+from curate.data.choice import Choice, IntArray
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.payload import Payload
+from curate.data.shard_curriculum import Phasing, read_phased
 from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Component
 from curate.data.shard_line import Deal, Places, Stretch
@@ -55,6 +56,7 @@ def deal_rows(
     terms: Mapping[str, Terms],
     schema: pa.Schema,
     tokenizer: str | None,
+    phasing: Phasing | None = None,
 ) -> int:
     """Deal the rows of some partitions to the buckets of the line.
 
@@ -67,6 +69,7 @@ def deal_rows(
         terms: name of a partition -> what its weights need to know of the others.
         schema: of the shards.
         tokenizer: digest of the tokenizer whose counts go with the rows; None counts nothing.
+        phasing: of a curriculum.
 
     Returns:
         How many rows were dealt, copies counted.
@@ -81,7 +84,8 @@ def deal_rows(
     with target.open("wb") as file, Payload(run) as payload:
         out = _Dealt(file, schema, np.array(places.cuts, dtype=np.int64))
         for part, piece_rows in zip(deal.partitions, deal.piece_rows, strict=True):
-            choice = weigh(read_choice(run, part, tokenizer=tokenizer), way, terms[part.name])
+            planned = read_phased(run, part, phasing, tokenizer=tokenizer)
+            choice = weigh(planned, way, terms[part.name])
             for start in range(0, len(choice.rows), piece_rows):
                 piece = choice.at(slice(start, start + piece_rows))
                 component, nth, weights = _repeated(piece, placer.index)

@@ -17,6 +17,7 @@ from curate.data.partitions import Partition
 from curate.data.payload import Payload
 from curate.data.reading import payload_schema, resolve_address
 from curate.data.shard_columns import shard_schema
+from curate.data.shard_curriculum import Ordering, Phasing, find_phasing, read_phased
 from curate.data.shard_formats.parquet import table_options
 from curate.data.shard_layout import Component, Group, Kept, Shard, lay_out, slugs
 from curate.data.shard_line import STREAMS, Line, Stretch, lay_out_line
@@ -55,6 +56,8 @@ class Survey:
     """Of each component, copies times weight summed up; empty where weights are a column."""
     terms: dict[str, Terms]
     """Name of a partition -> what its weights need to know of the others."""
+    phasing: Phasing | None
+    """Of a curriculum."""
     names: dict[str, str]
     """Domain or source -> slug."""
     sources: dict[str, list[str]]
@@ -104,6 +107,7 @@ def survey(
     *,
     seed: int,
     tokenizer: str | None = None,
+    ordering: Ordering | None = None,
 ) -> Survey:
     """Look through the plan; writes nothing.
 
@@ -113,19 +117,21 @@ def survey(
         settings: size, codec and level of the shards, and how weights reach the trainer.
         seed: of the run, for copies that are drawn and for the order of the rows.
         tokenizer: digest of the tokenizer that counted for the plan.
+        ordering: of a curriculum; None: the phases are the plan's.
 
     Raises:
         CurateError: the plan keeps nothing.
-        ConfigError: the rows cannot be put into the order that is asked for.
+        ConfigError: the rows cannot be put into the order, or the phases, that are asked for.
         InputError: an input file is gone, or its columns have no common type.
     """
+    phasing = None if ordering is None else find_phasing(run, partitions, ordering)
     counted: list[_Counted] = []
     tally = Tally(settings.weights, seed)
     repeats: dict[Component, list[int]] = {}
     is_stream = settings.order in STREAMS
     tokens: dict[Component, int] = {}
     for part in partitions:
-        planned = read_choice(run, part, tokenizer=tokenizer if is_stream else None)
+        planned = read_phased(run, part, phasing, tokenizer=tokenizer if is_stream else None)
         choice = tally.take(planned)
         for component, number in choice.token_counts().items():
             tokens[component] = tokens.get(component, 0) + number
@@ -174,6 +180,7 @@ def survey(
         repeats=repeats,
         worth={component: tally.totals[component] for component in sorted(tally.totals)},
         terms={part.name: tally.terms(nth) for nth, part in enumerate(partitions)},
+        phasing=phasing,
         names=names,
         sources={source: sorted(domains) for source, domains in sources.items()},
         size_bytes=sum(sum(entry.rows.values()) * entry.disk_bytes for entry in kept),
@@ -215,7 +222,7 @@ def _refuse_order(settings: Shards, components: Sequence[Component], conflict: s
         raise ConfigError(
             "shards.order is scheduled, but the plan has no phases",
             fix="set shards.order to domain-interleaved, or plan with a mixer that has phases,"
-            " such as cooldown",
+            " such as cooldown, or set shards.curriculum",
         )
     if conflict:
         # One table holds the rows of all sources between the two passes, whatever the files are.

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate.data.choice import Choice, IntArray, read_choice
+from curate.data.choice import Choice, IntArray
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.payload import Payload
+from curate.data.shard_curriculum import Phasing, read_phased
 from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Component, Group, Shard
 from curate.data.shard_weights import Terms, weigh
@@ -34,6 +35,7 @@ def write_group(
     schema: pa.Schema,
     context: Context,
     tokenizer: str | None,
+    phasing: Phasing | None = None,
 ) -> list[dict[str, Any]]:
     """Write all shards of a group.
 
@@ -44,6 +46,7 @@ def write_group(
         schema: of `shard_schema`.
         context: formats, codec and what they need to know.
         tokenizer: digest of the tokenizer whose counts are summed up; None counts nothing.
+        phasing: of a curriculum.
 
     Returns:
         The receipts of `ComponentWriter.publish`.
@@ -64,7 +67,7 @@ def write_group(
         with Payload(run) as payload:
             pieces = count(1)
             for part, piece_rows in zip(group.partitions, group.piece_rows, strict=True):
-                planned = read_choice(run, part, tokenizer=tokenizer)
+                planned = read_phased(run, part, phasing, tokenizer=tokenizer)
                 choice = weigh(planned, context.settings.weights, terms[part.name])
                 for start in range(0, len(choice.rows), piece_rows):
                     piece = choice.at(slice(start, start + piece_rows))
