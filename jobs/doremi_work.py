@@ -56,6 +56,7 @@ def open_reference(payload: Mapping[str, Any]) -> SequenceLosses:
 
 def train_reference(payload: dict[str, Any]) -> Receipt:
     """Train a reference, unless the rounds have come to rest."""
+    _open_losses.cache_clear()
     options = payload["options"]
     before = _at(payload, options["from"]).parent if "from" in options else None
     if before is not None and is_at_rest(before):
@@ -65,6 +66,7 @@ def train_reference(payload: dict[str, Any]) -> Receipt:
 
 def train_round(payload: dict[str, Any]) -> Receipt:
     """Train a proxy, unless the rounds have come to rest."""
+    _open_losses.cache_clear()  # a reference would stay beside the proxy in memory
     options = payload["options"]
     before = None if options["before"] is None else _at(payload, options["before"])
     if before is not None and is_at_rest(before):
@@ -141,6 +143,7 @@ def _at(payload: Mapping[str, Any], path: str) -> Path:
 class _Losses(NamedTuple):
     """What a reference's files share: a worker does one after the other."""
 
+    path: str
     model: nn.Module
     sequences: Sequences
     drawn: npt.NDArray[np.int64]
@@ -155,20 +158,20 @@ def _open_losses(shared_json: str) -> _Losses:
     given = Model(name=str(payload["model"]), device=shop.settings.model.device)
     model = load_model(given, task_settings(shop.settings), dtype="float32").model.eval()
     drawn = drawn_numbers(sequences, proxy, proxy_seed(shop.settings, proxy))
-    return _Losses(model, sequences, drawn)
+    return _Losses(str(payload["model"]), model, sequences, drawn)
 
 
 def _losses_of(
     reference: _Losses, shop: Workshop, proxy: Proxy, numbers: npt.NDArray[np.int64]
 ) -> Computed:
     """By a model that computes in the precision in which the proxy is trained."""
-    model, sequences, _ = reference
+    path, model, sequences, _ = reference
     own, kind = shop.settings.model, task_settings(shop.settings)
     limit = max_positions(model)
     longest = int(sequences.lengths(numbers).max())
     if limit is not None and longest > limit:
         raise ConfigError(
-            f"sequences have {longest} tokens, but the reference reads {limit}",
+            f"sequences have {longest} tokens, but the reference {path} reads {limit}",
             fix=f"set mix.proxy.length to {limit} or less",
         )
     if proxy.packed and isinstance(kind, CausalLM):
