@@ -83,6 +83,7 @@ class Tracker:
     part: float = 0.0
     """Tasks' worth of work that is done by those at work."""
     changed: bool = True
+    ended: bool = False
     _marks: deque[_Mark] = field(default_factory=lambda: deque[_Mark](maxlen=_MARKS))
     _lock: Lock = field(default_factory=Lock)
 
@@ -154,6 +155,7 @@ class Tracker:
                 "host": os.uname().nodename,
                 "started": self.started_at,
                 "updated": time.time(),
+                "ended": self.ended,
                 "total": self.total,
                 "skipped": self.skipped,
                 "done": self.done,
@@ -243,6 +245,7 @@ def live(
                 path.parent.rmdir()  # refused where another stage's file is there
         else:
             tracker.running.clear()
+            tracker.ended = True
             write()
 
 
@@ -302,6 +305,8 @@ class Live:
     host: str
     updated: float
     """Seconds since 1970."""
+    ended: bool
+    """Whether the stage is over, with failures; the process may be at work on another."""
 
 
 def read_live(root: Path, *, now: float | None = None) -> list[Live]:
@@ -358,6 +363,7 @@ def _live(values: Mapping[str, Any], now: float) -> Live:
         process=values["process"],
         host=values["host"],
         updated=values["updated"],
+        ended=values["ended"],
     )
 
 

@@ -1,4 +1,4 @@
-"""What of a run is done, failed and remaining, and what was set aside."""
+"""What of a run is done, failed, remaining and running now, and what was set aside."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from curate.data.manifest import load_manifest
 from curate.data.tables import read_table
 from curate.errors import CurateError
 from jobs.all_stages import Stage, failures, stages_for, state_of
+from jobs.live import Live, read_live
 from jobs.opening import holder, load_settings
 from jobs.settings import Settings
 
@@ -35,6 +36,8 @@ class Status:
     run: str
     in_use_by: str | None
     """Process that works in the folder now."""
+    now: list[Live]
+    """What it is doing, the group of tasks that began last at the end; empty where nobody works."""
     stages: list[StageStatus]
     set_aside: dict[str, int]
     """Reason -> rows (whole files under `unreadable_file`)."""
@@ -47,12 +50,25 @@ def run_status(root: Path) -> Status:
         RunFolderError: there is no run at `root`.
     """
     settings = load_settings(root)
+    owner, now = at_work(root)
     return Status(
         run=settings.run,
-        in_use_by=holder(root),
+        in_use_by=owner,
+        now=now,
         stages=[_stage(stage, settings) for stage in _stages(settings)],
         set_aside=set_aside(RunFolder(root)),
     )
+
+
+def at_work(root: Path) -> tuple[str | None, list[Live]]:
+    """The process that holds the run folder, and what it says of itself; quick, so ask often.
+
+    What a process that died has left behind is not told: nobody holds the folder then.
+    """
+    owner = holder(root)
+    found = [] if owner is None else read_live(root)
+    # It may have ended between the two, or another one may have begun.
+    return (owner, found) if owner == holder(root) else (None, [])
 
 
 def _stages(settings: Settings) -> list[Stage]:

@@ -48,12 +48,12 @@ def init(
     target: Annotated[
         str | None, typer.Option("--target", help="Examples of what is wanted: chosen by likeness.")
     ] = None,
+    json: o.Json = False,
 ) -> None:
     """Write a commented starter configuration for DATA."""
-    from jobs.starter import write_starter
+    from curate.cli.tools import print_starter
 
-    for line in write_starter(data, out, wanted=target):
-        typer.echo(line)
+    print_starter(data, out, target=target, as_json=json)
 
 
 def _stage(name: str, text: str) -> None:
@@ -257,11 +257,21 @@ def run(
 
 
 @app.command()
-def status(folder: o.RunPath, json: o.Json = False) -> None:
-    """What of RUN is done, failed, remaining, and set aside."""
-    from curate.cli.tools import print_status
+def status(
+    folder: o.RunPath,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Look again and again until the run ends.")
+    ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks."),
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """What of RUN is done, failed, remaining, set aside, and what runs now."""
+    from curate.cli.status import print_status
 
-    print_status(folder, as_json=json)
+    print_status(folder, as_json=json, watch=watch, every=every)
 
 
 @app.command()
@@ -376,8 +386,8 @@ def doctor(
 
 
 @app.command()
-def schema() -> None:
-    """JSON Schema of the settings, for editors."""
+def schema(json: o.Json = False) -> None:
+    """JSON Schema of the settings, for editors; with --json as part of a document."""
     from curate.cli.tools import print_schema
 
-    print_schema()
+    print_schema(as_json=json)

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from curate.cli.colour import Paint, plain, show
 from curate.cli.reporter import print_json, start_logging
 from curate.cli.showing import preview
-from curate.cli.text import place_text
-from curate.errors import ConfigError, counted
+from curate.cli.text import cells, place_text
+from curate.errors import ConfigError, counted, on_one_line
 
 if TYPE_CHECKING:
     from jobs.influence_ask import Answer, Found
@@ -43,11 +44,19 @@ def print_answer(
     if as_json:
         print_json("show", asdict(answer))
     else:
-        print("\n".join(answer_lines(answer)))
+        show(lambda paint, width: answer_lines(answer, paint=paint, width=width))
 
 
-def answer_lines(answer: "Answer") -> Iterator[str]:
-    """The whole page."""
+def answer_lines(
+    answer: "Answer", *, paint: Paint = plain, width: int | None = None
+) -> Iterator[str]:
+    """The whole page.
+
+    Args:
+        answer: what was found.
+        paint: colours.
+        width: of the terminal; None for lines as long as they are.
+    """
     yield f"run {place_text(answer.run)}"
     name = f" {preview(answer.query, width=60)}" if answer.query else ""
     models = counted(len(answer.checkpoints), "checkpoint")
@@ -55,15 +64,19 @@ def answer_lines(answer: "Answer") -> Iterator[str]:
         f"query{name}: {counted(answer.num_scored, 'position')} with a loss of {answer.loss:.4g}"
         f" nats; metric {answer.metric} at {models}"
     )
-    yield from (f"note: {note}" for note in answer.notes)
+    yield from (f"{paint('note', 'yellow')}: {on_one_line(note)}" for note in answer.notes)
     for title, found in (("helps most", answer.helps), ("hurts most", answer.hurts)):
         yield ""
-        yield title
+        yield paint(title, "bold")
         if not found:
             yield "  no training example has a score"
-        yield from (_line(one) for one in found)
+        yield from (_line(one, paint, width) for one in found)
 
 
-def _line(one: "Found") -> str:
-    place = preview(f"{one.source}/{one.file}:{one.row}", width=40)
-    return f"  {one.score:<+10.4g} {place:<40} {preview(one.text, width=80)}"
+def _line(one: "Found", paint: Paint, width: int | None) -> str:
+    room = 40 if width is None else max(16, min(40, width // 3))
+    place = preview(f"{one.source}/{one.file}:{one.row}", width=room)
+    place += " " * (room - cells(place))
+    rest = 80 if width is None else max(16, width - 14 - room)
+    score = paint(f"{one.score:<+10.4g}", "green" if one.score > 0 else "red")
+    return f"  {score} {paint(place, 'dim')} {preview(one.text, width=rest)}"

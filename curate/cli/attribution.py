@@ -3,28 +3,36 @@
 from collections.abc import Mapping
 from typing import Any
 
+from curate.cli.colour import Paint, plain
 from curate.cli.text import place_text, table
-from curate.errors import counted
+from curate.errors import counted, on_one_line
 
 
-def evaluation_lines(summary: Mapping[str, Any], run: str) -> list[str]:
+def evaluation_lines(
+    summary: Mapping[str, Any], run: str, *, paint: Paint = plain, width: int | None = None
+) -> list[str]:
     """Tables, ceiling, notes.
 
     Args:
         summary: what `jobs.evaluate_attribution.evaluate_attribution_run` returned.
         run: the run folder.
+        paint: colours.
+        width: of the terminal.
     """
     lines: list[str] = []
     rows = summary["rows"]
     for measure in dict.fromkeys(row["measure"] for row in rows):
-        lines += [*_table(measure, [row for row in rows if row["measure"] == measure]), ""]
+        own = [row for row in rows if row["measure"] == measure]
+        lines += [*_table(measure, own, paint, width), ""]
     if summary["subsets"]:
         lines += [_how(summary), *_ceiling(summary)]
-    lines += [f"note: {note}" for note in summary["notes"]]
+    lines += [f"{paint('note', 'yellow')}: {on_one_line(note)}" for note in summary["notes"]]
     return [*lines, f"in {place_text(run)}/attribution: table.parquet, evaluation.json"]
 
 
-def _table(measure: str, rows: list[Mapping[str, Any]]) -> list[str]:
+def _table(
+    measure: str, rows: list[Mapping[str, Any]], paint: Paint, width: int | None
+) -> list[str]:
     has_ceiling = any(row["ceiling"] is not None for row in rows)
     last = "wrong" if measure.startswith("auc") else "queries"
     head = ["method", measure, "95 % interval", *(["ceiling"] if has_ceiling else []), last]
@@ -38,7 +46,8 @@ def _table(measure: str, rows: list[Mapping[str, Any]]) -> list[str]:
         ]
         for row in rows
     ]
-    return table([head, *body], right=frozenset(range(1, len(head))))
+    right = frozenset(range(1, len(head)))
+    return table([head, *body], right=right, width=width, paint=paint)
 
 
 def _how(summary: Mapping[str, Any]) -> str:

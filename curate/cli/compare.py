@@ -4,26 +4,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from curate.cli.colour import Paint, plain, show
 from curate.cli.text import number_text, table
+from curate.errors import on_one_line
+
+_WORDS = {"helps": "green", "hurts": "red"}
+"""Verdicts that stand out."""
 
 
-def comparison_lines(summary: Mapping[str, Any], run: str | None) -> list[str]:
+def comparison_lines(
+    summary: Mapping[str, Any],
+    run: str | None,
+    *,
+    paint: Paint = plain,
+    width: int | None = None,
+) -> list[str]:
     """Table, verdicts, notes, scale and cost.
 
     Args:
         summary: what `jobs.compare.compare_run` or `judge_file` returned.
         run: the run folder; None where there is none.
+        paint: colours.
+        width: of the terminal.
     """
     question = summary["question"]
-    lines = [f"{question['told']}, {question['better']} is better", "", *_table(summary), ""]
+    told = f"{on_one_line(question['told'])}, {question['better']} is better"
+    lines = [told, "", *_table(summary, paint, width), ""]
     lines += [
-        verdict["sentence"]
+        on_one_line(verdict["sentence"])
         for verdict in summary["verdicts"]
         if not _same(summary["arms"].get(verdict["arm"], {}))
     ]
     if any(verdict["test"] is not None for verdict in summary["verdicts"]):
         lines += ["", "A verdict has at most 5 % risk over all arms; docs/compare.md has the rule."]
-    lines += [f"note: {note}" for note in summary["notes"]]
+    lines += [f"{paint('note', 'yellow')}: {on_one_line(note)}" for note in summary["notes"]]
     if not summary["arms"]:
         return lines
     cost = summary["cost"]
@@ -34,7 +48,7 @@ def comparison_lines(summary: Mapping[str, Any], run: str | None) -> list[str]:
         f" {number_text(float(cost['tokens']))} {summary['unit']},"
         f" {number_text(cost['seconds'])} seconds",
     ]
-    return [*lines, f"in {run}/compare: table.parquet, comparison.json, plot"]
+    return [*lines, f"in {on_one_line(run or '')}/compare: table.parquet, comparison.json, plot"]
 
 
 def judge_file(
@@ -84,10 +98,10 @@ def print_file(
     if as_json:
         print_json("compare", {"planned": False, **result})
     else:
-        print("\n".join(comparison_lines(result, None)))
+        show(lambda paint, width: comparison_lines(result, None, paint=paint, width=width))
 
 
-def _table(summary: Mapping[str, Any]) -> list[str]:
+def _table(summary: Mapping[str, Any], paint: Paint, width: int | None) -> list[str]:
     question, arms = summary["question"], summary["arms"]
     tests = {verdict["arm"]: verdict for verdict in summary["verdicts"]}
     own = [
@@ -124,7 +138,14 @@ def _table(summary: Mapping[str, Any]) -> list[str]:
                 verdict.get("word", "") + _same(facts),
             ]
         )
-    return table(rows, right=frozenset(range(1, len(rows[0]) - 1)))
+    last = len(rows[0]) - 1
+    return table(
+        rows,
+        right=frozenset(range(1, last)),
+        width=width,
+        paint=paint,
+        style=lambda i, cell: _WORDS.get(cell.split(" ")[0], "") if i == last else "",
+    )
 
 
 def _same(facts: Mapping[str, Any]) -> str:

@@ -1,17 +1,22 @@
 """`curate diff` as text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curate.cli.colour import Paint, plain, show
 from curate.cli.reporter import print_json, start_logging
 from curate.cli.showing import preview
-from curate.cli.text import number_text, table
-from curate.errors import counted
+from curate.cli.text import cells, number_text, table
+from curate.errors import counted, on_one_line
 
 if TYPE_CHECKING:
     from jobs.diff import Difference
+
+Lay = Callable[..., list[str]]
+"""`curate.cli.text.table` for the terminal's colours and width."""
 
 _LINES = 20
 """Of files, domains, reasons and settings; all are in `--json`."""
@@ -26,11 +31,20 @@ def print_difference(a: Path, b: Path, *, examples: int, as_json: bool) -> None:
     if as_json:
         print_json("diff", asdict(found))
     else:
-        print("\n".join(difference_lines(found)))
+        show(lambda paint, width: difference_lines(found, paint=paint, width=width))
 
 
-def difference_lines(found: "Difference") -> Iterator[str]:
-    """The whole page; one line where nothing differs."""
+def difference_lines(
+    found: "Difference", *, paint: Paint = plain, width: int | None = None
+) -> Iterator[str]:
+    """The whole page; one line where nothing differs.
+
+    Args:
+        found: what differs.
+        paint: colours.
+        width: of the terminal; None for lines as long as they are.
+    """
+    lay = partial(table, width=width, paint=paint)
     what = "plans keep" if found.kind == "plans" else "shards hold"
     files = found.shards
     differ = files and any(files[name] for name in ("renamed", "changed", "only_a", "only_b"))
@@ -40,10 +54,10 @@ def difference_lines(found: "Difference") -> Iterator[str]:
     else:
         yield f"A {preview(found.a)}"
         yield f"B {preview(found.b)}"
-    yield from (f"note: {preview(note, width=400)}" for note in found.notes)
+    yield from (f"{paint('note', 'yellow')}: {preview(note, width=400)}" for note in found.notes)
     if found.settings:
         yield ""
-        yield from _settings(found)
+        yield from _settings(found, lay)
     if differ:
         yield ""
         yield from _shard_files(files)
@@ -51,21 +65,21 @@ def difference_lines(found: "Difference") -> Iterator[str]:
         return
     if found.files:
         yield ""
-        yield from _files(found)
+        yield from _files(found, lay)
     yield ""
-    yield from _totals(found)
+    yield from _totals(found, lay)
     yield ""
-    yield from _domains(found)
+    yield from _domains(found, lay)
     changed = [entry for entry in found.reasons if entry["a"] != entry["b"]]
     if changed:
         yield ""
         rows = [["reason in A", "reason in B", "examples"]]
         rows += [[e["a"], e["b"], f"{e['rows']:,}"] for e in changed[:_LINES]]
-        yield from table(rows, right=frozenset({2}))
+        yield from lay(rows, right=frozenset({2}))
     for kind, shown in found.shown.items():
         yield ""
-        yield f"{kind}: {found.kinds[kind]:,}"
-        yield from (f"  {line}" for entry in shown for line in _example(kind, entry))
+        yield f"{paint(kind, 'bold')}: {found.kinds[kind]:,}"
+        yield from (f"  {line}" for entry in shown for line in _example(kind, entry, paint, width))
 
 
 def _held(found: "Difference") -> str:
@@ -74,13 +88,13 @@ def _held(found: "Difference") -> str:
     return f"{counted(found.totals['b']['kept'], 'example')} in the same way"
 
 
-def _settings(found: "Difference") -> Iterator[str]:
+def _settings(found: "Difference", lay: Lay) -> Iterator[str]:
     rows = [["setting" if found.kind == "plans" else "manifest", "A", "B"]]
     rows += [
         [preview(entry["key"]), *(_value(entry[side]) for side in "ab")]
         for entry in found.settings[:_LINES]
     ]
-    yield from table(rows)
+    yield from lay(rows)
     yield from _more(found.settings)
 
 
@@ -95,16 +109,16 @@ def _shard_files(files: Mapping[str, Any]) -> Iterator[str]:
     yield f"files: {files['same']:,} the same, {', '.join(told)}"
 
 
-def _files(found: "Difference") -> Iterator[str]:
+def _files(found: "Difference", lay: Lay) -> Iterator[str]:
     rows = [["input file", "rows in A", "rows in B", "the same"]]
     for entry in found.files[:_LINES]:
         place = preview(f"{entry['source']}/{entry['file']}", width=60)
         rows.append([place, *(f"{entry[name]:,}" for name in ("a", "b", "same"))])
-    yield from table(rows, right=frozenset({1, 2, 3}))
+    yield from lay(rows, right=frozenset({1, 2, 3}))
     yield from _more(found.files)
 
 
-def _totals(found: "Difference") -> Iterator[str]:
+def _totals(found: "Difference", lay: Lay) -> Iterator[str]:
     rows = [["", "A", "B"]]
     a, b = found.totals["a"], found.totals["b"]
     names = {"rows": "training examples", "kept": "kept", "copies": "kept, with copies"}
@@ -116,7 +130,7 @@ def _totals(found: "Difference") -> Iterator[str]:
     if not found.keyed:
         names = {name: text for name, text in names.items() if name in a} | {"copies": "rows"}
     rows += [[text, number_text(a[name]), number_text(b[name])] for name, text in names.items()]
-    yield from table(rows, right=frozenset({1, 2}))
+    yield from lay(rows, right=frozenset({1, 2}))
     if not found.keyed:
         return
     told = [f"{found.kept[key]:,} {text}" for key, text in
@@ -128,7 +142,7 @@ def _totals(found: "Difference") -> Iterator[str]:
         yield f"examples: {found.examples['same']:,} the same, {line}"
 
 
-def _domains(found: "Difference") -> Iterator[str]:
+def _domains(found: "Difference", lay: Lay) -> Iterator[str]:
     """Those whose share changes most come first."""
     measure = "tokens" if found.unit != "rows" else "copies"
     head = [f"kept {found.unit} in A", "in B"] if measure == "tokens" else ["rows in A", "in B"]
@@ -150,7 +164,7 @@ def _domains(found: "Difference") -> Iterator[str]:
         shares = [f"{100 * side['share']:.1f} %" for side in (a, b)]
         name = preview(entry["domain"], width=40)
         rows.append([name, *(f"{number:,}" for number in numbers), *shares])
-    yield from table(rows, right=frozenset(range(1, len(rows[0]))))
+    yield from lay(rows, right=frozenset(range(1, len(rows[0]))))
     yield from _more(order)
 
 
@@ -159,21 +173,24 @@ def _more(entries: list[Any]) -> Iterator[str]:
         yield f"and {len(entries) - _LINES:,} more (--json has them all)"
 
 
-def _example(kind: str, entry: Mapping[str, Any]) -> Iterator[str]:
+def _example(kind: str, entry: Mapping[str, Any], paint: Paint, width: int | None) -> Iterator[str]:
     a, b = entry["a"], entry["b"]
     there = b or a
-    place = preview(f"{there['source']}/{there['file']}:{there['row']}", width=40)
+    room = 40 if width is None else max(16, min(40, width // 3))
+    rest = 72 if width is None else max(16, width - room - 32)
+    place = preview(f"{there['source']}/{there['file']}:{there['row']}", width=room)
+    place = paint(place + " " * (room - cells(place)), "dim")
     said = _said(kind, a, b)
     texts = [side["text"] for side in (a, b) if side and side["text"] is not None]
-    yield f"{place:<40} {said:<28} {preview(texts[0], width=72) if texts else ''}".rstrip()
+    yield f"{place} {said:<28} {preview(texts[0], width=rest) if texts else ''}".rstrip()
     if len(texts) > 1:
-        yield f"{'':<40} {'now':<28} {preview(texts[1], width=72)}"
+        yield f"{'':<{room}} {'now':<28} {preview(texts[1], width=rest)}"
 
 
 def _said(kind: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> str:
     """What is different, in a few words."""
     if a is None or b is None:
-        return str((a or b or {})["reason"])
+        return on_one_line(str((a or b or {})["reason"]))
     name = {"copies changed": "copies", "weight changed": "weight", "domain changed": "domain"}
     if kind in name:
         key = name[kind]

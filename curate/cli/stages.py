@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from curate.cli.colour import show
 from curate.cli.given import read_settings
 from curate.cli.options import Common
 from curate.cli.reporter import Reporter, print_json, reporting, start_logging
@@ -71,15 +72,17 @@ def _run_command(command: str, common: Common) -> None:
     elif command == "compare":
         from curate.cli.compare import comparison_lines
 
-        print("\n".join(comparison_lines(result["stages"]["compare"], result["run"])))
+        told = (result["stages"]["compare"], result["run"])
+        show(lambda paint, width: comparison_lines(*told, paint=paint, width=width))
     elif command == "evaluate-attribution":
         from curate.cli.attribution import evaluation_lines
 
-        print("\n".join(evaluation_lines(result["stages"][command], result["run"])))
+        told = (result["stages"][command], result["run"])
+        show(lambda paint, width: evaluation_lines(*told, paint=paint, width=width))
     else:
         from curate.cli.summaries import summary_lines
 
-        print("\n".join(summary_lines(result)))
+        show(lambda paint, _: summary_lines(result, paint=paint))
 
 
 def _has_checked(settings: Settings) -> bool:
@@ -117,4 +120,5 @@ def _tell(command: str, common: Common, settings: Settings, raw: Raw) -> None:
     if common.json:
         print_json(command, {"planned": True, **dataclasses.asdict(result)})
     else:
-        print("\n".join(dry_run_lines(result, details=common.verbose)))
+        details = common.verbose
+        show(lambda paint, width: dry_run_lines(result, details=details, paint=paint, width=width))

@@ -3,18 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from curate.cli.colour import Paint, plain
 from curate.cli.text import number_text, place_text, size_text
-from curate.errors import counted
+from curate.errors import counted, on_one_line
 
 
-def summary_lines(result: Mapping[str, Any]) -> list[str]:
+def summary_lines(result: Mapping[str, Any], *, paint: Paint = plain) -> list[str]:
     """One line per stage that ran, then the run folder."""
     lines = [
-        f"{stage:<10} {_LINES.get(stage, _any)(summary)}"
+        f"{paint(stage.ljust(10), 'cyan')} {on_one_line(_LINES.get(stage, _any)(summary))}"
         for stage, summary in result["stages"].items()
         if summary
     ]
-    return [*lines, f"{'run':<10} {place_text(result['run'])}"]
+    return [*lines, f"{paint('run'.ljust(10), 'cyan')} {place_text(result['run'])}"]
 
 
 def _index(summary: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The commands that look and tell: status, show, verify, methods, doctor, schema."""
+"""The commands that look and tell: show, verify, methods, doctor, schema."""
 
 import json
 import re
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from curate.cli.colour import Paint, show
 from curate.cli.imports import foreign_packages, rivals
 from curate.cli.reporter import print_json, start_logging
-from curate.cli.text import place_text, table
+from curate.cli.text import table
 from curate.data.shard_folder import DamageError
-from curate.errors import ConfigError, CurateError, counted
+from curate.errors import ConfigError, CurateError, counted, on_one_line
 
 if TYPE_CHECKING:
     from jobs.influence_doctor import Nearness
@@ -23,29 +24,15 @@ _MISSING_DEPENDENCY = 6
 _MODEL_IS_WRONG = 1
 
 
-def print_status(folder: Path, *, as_json: bool) -> None:
-    """`curate status`."""
-    from jobs.status import run_status
+def print_starter(data: Sequence[str], out: Path, *, target: str | None, as_json: bool) -> None:
+    """`curate init`."""
+    from jobs.starter import write_starter
 
-    status = run_status(folder)
+    told = write_starter(list(data), out, wanted=target)
     if as_json:
-        print_json("status", asdict(status))
-        return
-    print(
-        f"run {place_text(status.run)}"
-        + (f", in use by {status.in_use_by}" if status.in_use_by else "")
-    )
-    rows = [["stage", "done", "failed", "remaining", "last finished"]]
-    rows += [
-        [s.stage, str(s.done), str(s.failed), str(s.remaining), s.finished or "never"]
-        for s in status.stages
-    ]
-    print("\n".join(table(rows, right=frozenset({1, 2, 3}))))
-    for stage in status.stages:
-        for why in stage.why:
-            print(f"{stage.stage}: {why}")
-    for reason, rows_aside in status.set_aside.items():
-        print(f"set aside: {rows_aside} {reason}")
+        print_json("init", {"file": str(out), "says": list(told)})
+    else:
+        print("\n".join(map(on_one_line, told)))
 
 
 def print_run(folder: Path, options: Mapping[str, Any], *, quarantine: bool, as_json: bool) -> None:
@@ -58,13 +45,13 @@ def print_run(folder: Path, options: Mapping[str, Any], *, quarantine: bool, as_
         if as_json:
             print_json("show", asdict(found))
         else:
-            print("\n".join(quarantine_lines(found)))
+            show(lambda paint, width: quarantine_lines(found, paint=paint, width=width))
         return
     view = shown(folder, **options)
     if as_json:
         print_json("show", asdict(view))
     else:
-        print("\n".join(shown_lines(view)))
+        show(lambda paint, width: shown_lines(view, paint=paint, width=width))
 
 
 def print_verification(shards: Path, *, quick: bool, as_json: bool) -> None:
@@ -87,7 +74,9 @@ def print_verification(shards: Path, *, quick: bool, as_json: bool) -> None:
             for key, value in result.items()
             if isinstance(value, int)
         )
-        print(f"{shards} is whole: {facts}{_not_looked(result, quick=quick)}")
+        looked = _not_looked(result, quick=quick)
+        where = on_one_line(str(shards))
+        show(lambda paint, _: [f"{where} is {paint('whole', 'green')}: {facts}{looked}"])
 
 
 def _not_looked(result: Mapping[str, Any], *, quick: bool) -> str:
@@ -106,9 +95,9 @@ def print_methods(name: str | None, *, as_json: bool) -> None:
     if as_json:
         print_json("methods", {"methods": [asdict(method) for method in found]})
     elif name:
-        print("\n".join(_method_lines(found[0])))
+        show(lambda paint, _: _method_lines(found[0], paint))
     else:
-        print("\n".join(_methods_lines(found)))
+        show(lambda paint, _: _methods_lines(found, paint))
 
 
 def print_passes(config: str, *, as_json: bool) -> None:
@@ -127,7 +116,7 @@ def print_passes(config: str, *, as_json: bool) -> None:
         return
     rows = [["pass", "scorers", "of", "measures"]]
     rows += [[s.kind, ", ".join(s.scorers), _few(s.models), ", ".join(s.measures)] for s in found]
-    print("\n".join(table(rows)))
+    show(lambda paint, width: table(rows, paint=paint, width=width))
 
 
 def _few(names: Sequence[str]) -> str:
@@ -166,21 +155,31 @@ def print_doctor(
         more = {} if near is None else {"influence": asdict(near)}
         print_json("doctor", {"checks": found, "bad": bad, **more})
     else:
-        for check in found:
-            print(f"{check['state']:<5} {check['name']:<18} {check['text']}")
-            if check["state"] != "ok" and check["fix"]:
-                print(f"{'':<24} fix: {check['fix']}")
+        show(lambda paint, _: _check_lines(found, paint))
         if near is not None:
-            print("\n".join(_nearness_lines(near)))
+            show(lambda paint, width: _nearness_lines(near, paint=paint, width=width))
     if bad:
         raise typer.Exit(_MODEL_IS_WRONG if len(of_model) == bad else _MISSING_DEPENDENCY)
 
 
-def print_schema() -> None:
-    """`curate schema`."""
+def print_schema(*, as_json: bool) -> None:
+    """`curate schema`: the bare schema, as editors read it, or as `--json` of any command."""
     from jobs.schema import settings_schema
 
-    print(json.dumps(settings_schema(), indent=1, ensure_ascii=False))
+    schema = settings_schema()
+    if as_json:
+        print_json("schema", {"schema": schema})
+    else:
+        print(json.dumps(schema, indent=1, ensure_ascii=False))
+
+
+def _check_lines(found: Sequence[Mapping[str, Any]], paint: Paint) -> Iterator[str]:
+    styles = {"ok": "green", "bad": "bold red"}
+    for check in found:
+        state = paint(f"{check['state']:<5}", styles.get(check["state"], "yellow"))
+        yield f"{state} {check['name']:<18} {on_one_line(check['text'])}"
+        if check["state"] != "ok" and check["fix"]:
+            yield f"{'':<24} fix: {on_one_line(check['fix'])}"
 
 
 def _doctor(
@@ -208,7 +207,7 @@ def _doctor(
         yield from map(asdict, check_model(model, config, kind=task, data=data))
 
 
-def _nearness_lines(near: "Nearness") -> Iterator[str]:
+def _nearness_lines(near: "Nearness", *, paint: Paint, width: int | None) -> Iterator[str]:
     yield ""
     yield (
         f"influence of {counted(near.rows, 'row')} on"
@@ -221,16 +220,16 @@ def _nearness_lines(near: "Nearness") -> Iterator[str]:
          f"metric {near.metric}" if name == near.way else ""]
         for name, way in near.ways.items()
     ]  # fmt: skip
-    yield from table(rows, right=frozenset({1, 2, 3}))
+    yield from table(rows, right=frozenset({1, 2, 3}), width=width, paint=paint)
 
 
-def _methods_lines(found: "list[Method]") -> Iterator[str]:
+def _methods_lines(found: "list[Method]", paint: Paint) -> Iterator[str]:
     for kind in ("task", "scorer", "mixer"):
         group = [method for method in found if method.kind == kind]
-        yield f"{kind}s"
+        yield paint(f"{kind}s", "bold")
         width = max(len(method.name) for method in group)
         for method in group:
-            yield f"  {method.name:<{width}}  {method.measures}"
+            yield f"  {paint(f'{method.name:<{width}}', 'cyan')}  {method.measures}"
             more = [f"needs {', '.join(method.needs)}"] if method.needs else []
             more += [f"cost: {re.split('[;.] ', method.cost)[0]}"] if method.cost else []
             if more:
@@ -239,8 +238,8 @@ def _methods_lines(found: "list[Method]") -> Iterator[str]:
     yield "`curate methods NAME` tells columns, options, cost and source of one of them."
 
 
-def _method_lines(method: "Method") -> Iterator[str]:
-    yield f"{method.name}, a {method.kind}: {method.measures}"
+def _method_lines(method: "Method", paint: Paint) -> Iterator[str]:
+    yield f"{paint(method.name, 'bold')}, a {method.kind}: {method.measures}"
     rows = [[name, text] for name, text in method.columns.items()]
     if rows:
         yield "columns"

@@ -152,7 +152,8 @@ def test_the_file_stays_when_it_does_not_and_nothing_runs_in_it(tmp_path: Path, 
             end()
     else:
         end()
-    assert read_live(tmp_path)[0].running == 0
+    [found] = read_live(tmp_path)
+    assert (found.ended, found.running) == (True, 0)
     clear_live(tmp_path)
     assert read_live(tmp_path) == []
     assert not (tmp_path / ".live").exists()
