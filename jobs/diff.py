@@ -30,11 +30,11 @@ from curate.plan.difference import (
     same_rows,
     unmatched_pairs,
 )
+from jobs.contents import content_text
 from jobs.diff_shards import Folder, compare_shards, open_folder
 from jobs.opening import flat, load_settings, saved_values
 from jobs.plan_tables import read_summary
 from jobs.settings import Settings
-from jobs.show import content_text
 from jobs.write_tasks import is_planned
 
 _TEXT_CHARS = 2000

@@ -23,6 +23,7 @@ from curate.data.reading import read_fields
 from curate.data.tables import read_examples
 from curate.errors import ConfigError
 from curate.models.scan import ScanPart, score_blocks
+from jobs.contents import content_text
 from jobs.influence import families_of
 from jobs.influence_asked import Asked, asked_of
 from jobs.influence_build import vectors_output
@@ -40,7 +41,6 @@ from jobs.influence_top import HELPS, candidates, merged
 from jobs.influence_work import Family
 from jobs.opening import load_settings
 from jobs.settings import Settings
-from jobs.show import content_text
 from scorers.influence import Influence
 
 _TEXT_CHARS = 2000

@@ -12,10 +12,8 @@ import polars as pl
 from curate.data.card_configs import load_lines
 from curate.data.example import KEY, TRAIN
 from curate.data.files import misshapen, read_document
-from curate.data.images import UnusableImageError, size_of
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
-from curate.data.reading import read_fields
 from curate.data.recipe import Written
 from curate.data.shard_layout import Component
 from curate.data.tables import damage_named, read_examples, read_table, scan_examples, table_paths
@@ -24,6 +22,7 @@ from curate.plan.expression import INDEX_COLUMNS, TOKENS, Values, parse_expressi
 from curate.plan.groups import Grouping
 from curate.plan.plan import run_together
 from curate.plan.scoring import scoring_passes
+from jobs.contents import content_text, read_contents
 from jobs.lengths import CHARACTERS, lengths_digest
 from jobs.opening import load_settings
 from jobs.plan_tables import open_tables, read_summary, score_columns
@@ -319,53 +318,17 @@ def _with_texts(
     """The examples with their content, and what the plan says of them."""
     complete: list[Shown] = []
     for part, example in found:
-        fields = read_fields(run, part, settings.sources[part.source])
         rows = read_examples(run, part, ["row"])["row"]
         at = rows.index_of(example.row)
         assert at is not None
+        (fields,) = read_contents(run, part, settings.sources[part.source], [at])
         planned = run.planned(part).path
         reason = None
         if planned.exists():
             reason = read_table(planned, ["reason"])["reason"][at]
-        text = content_text(fields.row(at, named=True))[:_TEXT_CHARS]
+        text = content_text(fields)[:_TEXT_CHARS]
         complete.append(replace(example, reason=reason, text=text))
     return complete
-
-
-def content_text(fields: Mapping[str, Any]) -> str:
-    """The content of an example as one text.
-
-    Args:
-        fields: as `curate.data.reading.read_fields` has them.
-    """
-    if "messages" in fields:
-        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in fields["messages"] or [])
-    if "image" in fields:
-        return f"label {fields['label']}: {_pictured(fields['image'])}"
-    if "features" in fields:
-        numbers = " ".join(f"{value:g}" for value in fields["features"] or [])
-        return f"label {fields['label']}: {numbers}"
-    if "chosen" in fields:
-        named = [(n, fields[n]) for n in ("prompt", "chosen", "rejected") if fields.get(n)]
-        return "\n".join(f"{name}: {_said(value)}" for name, value in named)
-    parts = [fields[name] for name in ("text", "prompt", "response") if fields.get(name)]
-    return "\n".join(parts)
-
-
-def _pictured(image: Any) -> str:
-    """An image in words: its size, and how much there is of it."""
-    if not isinstance(image, bytes):
-        return f"image of {len(image)} x {len(image[0])} pixels"
-    try:
-        height, width = size_of(image)
-    except UnusableImageError as error:
-        return f"an image that cannot be read: {error}"
-    return f"image of {height} x {width} pixels, {len(image):,} bytes"
-
-
-def _said(value: Any) -> str:
-    """A text, or messages one after the other."""
-    return value if isinstance(value, str) else content_text({"messages": value})
 
 
 def loading_lines(run: RunFolder, domain: str | None) -> list[str]:

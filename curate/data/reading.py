@@ -100,8 +100,16 @@ def read_used(run: RunFolder, part: Partition, source: Source) -> tuple[pa.Table
     return anchored(table, resolved, _folders(run, part, resolved)), resolved
 
 
-def read_fields(run: RunFolder, part: Partition, source: Source) -> pl.DataFrame:
+def read_fields(
+    run: RunFolder, part: Partition, source: Source, places: Sequence[int] | None = None
+) -> pl.DataFrame:
     """The content of a partition's examples, one column a field, in the order of `examples/`.
+
+    Args:
+        run: the run folder.
+        part: the partition.
+        source: as in the settings.
+        places: only of the examples at these places of the partition's tables, in this order.
 
     Returns:
         `text`; or `prompt` and `response`; or `messages`, a list of {role, content}; or `chosen`
@@ -110,6 +118,7 @@ def read_fields(run: RunFolder, part: Partition, source: Source) -> pl.DataFrame
         `label`, int64 or null.
     """
     examples = read_examples(run, part, ["row", "label"])
+    examples = examples if places is None else examples[list(places)]
     schema = stored_schema(run, part)
     resolved = resolve_columns(source, schema, where=f"{part.source}/{part.file}")
     names = [c for group in resolved.content_columns.values() for c in group]

@@ -1,6 +1,6 @@
 """How well numbers agree: rank correlation, area under the ROC curve, effective sample size.
 
-Shapes: N values.
+Shapes: N values, K columns.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,37 @@ def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
     """
     if len(left) != len(right):
         raise ValueError(f"{len(left)} values against {len(right)}")
-    first, second = _ranks(left), _ranks(right)
-    first, second = first - first.mean(), second - second.mean()
-    norm = float(np.sqrt((first @ first) * (second @ second)))
-    if norm == 0:
+    found = _correlation(_ranks(left), _ranks(right))
+    if np.isnan(found):
         raise ValueError("a constant has no order")
-    return float(np.clip(first @ second / norm, -1.0, 1.0))
+    return found
+
+
+def rank_correlations(columns: Floats) -> Floats:
+    """Spearman's rho of every two columns, each pair over the rows where both have a value.
+
+    Args:
+        columns: (N, K), NaN where a row has no value.
+
+    Returns:
+        (K, K) in [-1, 1]; NaN where fewer than three rows have both, or one side is constant.
+    """
+    width = columns.shape[1]
+    found = np.full((width, width), np.nan)
+    known = np.isfinite(columns)
+    whole = [at for at in range(width) if len(columns) > 1 and known[:, at].all()]
+    ranked = {at: _ranks(columns[:, at]) for at in whole}  # once, as a rule there are no gaps
+    for left in range(width):
+        for right in range(left, width):
+            both = known[:, left] & known[:, right]
+            if both.sum() < 3:
+                continue
+            if left in ranked and right in ranked:
+                first, second = ranked[left], ranked[right]
+            else:
+                first, second = (_ranks(columns[both, at]) for at in (left, right))
+            found[left, right] = found[right, left] = _correlation(first, second)
+    return found
 
 
 def roc_auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
@@ -76,7 +101,14 @@ def effective_sample_size(weights: Sequence[float]) -> float:
     return float(values.sum() ** 2 / (values @ values))
 
 
-def _ranks(values: Sequence[float]) -> Floats:
+def _correlation(first: Floats, second: Floats) -> float:
+    """Pearson's of two columns (N,); NaN where one is constant."""
+    first, second = first - first.mean(), second - second.mean()
+    norm = float(np.sqrt((first @ first) * (second @ second)))
+    return float(np.clip(first @ second / norm, -1.0, 1.0)) if norm else float("nan")
+
+
+def _ranks(values: Sequence[float] | Floats) -> Floats:
     """(N,) ranks from 1, ties at their mean."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2 or not np.isfinite(array).all():

@@ -4,13 +4,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from curate.evaluate.agreement import effective_sample_size, rank_correlation, roc_auc
+from curate.evaluate.agreement import (
+    effective_sample_size,
+    rank_correlation,
+    rank_correlations,
+    roc_auc,
+)
 
 _tied = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=30)
 
@@ -22,6 +28,21 @@ def test_rank_correlation_is_the_correlation_of_scipy_s_ranks(pairs: list[tuple[
         return
     expected = stats.pearsonr(stats.rankdata(left), stats.rankdata(right))[0]
     assert rank_correlation(left, right) == pytest.approx(expected, abs=1e-12)
+
+
+def test_correlations_of_many_columns_are_scipy_s_of_each_pair_over_the_rows_both_have():
+    random = np.random.default_rng(0)
+    columns = random.integers(0, 6, (200, 4)).astype(float)
+    columns[:, 1] += columns[:, 0]
+    columns[random.random(200) < 0.3, 2] = np.nan
+    columns[:, 3] = 5.0
+    found = rank_correlations(columns)
+    for left, right in [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]:
+        both = np.isfinite(columns[:, [left, right]]).all(axis=1)
+        expected = stats.spearmanr(columns[both, left], columns[both, right]).statistic
+        assert found[left, right] == found[right, left] == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(found[3]).all()  # a constant has no order
+    assert np.isnan(rank_correlations(columns[:2])).all()
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30))
