@@ -1,6 +1,7 @@
 """Scorers that measure by passes of their own, beside the one that all others share."""
 
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from curate.config import resolve
 from curate.data.layout import RunFolder
 from curate.errors import OutputError, TryAgainError
 from jobs.cluster import Pool
-from jobs.run import Listener, Outcome, Progress, Receipt, Task, run_tasks, watching_tasks
+from jobs.run import Listener, Outcome, Progress, Receipt, Task, begin, run_tasks, watching_tasks
+from jobs.run_failures import SetAside, forget_failure, keep_failure
 from jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -163,18 +165,25 @@ def drive(phase: DrivenPhase, *, pool: Pool, listener: Listener) -> Outcome:
         TryAgainError: the cluster went away.
     """
     started = time.monotonic()
-    due = [task for task in phase.tasks if not task.is_done()]
-    outcome = Outcome(skipped=[task.name for task in phase.tasks if task not in due])
-    total = len(phase.tasks)
+    outcome, due, noted = begin(phase.name, phase.tasks)
+    total = len(due) + len(outcome.skipped)
+    root = outcome.place.root if outcome.place is not None else None
     with watching_tasks(phase.name, due, outcome, total, listener):
         for task in due:
             try:
-                outcome.receipts[task.name] = phase.drive(task.payload, pool, listener)
+                phase.drive(task.payload, pool, listener)
             except (OutputError, TryAgainError):
                 raise
             except Exception as error:
                 outcome.failures[task.name] = error
+                if root is not None:
+                    trace = "".join(traceback.format_exception(error))
+                    gone = SetAside(phase.name, task.name, task.payload, task.output.path, error,
+                                    trace, "driver", 1)  # fmt: skip
+                    keep_failure(root, gone)
                 continue
+            if root is not None and task.name in noted:
+                forget_failure(root, phase.name, task.name)
             outcome.done.append(task.name)
             finished = len(outcome.done) + len(outcome.skipped)
             listener(Progress(phase.name, finished, total, task.name))

@@ -3,21 +3,21 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from curate.data.partitions import Output
-from curate.errors import CurateError, InputError, OutputError, TryAgainError, counted
-from jobs.cluster import Pool, is_cluster_lost, is_worker_lost
+from curate.errors import CurateError, InputError, TooManyBadError, TryAgainError, counted
+from jobs.cluster import Pool, is_worker_lost
+from jobs.live import live
+from jobs.run_failures import failures_folder, forget_failures, kept_names
+from jobs.run_loop import ATTEMPTS, Loop
+from jobs.run_place import Place, current_place
 from jobs.watching import watching
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = 3
-_WAKE_SECONDS = 1.0
 _SHOWN_FAILURES = 20
 
 Receipt = dict[str, Any]
@@ -36,6 +36,9 @@ class Task:
     """The file; its mark says whether the task is done."""
     fingerprint: str
     """Of everything the output depends on."""
+    size: float = 0.0
+    """How long it takes beside the others of its phase, such as its rows; 0 where that is not
+    known. Large ones do not start last."""
 
     def is_done(self) -> bool:
         return self.output.is_done(self.fingerprint)
@@ -50,9 +53,13 @@ class Outcome:
     skipped: list[str] = field(default_factory=list[str])
     """Names of the tasks whose output was there already."""
     receipts: dict[str, Receipt] = field(default_factory=dict[str, Receipt])
-    """Task name -> receipt, of those that ran now."""
+    """Task name -> receipt, of those that ran now, where they were asked for."""
     failures: dict[str, BaseException] = field(default_factory=dict[str, BaseException])
-    """Task name -> error."""
+    """Task name -> error, of those that were set aside."""
+    left_out: int = 0
+    """How many are due besides and were not wanted now."""
+    place: Place | None = None
+    """The stage, if it is known; tracebacks are kept there."""
     seconds: float = 0.0
 
 
@@ -97,15 +104,17 @@ def run_tasks(
     *,
     pool: Pool,
     listener: Listener = ignore,
+    keep_receipts: bool = False,
 ) -> Outcome:
     """Run the tasks that are not done; a failed one does not stop the others.
 
     Args:
         stage: name for messages and progress.
-        tasks: in the order in which they start.
+        tasks: in the order in which they start, but for large ones near the end.
         work: a module-level function; it writes `task.output` and returns a receipt.
-        pool: where it runs.
+        pool: where it runs; its window is read before each start, as workers come and go.
         listener: told after each task, and while a task runs that says how far it is.
+        keep_receipts: whether the outcome has them: those of very many tasks take memory.
 
     Returns:
         The outcome, failures included: see `raise_failures`.
@@ -115,60 +124,53 @@ def run_tasks(
         TryAgainError: the cluster went away.
     """
     started = time.monotonic()
-    outcome = Outcome()
+    outcome, due, noted = begin(stage, tasks)
+    total = len(due) + len(outcome.skipped)
+
+    def tell(name: str, detail: str = "", part: float = 0.0) -> None:
+        if detail:
+            tracker.said(detail, part)
+        finished = len(outcome.done) + len(outcome.skipped)
+        listener(Progress(stage, finished, total, name, detail, part))
+
+    root = outcome.place.root if outcome.place is not None and due else None
+    workers = max(1, pool.window // 2)
+    with ExitStack() as stack:
+        tracker = stack.enter_context(
+            live(root, stage, total=total, skipped=len(outcome.skipped), workers=workers)
+        )
+        stack.enter_context(watching([(task.name, task.payload) for task in due], tell))
+        loop = Loop(stage, due, work, pool=pool, outcome=outcome, tracker=tracker, noted=noted,
+                    finished=tell, keep_receipts=keep_receipts)  # fmt: skip
+        loop.run()
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def begin(stage: str, tasks: Iterable[Task]) -> tuple[Outcome, list[Task], frozenset[str]]:
+    """Sort out what is done, and what is not wanted now.
+
+    Returns:
+        The outcome so far, the tasks that are due, and the names of those of them that have failed
+        before.
+    """
+    place = current_place()
+    outcome = Outcome(place=place)
     due: list[Task] = []
     for task in tasks:
         (outcome.skipped.append(task.name) if task.is_done() else due.append(task))
-    total = len(due) + len(outcome.skipped)
+    noted = frozenset[str]()
+    if place is not None:
+        noted = kept_names(place.root, stage)
+        if noted:
+            forget_failures(place.root, stage, but={task.name for task in due})
+        if place.only is not None and stage in place.only:
+            wanted = [task for task in due if task.name in place.only[stage]]
+            outcome.left_out, due = len(due) - len(wanted), wanted
     if due and outcome.skipped:
-        log.info("%s: %d of %d done already", stage, len(outcome.skipped), total)
-    queue = list(reversed(due))
-    attempts: dict[str, int] = {}
-    alone: list[Task] = []  # were running when a worker died: each is tried again by itself
-    running: dict[Future[Receipt], Task] = {}
-    watch = ExitStack()
-    watch.enter_context(watching_tasks(stage, due, outcome, total, listener))
-    try:
-        while queue or alone or running:
-            while queue and len(running) < pool.window:
-                _start(queue.pop(), work, pool, running)
-            if not running and alone:
-                _start(alone.pop(), work, pool, running)
-            # A signal may reach another thread; this one sees it when it wakes.
-            ready = wait(running, timeout=_WAKE_SECONDS, return_when=FIRST_COMPLETED).done
-            for future in [future for future in running if future in ready]:
-                task = running.pop(future)
-                error = _error_of(future)
-                if error is None:
-                    outcome.done.append(task.name)
-                    outcome.receipts[task.name] = future.result()
-                    finished = len(outcome.done) + len(outcome.skipped)
-                    listener(Progress(stage, finished, total, task.name))
-                    continue
-                attempts[task.name] = attempts.get(task.name, 0) + 1
-                if is_worker_lost(error) and attempts[task.name] < _ATTEMPTS:
-                    log.warning("%s: %s lost its worker, trying again", stage, task.name)
-                    alone.append(task)
-                    continue
-                if isinstance(error, OutputError):
-                    raise error
-                if is_cluster_lost(error):
-                    reason = str(error) or type(error).__name__
-                    raise TryAgainError(
-                        f"{stage}: the Dask cluster went away ({reason})",
-                        fix="run the same command again; finished partitions are kept",
-                    ) from error
-                # What is wrong is said once, by `raise_failures`.
-                others = "; the others go on" if queue or alone or running else ""
-                log.warning("%s: %s failed%s", stage, task.name, others)
-                log.debug("%s: %s failed: %s", stage, task.name, error)
-                outcome.failures[task.name] = error
-    finally:
-        watch.close()
-        for future in running:
-            future.cancel()
-    outcome.seconds = time.monotonic() - started
-    return outcome
+        done, total = len(outcome.skipped), len(outcome.skipped) + len(due)
+        log.info("%s: %d of %d done already", stage, done, total)
+    return outcome, due, noted
 
 
 def watching_tasks(
@@ -201,36 +203,70 @@ def raise_all(outcomes: Mapping[str, Outcome]) -> None:
             `raise_failures`; the log has the failures of the others.
 
     Raises:
-        CurateError: of the first failure's kind; its `others` are the other failures.
-        BaseException: a bug's own error, with its traceback.
+        TooManyBadError: some tasks failed and others did not; `tasks` and `others` say which and
+            why, the `fix` has the command that runs just these again.
+        CurateError: all failed; of the first failure's kind.
+        BaseException: all failed of a bug: its own error, with its traceback.
+        TryAgainError: nothing failed, but tasks that were not wanted now are still due.
     """
     failed = [(stage, outcome) for stage, outcome in outcomes.items() if outcome.failures]
     if not failed:
+        _raise_left_out(outcomes)
         return
     stage, outcome = failed[0]
     failures = sorted(outcome.failures.items())
     name, error = failures[0]
-    bugs = [e for _, e in failures if not isinstance(e, CurateError)]
-    bug = bugs[0] if bugs and not is_worker_lost(bugs[0]) else None
-    others = _sentences(stage, [(n, e) for n, e in failures if e is not (bug or error)])
+    others = _sentences(stage, failures[1:])
     for other, its in failed[1:]:
         others += _sentences(other, sorted(its.failures.items()))
     for sentence in others:
         log.error("%s", sentence)
-    if bug is not None:
-        raise bug
     total = len(outcome.failures) + len(outcome.done) + len(outcome.skipped)
+    is_whole = len(outcome.failures) == total
+    if is_whole and not isinstance(error, CurateError) and not is_worker_lost(error):
+        raise error
     what = f"{stage}: {len(outcome.failures)} of {counted(total, 'task')} failed; {name}: "
-    if isinstance(error, CurateError):
-        summary = type(error)(what + error.what, fix=error.fix)
-    else:
-        summary = CurateError(
-            f"{what}the worker died {_ATTEMPTS} times, most likely for lack of memory",
-            fix="lower score.batch_tokens or index.partition_rows, or give the workers more memory",
-        )
+    reason = _as_curate_error(error)
+    kind = type(reason) if is_whole else TooManyBadError
+    summary = kind(what + reason.what, fix=_fix(reason, stage, outcome))
     summary.tasks = [task for _, its in failed for task in sorted(its.failures)]
     summary.others = others
     raise summary from error
+
+
+def _raise_left_out(outcomes: Mapping[str, Outcome]) -> None:
+    for stage, outcome in outcomes.items():
+        if outcome.left_out and outcome.place is not None:
+            raise TryAgainError(
+                f"{stage}: what had failed is done; {counted(outcome.left_out, 'task')} beside"
+                " had not run yet",
+                fix=f"run `{outcome.place.command}`",
+            )
+
+
+def _as_curate_error(error: BaseException) -> CurateError:
+    if isinstance(error, CurateError):
+        return error
+    if is_worker_lost(error):
+        return CurateError(
+            f"the worker died {ATTEMPTS} times, most likely for lack of memory",
+            fix="lower score.batch_tokens or index.partition_rows, or give the workers more memory",
+        )
+    return CurateError(
+        f"{type(error).__name__}: {error}",
+        fix="this is a bug in curate, or in a method of your own, or a fault of the machine",
+    )
+
+
+def _fix(error: CurateError, stage: str, outcome: Outcome) -> str:
+    """What to do, and where the tracebacks are."""
+    if outcome.place is None:
+        return error.fix
+    folder = failures_folder(outcome.place.root, stage)
+    return (
+        f"{error.fix}; then `{outcome.place.command} --retry-failed` runs just what failed. What"
+        f" each task was given, and its traceback: {folder}"
+    )
 
 
 def _sentences(stage: str, failures: Sequence[tuple[str, BaseException]]) -> list[str]:
@@ -242,37 +278,6 @@ def _sentences(stage: str, failures: Sequence[tuple[str, BaseException]]) -> lis
     if len(failures) > _SHOWN_FAILURES:
         found.append(f"{stage}: {len(failures) - _SHOWN_FAILURES} more failed")
     return found
-
-
-def _start(
-    task: Task,
-    work: Callable[[dict[str, Any]], Receipt],
-    pool: Pool,
-    running: dict[Future[Receipt], Task],
-) -> None:
-    log.debug("start %s", task.name)
-    future = pool.executor.submit(
-        _attempt, task.payload, work, str(task.output.path), task.fingerprint
-    )
-    running[future] = task
-
-
-def _attempt(
-    payload: dict[str, Any],
-    work: Callable[[dict[str, Any]], Receipt],
-    path: str,
-    fingerprint: str,
-) -> Receipt:
-    """On the worker: a task whose last worker died after the work and before the word is done."""
-    return {} if Output(Path(path)).is_done(fingerprint) else work(payload)
-
-
-def _error_of(future: Future[Receipt]) -> BaseException | None:
-    """What a finished task ended with; a scheduler that dies cancels the tasks that it held."""
-    try:
-        return future.exception()
-    except CancelledError as error:
-        return error
 
 
 def require(tables: Sequence[object], *, stage: str, command: str) -> None:

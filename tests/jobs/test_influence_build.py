@@ -120,7 +120,7 @@ def options(dtype: Storage = "float32", *, reduction: Any = "mean", norms: bool 
 
 def build(world: World, chosen: IndexOptions, pool: Pool = INLINE) -> Any:
     tasks = build_tasks(world, measurers(world.settings), chosen)
-    outcome = run_tasks("influence", tasks, build_work, pool=pool)
+    outcome = run_tasks("influence", tasks, build_work, pool=pool, keep_receipts=True)
     raise_failures("influence", outcome)
     return outcome
 

@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 from distributed import LocalCluster
 
-import jobs.cluster
 from curate.data.partitions import Output
-from curate.errors import ConfigError, CurateError, InputError, OutputError, TryAgainError
+from curate.errors import (
+    ConfigError,
+    CurateError,
+    InputError,
+    OutputError,
+    TooManyBadError,
+    TryAgainError,
+)
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.run import Progress, Task, raise_all, raise_failures, run_tasks
 
@@ -69,15 +75,16 @@ def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path):
 def test_one_bad_partition_does_not_stop_the_others_and_is_named_at_the_end(tmp_path: Path):
     outcome = run_tasks("score", tasks(tmp_path, "abcd", bad=["b"]), write_name, pool=INLINE)
     assert outcome.done == list("acd")
-    with pytest.raises(InputError, match="1 of 4 tasks failed; b: b is bad") as caught:
+    with pytest.raises(TooManyBadError, match="1 of 4 tasks failed; b: b is bad") as caught:
         raise_failures("score", outcome)
     assert caught.value.fix == "mend it"
+    assert caught.value.exit_code == 4
 
 
 def test_what_is_wrong_with_a_task_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
         outcome = run_tasks("s", tasks(tmp_path, "abcd", bad=["b", "d"]), write_name, pool=INLINE)
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(TooManyBadError) as caught:
             raise_failures("s", outcome)
     told = caplog.text + str(caught.value)
     assert told.count("b is bad") == told.count("d is bad") == 1
@@ -103,7 +110,9 @@ def test_the_failures_of_groups_side_by_side_are_all_told(
         for name, names in {"whole": "a", "first": "ab", "second": "bd"}.items()
     }
     caplog.clear()
-    with pytest.raises(InputError, match=r"^first: 1 of 2 tasks failed; b: b is bad") as caught:
+    with pytest.raises(
+        TooManyBadError, match=r"^first: 1 of 2 tasks failed; b: b is bad"
+    ) as caught:
         raise_all(found)
     others = ["second: b failed: b is bad", "second: d failed: d is bad"]
     assert [record.getMessage() for record in caplog.records] == others
@@ -112,9 +121,20 @@ def test_the_failures_of_groups_side_by_side_are_all_told(
     raise_all({"whole": found["whole"]})
 
 
-def test_a_bug_keeps_its_own_error_after_the_others_have_finished(tmp_path: Path):
+def test_a_bug_in_one_task_is_set_aside_after_the_others_have_finished(tmp_path: Path):
     outcome = run_tasks("s", tasks(tmp_path, "abc", bugs=["a"]), write_name, pool=INLINE)
     assert outcome.done == ["b", "c"]
+    with pytest.raises(TooManyBadError, match="a: ZeroDivisionError: a") as caught:
+        raise_failures("s", outcome)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_where_all_fail_the_error_keeps_its_kind(tmp_path: Path):
+    outcome = run_tasks("s", tasks(tmp_path, "ab", bad=["a", "b"]), write_name, pool=INLINE)
+    with pytest.raises(InputError, match="2 of 2 tasks failed; a: a is bad") as caught:
+        raise_failures("s", outcome)
+    assert caught.value.exit_code == 3
+    outcome = run_tasks("s", tasks(tmp_path, "c", bugs=["c"]), write_name, pool=INLINE)
     with pytest.raises(ZeroDivisionError):
         raise_failures("s", outcome)
 
@@ -163,7 +183,9 @@ def local_pool():
 
 
 def test_tasks_run_on_processes_of_a_dask_cluster(tmp_path: Path, local_pool: Pool):
-    outcome = run_tasks("s", tasks(tmp_path, "abcdefgh"), write_name, pool=local_pool)
+    outcome = run_tasks(
+        "s", tasks(tmp_path, "abcdefgh"), write_name, pool=local_pool, keep_receipts=True
+    )
     pids = {receipt["pid"] for receipt in outcome.receipts.values()}
     assert sorted(outcome.done) == list("abcdefgh")
     assert os.getpid() not in pids
@@ -172,9 +194,9 @@ def test_tasks_run_on_processes_of_a_dask_cluster(tmp_path: Path, local_pool: Po
 
 def test_a_users_error_comes_back_from_a_dask_worker_whole(tmp_path: Path, local_pool: Pool):
     outcome = run_tasks("s", tasks(tmp_path, "ab", bad=["a"]), write_name, pool=local_pool)
-    with pytest.raises(InputError, match="a is bad") as caught:
-        raise_failures("s", outcome)
-    assert caught.value.fix == "mend it"
+    (error,) = outcome.failures.values()
+    assert isinstance(error, InputError)
+    assert (error.what, error.fix) == ("a is bad", "mend it")
 
 
 def test_a_worker_that_dies_costs_its_partition_and_nothing_else(tmp_path: Path, local_pool: Pool):
@@ -220,11 +242,10 @@ def test_an_address_that_is_none_is_a_wrong_setting(address: str):
         pass
 
 
-def test_a_scheduler_that_has_no_workers_can_be_tried_again(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jobs.cluster, "_WORKERS_SECONDS", 1)
+def test_a_scheduler_that_has_no_workers_can_be_tried_again():
     with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster:
         address = str(getattr(cluster, "scheduler_address"))  # noqa: B009 - has no type
-        settings = Cluster(kind="address", address=address)
+        settings = Cluster(kind="address", address=address, wait_minutes=1 / 60)
         with pytest.raises(TryAgainError, match="has no workers"), open_pool(settings):
             pass
 
