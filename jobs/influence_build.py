@@ -48,7 +48,7 @@ from jobs.influence_sides import (
 )
 from jobs.lengths import content_of, content_settings
 from jobs.measurers import Measurer
-from jobs.measuring import batch_tokens, measurer_of, ready
+from jobs.measuring import batch_tokens, measurer_of, ready, tokens_of
 from jobs.run import Receipt
 from jobs.run import Task as Work
 from jobs.settings import Settings, parse_settings
@@ -214,7 +214,7 @@ def build_work(payload: dict[str, Any]) -> Receipt:
     discard(output.mark_path)
     replace(output.path, write)
     output.adopt(payload["fingerprint"], **facts)
-    return facts
+    return {**facts, **tokens_of(encoded)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,8 @@ def lengths_work(payload: dict[str, Any]) -> dict[str, Any]:
         rows=table.height,
         tokens=int(counts.sum()),
     )
-    return {"rows": table.height}
+    is_tokens = digest not in (CHARACTERS, EXAMPLES)
+    return {"rows": table.height} | ({"num_tokens": int(counts.sum())} if is_tokens else {})
 
 
 def _counted(settings: Settings, run: RunFolder, part: Partition, digest: str) -> pl.Series:

@@ -84,7 +84,13 @@ def measure_work(payload: dict[str, Any]) -> dict[str, Any]:
     run.quantities(part, measurer.slug).write(
         lambda path: write_table(table, path), payload["fingerprint"], rows=table.height, **counts
     )
-    return {"rows": table.height, **counts}
+    return {"rows": table.height, **tokens_of(encoded), **counts}
+
+
+def tokens_of(encoded: Encoded) -> dict[str, int]:
+    """What a receipt says of the tokens that were read; nothing for tables and pictures."""
+    tokens = encoded.arrays.get("tokens")
+    return {} if tokens is None else {"num_tokens": len(tokens)}
 
 
 def ready(settings: Settings, measurer: Measurer) -> tuple[Task, LoadedModel]:

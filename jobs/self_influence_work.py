@@ -21,7 +21,7 @@ from curate.models.quantities import measure
 from curate.models.tasks import Encoded
 from jobs.ekfac_work import Shop, load_curvature
 from jobs.fields import example_fields
-from jobs.measuring import as_columns, batch_tokens, counts_of, measurer_of, ready
+from jobs.measuring import as_columns, batch_tokens, counts_of, measurer_of, ready, tokens_of
 from jobs.run import Receipt
 from jobs.self_influence import line_output, slug_of
 from jobs.settings import parse_settings
@@ -43,7 +43,7 @@ def raw_work(payload: dict[str, Any]) -> Receipt:
     run.quantities(part, payload["raw"]).write(
         lambda path: write_table(table, path), payload["fingerprint"], rows=table.height, **facts
     )
-    return {"rows": table.height, **facts}
+    return {"rows": table.height, **tokens_of(encoded), **facts}
 
 
 def line_work(payload: dict[str, Any]) -> Receipt:

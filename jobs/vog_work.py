@@ -23,7 +23,7 @@ from curate.models.resident import Resident
 from curate.models.tasks import Encoded, build_task
 from curate.models.tasks import Task as Kind
 from jobs.measurers import Measurer
-from jobs.measuring import as_columns, batch_tokens, measurer_of
+from jobs.measuring import as_columns, batch_tokens, measurer_of, tokens_of
 from jobs.settings import Settings, parse_settings, task_settings
 from scorers.vog import Statistics, VoG, combined, statistics
 
@@ -63,7 +63,7 @@ def gradients_work(payload: dict[str, Any]) -> dict[str, Any]:
     run.quantities(part, payload["raw"]).write(
         lambda path: write_table(table, path), payload["fingerprint"], rows=table.height, **facts
     )
-    return {"rows": table.height, **facts}
+    return {"rows": table.height, **tokens_of(encoded), **facts}
 
 
 def groups_work(payload: dict[str, Any]) -> dict[str, Any]:

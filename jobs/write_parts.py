@@ -115,4 +115,4 @@ def save_receipt(
     receipt(run, name).write(
         lambda path: path.write_text(text, encoding="utf-8"), fingerprint, **facts
     )
-    return facts
+    return {**facts, "num_tokens": sum(shard.get("tokens") or 0 for shard in receipts)}
