@@ -6,7 +6,8 @@ Two pools, byte-level models of width 64. `languages`: help pages in 38 language
 tail, under a falling learning rate; few bytes come more than twice. `small`: English novels and
 five languages of 1 to 2 kB each, under a constant rate, so that the small ones are over-fitted.
 `CURATE_BENCH_RUNS` names a folder in which runs are kept, for going on later, and
-`CURATE_BENCH_SEEDS` the seeds, `0 1 2` by default.
+`CURATE_BENCH_SEEDS` the seeds, `0 1 2` by default. The last lines are rows of
+docs/reproductions.md, which has five.
 """
 
 import os
@@ -21,6 +22,7 @@ import pytest
 import torch
 import xxhash
 from proxy_runs import Result, Runs, data_set, open_runs, run_folder
+from reproduction import judged, line, of_verdict
 
 from curate.plan.mixture import Mixture
 from mixers.cooldown import Cooldown
@@ -160,6 +162,29 @@ def test_large_and_small_domains_at_equal_steps(pool: str, tmp_path: Path):
     for result in found["unimax"]:
         assert max(result.facts["epochs"].values()) < max_epochs * 1.1
     check(found, large)
+    rows_of_the_claim(tmp_path, pool, found, large)
+
+
+def rows_of_the_claim(folder: Path, pool: str, found: dict[str, list[Result]], large: str) -> None:
+    """Cooldown against the fixed schedules: the mean of all domains, then each end of it."""
+
+    def small(result: Result) -> float:
+        return fmean(loss for name, loss in result.held_out.items() if name != large)
+
+    measures: dict[str, Callable[[Result], float]] = {
+        "mean of all domains": lambda result: fmean(result.held_out.values()),
+        large: lambda result: result.held_out[large],
+        f"mean of all but {large}": small,
+    }
+    arms = [name for name in found if name != WEIGHTED]
+    print("")
+    for what, measure in measures.items():
+        values = {name: dict(zip(SEEDS, map(measure, found[name]), strict=True)) for name in arms}
+        for against in ("tau 1", "tau 5", "unimax"):
+            verdicts = judged(folder / what, values, against=against, metric="loss", better="lower")
+            finding = of_verdict(verdicts["cooldown 5 to 1"], seeds=len(SEEDS))
+            figure = f"{what}, nats per byte, cooldown minus {against}"
+            print(line("lowers the loss", pool, figure, finding), flush=True)
 
 
 def check(found: dict[str, list[Result]], large: str) -> None:

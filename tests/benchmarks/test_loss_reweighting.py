@@ -7,7 +7,8 @@ Two domains of English and byte-level models of width 64, 32 sequences of 32 byt
 first pool a fifth of the sequences are of texts whose characters were shuffled. In the second a
 twentieth of the texts, those that zlib compresses best or any, come ten times as often as others.
 `CURATE_BENCH_RUNS` names a folder in which runs are kept, for going on later, and
-`CURATE_BENCH_SEEDS` the seeds, `0 1 2` by default.
+`CURATE_BENCH_SEEDS` the seeds, `0 1 2` by default. `-k paper` prints rows of docs/reproductions.md,
+which has five.
 """
 
 import os
@@ -21,6 +22,7 @@ import numpy as np
 import polars as pl
 import pytest
 from proxy_runs import Result, Runs, data_set, open_runs, run_folder
+from reproduction import judged, line, of_verdict
 
 from mixers.proxy_settings import Proxy
 
@@ -114,10 +116,9 @@ def told(name: str, found: list[Result], plain: list[Result]) -> list[float]:
 def test_linupper_and_extremes_favour_shuffled_text_and_quadratic_does_not(tmp_path: Path):
     folder = run_folder("shuffled", tmp_path)
     runs = open_runs(folder, with_shuffled(), PROXY, held_out=0.1)
-    shares = {"novels": 0.4, "abstracts": 0.4, "shuffled": 0.2}
-    plain = trained(runs, shares, None)
+    plain = trained(runs, SHUFFLED, None)
     print(f"\nplain: {' '.join(f'{loss:.3f}' for loss in held_out(plain))}")
-    found = {name: trained(runs, shares, name) for name in STRATEGIES}
+    found = {name: trained(runs, SHUFFLED, name) for name in STRATEGIES}
     changes = {name: told(name, own, plain) for name, own in found.items()}
     weights = {name: mean_weights(own)["shuffled"] for name, own in found.items()}
     assert min(weights["linupper"]) > 1
@@ -128,15 +129,34 @@ def test_linupper_and_extremes_favour_shuffled_text_and_quadratic_does_not(tmp_p
         assert max(map(abs, change)) < 0.06, name
 
 
+SHUFFLED = {"novels": 0.4, "abstracts": 0.4, "shuffled": 0.2}
+# Of what is seen, 95 parts come once and 5 ten times.
+REPEATED = {"novels": 95 / 2, "abstracts": 95 / 2, "repeated": 50.0}
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("pool", ["repeated-easy", "shuffled"])
+def test_linupper_against_plain_losses_as_the_paper_has_it(pool: str, tmp_path: Path):
+    rows = with_shuffled() if pool == "shuffled" else with_repeated("easy")
+    runs = open_runs(run_folder(pool, tmp_path), rows, PROXY, held_out=0.1)
+    shares = SHUFFLED if pool == "shuffled" else REPEATED
+    values = {
+        name: dict(zip(SEEDS, held_out(trained(runs, shares, strategy)), strict=True))
+        for name, strategy in (("plain", None), ("linupper", "linupper"))
+    }
+    verdict = judged(tmp_path, values, against="plain", metric="loss", better="lower")["linupper"]
+    figure = "held-out loss, nats per byte, LinUpper minus plain losses"
+    finding = of_verdict(verdict, seeds=len(SEEDS))
+    print("\n" + line("lowers the loss", pool, figure, finding), flush=True)
+
+
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("which", ["easy", "any"])
 def test_linupper_leaves_repeated_text_behind(which: str, tmp_path: Path):
     folder = run_folder(f"repeated-{which}", tmp_path)
     runs = open_runs(folder, with_repeated(which), PROXY, held_out=0.1)
-    # Of what is seen, 95 parts come once and 5 ten times.
-    shares = {"novels": 95 / 2, "abstracts": 95 / 2, "repeated": 50.0}
-    plain = trained(runs, shares, None)
-    found = trained(runs, shares, "linupper")
+    plain = trained(runs, REPEATED, None)
+    found = trained(runs, REPEATED, "linupper")
     epochs = plain[0].facts["epochs"]
     print(f"\n{which}: epochs {epochs}")
     told(f"linupper, {which}", found, plain)

@@ -7,7 +7,8 @@ time is user CPU seconds on one thread. Memory is what a run holds above what wa
 of a model so large and a batch so small that models, gradients and moments are most of it.
 
 Outcome (needs CURATE_DATA): six sources of instructions, one of them of the target's kind and one
-with shuffled answers; models from scratch.
+with shuffled answers; models from scratch. `CURATE_BENCH_SEEDS=0,1,2,3,4` and `-k maths` print the
+rows of docs/reproductions.md.
 """
 
 import json
@@ -24,6 +25,7 @@ import pytest
 import torch
 from gradient_ways import peak_mb, seconds
 from proxy_case import make_task
+from reproduction import judged, line, of_values, of_verdict
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from curate.config import parse
@@ -331,12 +333,35 @@ def test_the_source_of_the_targets_kind_rises_and_the_shuffled_one_falls(
             outcomes.setdefault(arm, []).append(loss)
             print(seed, arm, round(loss, 4), flush=True)
     _print({way: own for way, own in weights.items() if own}, outcomes)
+    _print_rows(tmp_path, target, weights["shared"], outcomes)
     for own in weights["shared"]:
         assert own[SHUFFLED] < 1 / NUM_DOMAINS < own[target]
     mean = {arm: statistics.fmean(losses) for arm, losses in outcomes.items()}
     # With 91 examples the source that is like the target is known by heart at its weight.
     if target != TARGETS[0]:
         assert mean["ScaleBiO"] < mean["uniform"]
+
+
+def _print_rows(
+    folder: Path,
+    target: str,
+    weights: list[dict[str, float]],
+    outcomes: Mapping[str, list[float]],
+) -> None:
+    """Of the table of reproductions; no verdict with fewer than three seeds."""
+    if len(SEEDS) < 3:
+        return
+    values = {arm: dict(zip(SEEDS, own, strict=True)) for arm, own in outcomes.items()}
+    for against in ("uniform", "natural"):
+        verdicts = judged(folder, values, against=against, metric="loss", better="lower")
+        finding = of_verdict(verdicts["ScaleBiO"], seeds=len(SEEDS))
+        figure = f"loss on unseen {target}, nats per token, ScaleBiO's mixture minus {against}"
+        print(line("lowers the target's loss", f"target {target}", figure, finding))
+    uniform, kin, wrong = 1 / NUM_DOMAINS, *([w[n] for w in weights] for n in (target, SHUFFLED))
+    finding = of_values(kin, against=uniform, claimed="above")
+    print(line("above uniform", f"target {target}", f"weight of {target}", finding))
+    finding = of_values(wrong, against=uniform, claimed="below")
+    print(line("below uniform", f"target {target}", f"weight of {SHUFFLED}", finding))
 
 
 def _print(
