@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -11,9 +12,11 @@ from curate.config import resolve
 from curate.data.layout import RunFolder
 from curate.errors import OutputError, TryAgainError
 from jobs.cluster import Pool
-from jobs.run import Listener, Outcome, Progress, Receipt, Task, begin, run_tasks, watching_tasks
+from jobs.live import live
+from jobs.run import Listener, Outcome, Receipt, Task, begin, run_tasks, telling
 from jobs.run_failures import SetAside, forget_failure, keep_failure
 from jobs.settings import Settings
+from jobs.watching import watching
 
 if TYPE_CHECKING:
     # It imports torch, and phases are read by stages that do without.
@@ -168,14 +171,23 @@ def drive(phase: DrivenPhase, *, pool: Pool, listener: Listener) -> Outcome:
     outcome, due, noted = begin(phase.name, phase.tasks)
     total = len(due) + len(outcome.skipped)
     root = outcome.place.root if outcome.place is not None else None
-    with watching_tasks(phase.name, due, outcome, total, listener):
+    skipped, workers = len(outcome.skipped), max(1, pool.window // 2)
+    with ExitStack() as stack:
+        tracker = stack.enter_context(
+            live(root if due else None, phase.name, total=total, skipped=skipped, workers=workers)
+        )
+        tell = telling(tracker, listener)
+        stack.enter_context(watching([(task.name, task.payload) for task in due], tell))
         for task in due:
+            begun = time.monotonic()
+            tracker.started(task.name, "driver")
             try:
                 phase.drive(task.payload, pool, listener)
             except (OutputError, TryAgainError):
                 raise
             except Exception as error:
                 outcome.failures[task.name] = error
+                tracker.failed(task.name, "driver", error)
                 if root is not None:
                     trace = "".join(traceback.format_exception(error))
                     gone = SetAside(phase.name, task.name, task.payload, task.output.path, error,
@@ -185,7 +197,7 @@ def drive(phase: DrivenPhase, *, pool: Pool, listener: Listener) -> Outcome:
             if root is not None and task.name in noted:
                 forget_failure(root, phase.name, task.name)
             outcome.done.append(task.name)
-            finished = len(outcome.done) + len(outcome.skipped)
-            listener(Progress(phase.name, finished, total, task.name))
+            tracker.finished(task.name, "driver", time.monotonic() - begun)
+            tell(task.name)
     outcome.seconds = time.monotonic() - started
     return outcome

@@ -3,17 +3,18 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from curate.data.partitions import Output
 from curate.errors import CurateError, InputError, TooManyBadError, TryAgainError, counted
 from jobs.cluster import Pool, is_worker_lost
-from jobs.live import live
+from jobs.live import Tracker, live
 from jobs.run_failures import failures_folder, forget_failures, kept_names
 from jobs.run_loop import ATTEMPTS, Loop
 from jobs.run_place import Place, current_place
+from jobs.store import on_copies
 from jobs.watching import watching
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,14 @@ class Progress:
     """What the task called `name` says while it runs; empty when it has finished."""
     part: float = 0.0
     """Tasks' worth of work that is done by those that run."""
+    skipped: int = 0
+    """Of those that are done, how many were there before."""
+    failed: int = 0
+    rows: int = 0
+    """Of the tasks that ran now, as far as they say."""
+    num_tokens: int = 0
+    seconds: float = 0.0
+    """Since the tasks began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +136,15 @@ def run_tasks(
     outcome, due, noted = begin(stage, tasks)
     total = len(due) + len(outcome.skipped)
 
-    def tell(name: str, detail: str = "", part: float = 0.0) -> None:
-        if detail:
-            tracker.said(detail, part)
-        finished = len(outcome.done) + len(outcome.skipped)
-        listener(Progress(stage, finished, total, name, detail, part))
-
     root = outcome.place.root if outcome.place is not None and due else None
     workers = max(1, pool.window // 2)
     with ExitStack() as stack:
         tracker = stack.enter_context(
             live(root, stage, total=total, skipped=len(outcome.skipped), workers=workers)
         )
+        tell = telling(tracker, listener)
         stack.enter_context(watching([(task.name, task.payload) for task in due], tell))
+        work = stack.enter_context(on_copies(work, due))
         loop = Loop(stage, due, work, pool=pool, outcome=outcome, tracker=tracker, noted=noted,
                     finished=tell, keep_receipts=keep_receipts)  # fmt: skip
         loop.run()
@@ -173,16 +178,29 @@ def begin(stage: str, tasks: Iterable[Task]) -> tuple[Outcome, list[Task], froze
     return outcome, due, noted
 
 
-def watching_tasks(
-    stage: str, due: Sequence[Task], outcome: Outcome, total: int, listener: Listener
-) -> AbstractContextManager[None]:
-    """Inside, the listener hears how far the tasks are that say so."""
+def telling(tracker: Tracker, listener: Listener) -> Callable[..., None]:
+    """`tell(name)` after a task, `tell(name, detail, part)` while it says how far it is."""
 
-    def tell(name: str, detail: str, part: float) -> None:
-        finished = len(outcome.done) + len(outcome.skipped)
-        listener(Progress(stage, finished, total, name, detail, part))
+    def tell(name: str, detail: str = "", part: float = 0.0) -> None:
+        if detail:
+            tracker.said(detail, part)
+        listener(
+            Progress(
+                tracker.stage,
+                tracker.skipped + tracker.done,
+                tracker.total,
+                name,
+                detail,
+                part,
+                skipped=tracker.skipped,
+                failed=tracker.num_failed,
+                rows=tracker.rows,
+                num_tokens=tracker.num_tokens,
+                seconds=time.time() - tracker.started_at,
+            )
+        )
 
-    return watching([(task.name, task.payload) for task in due], tell)
+    return tell
 
 
 def raise_failures(stage: str, outcome: Outcome) -> None:
