@@ -69,7 +69,9 @@ def _options(common: Common, raw: Raw) -> dict[str, Any]:
     if "model" in more:
         found |= {"model.name": more["model"], "model.revision": None, "model.config": None}
     if "mixer" in more and _at(values, "mix").get("mixer") != more["mixer"]:
-        found["mix"] = {"mixer": more["mixer"]}  # options of another mixer would not fit
+        # Options of another mixer would not fit; those of `--set` are meant for this one.
+        found["mix"] = {"mixer": more["mixer"]}
+        found |= {key: at for key, at in _set(raw, "mix.").items() if key != "mix.mixer"}
     if "task" in more and _at(values, "task").get("kind") != more["task"]:
         found["task"] = {"kind": more["task"]}
     if "embed" in more:
@@ -88,6 +90,17 @@ def _options(common: Common, raw: Raw) -> dict[str, Any]:
         first = next(iter(sources.values()), {})
         same = {key: first[key] for key in _TARGET_FIELDS if key in first}
         found["target"] = {**same, "path": more["target"]}
+    return found
+
+
+def _set(raw: Raw, prefix: str) -> dict[str, Any]:
+    """Dotted key -> value of what `--set` gives below a prefix."""
+    found: dict[str, Any] = {}
+    for key in (key for key, by in raw.origins.items() if by == "--set" and key.startswith(prefix)):
+        value: Any = raw.values
+        for part in key.split("."):
+            value = value[part]
+        found[key] = value
     return found
 
 

@@ -55,3 +55,16 @@ def test_the_way_of_the_weights_is_given_to_write(curate: Curate, config: Config
     refused = curate("write", path, "--weights", "pairs")
     assert refused.code == 2
     assert "shards.weights" in refused.err
+
+
+def test_options_that_are_set_reach_the_mixer_that_is_given(curate: Curate, config: Config):
+    path = config(mix={"mixer": "unimax", "max_epochs": 2}, plan={"keep": 0.5})
+    result = curate("mix", path, "--mixer", "temperature", "--set", "mix.tau=7", "--json")
+    assert result.code == 0, result.err
+    run = Path(json.loads(result.out)["run"])
+    mix = yaml.safe_load((run / "config.yaml").read_text())["mix"]
+    assert mix["mixer"] == "temperature"
+    assert mix["tau"] == 7
+    refused = curate("mix", path, "--mixer", "temperature", "--set", "mix.max_epochs=3")
+    assert refused.code == 2
+    assert "max_epochs" in refused.err
