@@ -1,43 +1,17 @@
-"""Where tasks run: in this process, on a Dask cluster of local processes, or on one elsewhere."""
+"""Where tasks run: in this process, or on Dask workers that `jobs.cluster_dask` opens."""
 
-import logging
-import os
-import signal
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any
 
-from curate.config import STRICT
-from curate.errors import ConfigError, TryAgainError
+from jobs.cluster_settings import Cluster, Slurm
+
+__all__ = ["Cluster", "InlineExecutor", "Pool", "Slurm", "check_cluster", "is_cluster_lost",
+           "is_worker_lost", "open_pool"]  # fmt: skip
 
 _IN_FLIGHT_PER_WORKER = 2
-_WORKERS_SECONDS = 300
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
-    """Settings of `cluster`."""
-
-    __pydantic_config__: ClassVar = STRICT
-
-    kind: Literal["inline", "local", "address"] = "inline"
-    """inline: this process; local: Dask workers as processes on this machine; address: a running
-    Dask scheduler."""
-    workers: int = 2
-    """Processes of a local cluster."""
-    address: str | None = None
-    """Of the scheduler: `tcp://host:8786`."""
-    threads: int = 1
-    """Threads of one worker's arithmetic, inline too: sums depend on it in their last digits."""
-
-    def __post_init__(self) -> None:
-        if self.kind == "address" and not self.address:
-            raise ConfigError("cluster.kind is address, but there is no address",
-                              fix="set cluster.address to tcp://host:8786")  # fmt: skip
-        if self.workers < 1 or self.threads < 1:
-            raise ConfigError("cluster.workers and cluster.threads start at 1", fix="raise them")
 
 
 class InlineExecutor(Executor):
@@ -52,94 +26,103 @@ class InlineExecutor(Executor):
         return future
 
 
-@dataclass(frozen=True, slots=True)
 class Pool:
     """An executor, and how many tasks it is given at a time."""
 
-    executor: Executor
-    window: int
-    """Tasks in flight: enough that no worker waits for the next, few enough to stop at once."""
-    client: Any = None
-    """Of Dask, for work that must be on several workers at once; None inline."""
+    def __init__(
+        self,
+        executor: Executor,
+        window: int,
+        client: Any = None,
+        *,
+        threads: Callable[[], int] | None = None,
+    ) -> None:
+        """An executor with a window.
+
+        Args:
+            executor: runs the tasks.
+            window: tasks in flight, where `threads` does not say how many workers there are.
+            client: of Dask, for work that must be on several workers at once; None inline.
+            threads: how many tasks the workers that are there now can run at a time.
+        """
+        self.executor = executor
+        self.client = client
+        self._window = window
+        self._threads = threads
+
+    @property
+    def window(self) -> int:
+        """Tasks in flight: enough that no worker waits for the next, few enough to stop at once.
+
+        It follows the workers that come and go; read it in every turn of a loop.
+
+        Raises:
+            TryAgainError: there has been no worker for longer than the settings allow.
+        """
+        if self._threads is None:
+            return self._window
+        return _IN_FLIGHT_PER_WORKER * max(1, self._threads())
+
+    def forget(self) -> None:
+        """Between stages: every process lets go of the models and tables that it has kept."""
+        from jobs.cluster_workers import forget
+
+        if self.client is None:
+            forget()
+            return
+        from jobs.cluster_dask import tell_workers
+
+        tell_workers(self.client, forget)
 
 
 @contextmanager
-def open_pool(settings: Cluster) -> Generator[Pool]:
+def open_pool(settings: Cluster, *, profile: Path | None = None) -> Generator[Pool]:
     """The executor that `settings` ask for, closed at the end.
+
+    Args:
+        settings: of `cluster`.
+        profile: where Dask's report of all that ran is saved, if anywhere.
 
     Raises:
         TryAgainError: the scheduler does not answer, or has no workers.
-        ConfigError: its address is none.
+        ConfigError: its address is none, a certificate is missing, or Slurm refuses the job.
+        MissingDependencyError: as `check_cluster`, or a worker has another version of curate.
     """
+    check_cluster(settings, profile=profile)
     if settings.kind == "inline":
         yield Pool(InlineExecutor(), 1)
         return
-    with _client(settings) as client:
-        workers = max(1, sum(client.nthreads().values()))
+    from jobs.cluster_dask import LiveWorkers, open_client
+    from jobs.cluster_profile import profiling
+
+    # Tasks ask for a GPU where each worker has one: two never share it.
+    more: dict[str, Any] = {"resources": {"GPU": 1}} if settings.has_gpus else {}
+    with open_client(settings) as opened, profiling(opened.client, profile):
         # pure=False: a second attempt at a task must run, not return the first one's result.
-        window = _IN_FLIGHT_PER_WORKER * workers
-        yield Pool(client.get_executor(pure=False, retries=0), window, client)
+        executor = opened.client.get_executor(pure=False, retries=0, **more)
+        live = LiveWorkers(opened, settings.wait_seconds)
+        yield Pool(executor, _IN_FLIGHT_PER_WORKER, opened.client, threads=live.count)
 
 
-@contextmanager
-def _client(settings: Cluster) -> Generator[Any]:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from distributed import Client, LocalCluster
+def check_cluster(settings: Cluster, *, profile: Path | None = None) -> None:
+    """Refuse what cannot work on this machine, before anything is started or written.
 
-    if settings.kind == "local":
-        with (
-            LocalCluster(
-                n_workers=settings.workers,
-                threads_per_worker=1,
-                processes=True,
-                # Any free port: the usual one may be taken by another run.
-                dashboard_address="127.0.0.1:0",
-                memory_limit=0,
-                # Dask would send a task to three more workers; `run_tasks` tries it alone.
-                scheduler_kwargs={"allowed_failures": 0},
-                # What fails is told by the tasks; at the end workers complain of closed doors.
-                silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            client.register_plugin(_deaf_to_interrupts())
-            yield client
-        return
-    try:
-        client = Client(settings.address, timeout=30)
-    except (OSError, TimeoutError) as error:
-        raise TryAgainError(
-            f"the Dask scheduler at {settings.address} does not answer: {error}",
-            fix="start it, or correct cluster.address",
-        ) from error
-    except ValueError as error:  # from the parser of addresses
-        raise ConfigError(
-            f"cluster.address is {settings.address!r}: {error}",
-            fix="set cluster.address to tcp://host:8786",
-        ) from error
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
-        except TimeoutError as error:
-            raise TryAgainError(
-                f"the Dask scheduler at {settings.address} has no workers",
-                fix=f"start some: `dask worker {settings.address} --nthreads 1`",
-            ) from error
-        yield client
-
-
-def _deaf_to_interrupts() -> Any:
-    """A plugin for workers of our own: Ctrl-C reaches them too, but the parent decides.
-
-    A worker that ended by itself would leave the parent waiting for the tasks it held.
+    Raises:
+        MissingDependencyError: a package, a GPU or Slurm is not there.
+        ConfigError: a report of Dask is asked for where nothing runs on Dask.
     """
-    from distributed import Worker, WorkerPlugin
+    if profile is not None:
+        from jobs.cluster_profile import check_profile
 
-    class Deaf(WorkerPlugin):
-        def setup(self, worker: Worker) -> None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        check_profile(settings, profile)
+    if settings.kind == "cuda":
+        from jobs.cluster_cuda import check_cuda
 
-    return Deaf()
+        check_cuda()
+    elif settings.kind == "slurm":
+        from jobs.cluster_slurm import check_slurm
+
+        check_slurm()
 
 
 def is_worker_lost(error: BaseException) -> bool:
@@ -148,5 +131,7 @@ def is_worker_lost(error: BaseException) -> bool:
 
 
 def is_cluster_lost(error: BaseException) -> bool:
-    """Whether the scheduler is gone or has dropped the task."""
-    return type(error).__name__ in ("CancelledError", "FutureCancelledError", "CommClosedError")
+    """Whether the scheduler is gone, has dropped the task, or has no worker for it."""
+    return type(error).__name__ in (
+        "CancelledError", "FutureCancelledError", "CommClosedError", "NoValidWorkerError",
+    )  # fmt: skip

@@ -23,8 +23,9 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from curate.config import parse
 from curate.errors import ConfigError, CurateError, DivergedError, TryAgainError
-from jobs.cluster import Pool, is_cluster_lost, is_worker_lost
+from jobs.cluster import Cluster, Pool, is_cluster_lost, is_worker_lost
 from jobs.own_passes import DrivenPhase, Phase
 from jobs.proxy_work import train_together
 from jobs.run import Listener, Receipt, Task
@@ -83,16 +84,17 @@ def _check_workers(payload: Mapping[str, Any]) -> None:
             f" cluster.kind {cluster['kind']}",
             fix=f"set mix.proxy.ranks to {started} and cluster.kind to inline",
         )
-    if started > 1 or ranks == 1 or cluster["kind"] == "address":
+    workers = parse(Cluster, cluster).num_workers
+    if started > 1 or ranks == 1 or workers is None:
         return
     if cluster["kind"] == "inline":
         raise ConfigError(
             f"mix.proxy.ranks is {ranks}, but there is one process",
             fix=f"set cluster to {{kind: local, workers: {ranks}}}, or mix.proxy.ranks to 1",
         )
-    if cluster["workers"] < ranks:
+    if workers < ranks:
         raise ConfigError(
-            f"mix.proxy.ranks is {ranks}, but there are {cluster['workers']} workers",
+            f"mix.proxy.ranks is {ranks}, but there are {workers} workers",
             fix=f"set cluster.workers to {ranks} or more",
         )
 

@@ -59,6 +59,9 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         arm if isinstance(arm, str) or arm.run is None else replace(arm, run=_local(arm.run))
         for arm in compare.arms
     )
+    cluster = settings.cluster
+    paths = ("scheduler_file", "tls_ca_file", "tls_cert", "tls_key")
+    named = {name: _input(path) for name in paths if (path := getattr(cluster, name)) is not None}
     attribution = settings.attribution
     matrices = {name: _local(path) for name, path in attribution.matrices.items()}
     return replace(
@@ -75,6 +78,7 @@ def resolved(settings: Settings, *, old: Mapping[str, Any] | None = None) -> Set
         plan=plan,
         compare=replace(compare, arms=arms),
         attribution=replace(attribution, matrices=matrices),
+        cluster=replace(cluster, **named),
     )
 
 

@@ -45,7 +45,7 @@ def estimate(settings: Settings, due: Sequence[Work]) -> dict[str, float]:
     seconds = encoding + _time_batches(task, loaded, encoded, budget, wanted)
     work = _work_of(run, due)
     share = sum(work) / max(1, work[0])
-    workers = settings.cluster.workers if settings.cluster.kind == "local" else 1
+    workers = settings.cluster.num_workers or 1
     rows = sum((run.examples(_part(task)).mark() or {}).get("rows", 0) for task in due)
     num_columns = len(FORWARD) + len(gradient_names(wanted))
     return {

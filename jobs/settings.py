@@ -14,7 +14,7 @@ from curate.plan.settings import Plan
 from curate.vectors.domains import Domains
 from curate.vectors.settings import Embed
 from jobs.attribution_settings import Attribution
-from jobs.cluster import Cluster
+from jobs.cluster_settings import Cluster, without_foreign_defaults
 from jobs.compare_settings import Compare
 
 
@@ -105,6 +105,8 @@ def parse_settings(
 def _inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values, `attribution.train` filled up from `checkpoints.train`."""
     filled = dict(values)
+    if "cluster" in filled:
+        filled["cluster"] = without_foreign_defaults(filled["cluster"])
     own, shared = filled.get("attribution"), filled.get("checkpoints")
     if isinstance(own, dict) and isinstance(shared, dict):
         train, common = own.get("train"), shared.get("train")

@@ -64,7 +64,7 @@ def measure(settings: Settings, *, due: int) -> dict[str, Any]:
     step_seconds = _time_steps(shop, optimiser, chosen, lengths)
     passes = 1 + math.ceil(train.epochs)  # lengths once, then each epoch reads the text again
     per_seed = steps * step_seconds + passes * share * encode_seconds
-    at_once = settings.cluster.workers if settings.cluster.kind == "local" else 1
+    at_once = settings.cluster.num_workers or 1
     return {
         "seconds": per_seed * math.ceil(due / at_once),
         "size_bytes": due * _size_bytes(optimiser, settings, steps / (batches * share), total),

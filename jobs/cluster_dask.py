@@ -1,0 +1,345 @@
+"""Opening a Dask cluster of each kind, and looking after the workers that come and go.
+
+Dask is imported by the functions: planning on this machine alone does without.
+"""
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from curate.errors import (
+    ConfigError,
+    CurateError,
+    InputError,
+    MissingDependencyError,
+    TryAgainError,
+)
+from jobs.cluster_settings import Cluster
+from jobs.cluster_workers import Identity, environment, identity
+
+log = logging.getLogger(__name__)
+
+_ANSWER_SECONDS = 30
+_LOOK_SECONDS = 1.0
+_WAKE_SECONDS = 0.2
+_PLUGIN = "curate"
+
+OURS = {
+    # A model that loads or a tokenizer at work may hold the interpreter for minutes.
+    "distributed.scheduler.worker-ttl": "1 hour",
+    # A worker that was paused for its memory would never go on: what it holds is its model.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+}
+"""Configuration of Dask for schedulers and workers that we start ourselves."""
+
+Problem = Callable[[], CurateError | None]
+"""Why no worker will come any more, where that is known."""
+
+
+class Opened(NamedTuple):
+    """A cluster that has workers."""
+
+    client: Any
+    problem: Problem
+
+
+@contextmanager
+def open_client(settings: Cluster) -> Generator[Opened]:
+    """A client of Dask with at least one worker, each of which runs this version of curate.
+
+    Raises:
+        TryAgainError: the scheduler does not answer, or has no workers.
+        ConfigError: a setting is wrong.
+        MissingDependencyError: a worker has another version.
+    """
+    from dask import config
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with ExitStack() as stack:
+        if settings.kind in ("address", "scheduler-file"):
+            opened = stack.enter_context(_connected(settings))
+        else:
+            names = {
+                f"distributed.nanny.pre-spawn-environ.{name}": value
+                for name, value in environment(settings.threads).items()
+            }
+            stack.enter_context(config.set({**OURS, **names}))
+            opened = stack.enter_context(_started(settings))
+        stack.enter_context(_prepared(opened.client, settings))
+        _wait_for_workers(opened, settings.wait_seconds)
+        yield opened
+
+
+@contextmanager
+def _started(settings: Cluster) -> Generator[Opened]:
+    """A client of a cluster of our own, which ends with it."""
+    from distributed import Client
+
+    problem: Problem = _none
+    with ExitStack() as stack:
+        if settings.kind == "local":
+            cluster = stack.enter_context(_local(settings))
+        elif settings.kind == "cuda":
+            from jobs.cluster_cuda import open_cuda
+
+            cluster = stack.enter_context(open_cuda(settings))
+        else:
+            from jobs.cluster_slurm import open_slurm
+
+            jobs = stack.enter_context(open_slurm(settings))
+            cluster, problem = jobs.cluster, jobs.problem
+        client = stack.enter_context(Client(cluster))
+        if find_spec("bokeh") is not None:
+            log.info("dashboard: %s", client.dashboard_link)
+        yield Opened(client, problem)
+
+
+def _none() -> None:
+    """Nothing is wrong."""
+
+
+@contextmanager
+def _local(settings: Cluster) -> Generator[Any]:
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=settings.num_workers,
+        threads_per_worker=1,
+        processes=True,
+        # Any free port: the usual one may be taken by another run.
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0 if settings.memory_gb is None else int(settings.memory_gb * 1e9),
+        # Dask would send a task to three more workers; `run_tasks` tries it alone.
+        scheduler_kwargs={"allowed_failures": 0},
+        # What fails is told by the tasks; at the end workers complain of closed doors.
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
+        yield cluster
+
+
+@contextmanager
+def _connected(settings: Cluster) -> Generator[Opened]:
+    """A client of a scheduler that runs already."""
+    from distributed import Client
+
+    address = settings.address or _address_in(Path(settings.scheduler_file or ""))
+    where = "cluster.address" if settings.address else f"{settings.scheduler_file}"
+    try:
+        client = Client(address, timeout=_ANSWER_SECONDS, security=security(settings))
+    except (OSError, TimeoutError) as error:
+        raise TryAgainError(
+            f"the Dask scheduler at {address} does not answer: {error}",
+            fix=f"start it, or correct {where}",
+        ) from error
+    except (ValueError, TypeError, RuntimeError) as error:  # from the parsers of addresses and TLS
+        raise ConfigError(
+            f"{where} is {address!r}: {error}",
+            fix="write it as tcp://host:8786, or tls://host:8786 with certificates",
+        ) from error
+    with client:
+        yield Opened(client, _none)
+
+
+def _address_in(path: Path) -> str:
+    """What a scheduler has written of itself; it may be about to start."""
+    end = time.monotonic() + _ANSWER_SECONDS
+    while time.monotonic() < end and not path.is_file():
+        time.sleep(0.2)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return str(found["address"])
+    except FileNotFoundError as error:
+        raise TryAgainError(
+            f"there is no scheduler file {path}",
+            fix=f"start it: `dask scheduler --scheduler-file {path}`",
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no scheduler file of Dask", fix="correct cluster.scheduler_file"
+        ) from error
+
+
+def security(settings: Cluster) -> Any:
+    """Certificates by their paths, or None: then Dask's own configuration counts.
+
+    Raises:
+        ConfigError: a file is missing.
+    """
+    if settings.tls_ca_file is None:
+        return None
+    from distributed.security import Security
+
+    paths: dict[str, str] = {}
+    for name in ("tls_ca_file", "tls_cert", "tls_key"):
+        path = Path(str(getattr(settings, name))).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"cluster.{name}: there is no file {path}", fix="correct the path")
+        paths[name] = str(path)
+    ca, cert, key = paths.values()
+    roles = {f"tls_{role}_{what}": path for role in ("client", "scheduler", "worker")
+             for what, path in (("cert", cert), ("key", key))}  # fmt: skip
+    return Security(tls_ca_file=ca, require_encryption=True, **roles)
+
+
+@contextmanager
+def _prepared(client: Any, settings: Cluster) -> Generator[None]:
+    """Workers of this version of curate alone, those that come later too."""
+    if settings.kind in ("local", "cuda"):  # of this very environment
+        client.register_plugin(_deaf(), name=_PLUGIN)
+        yield
+        return
+    _compare(client)
+    client.register_plugin(_same(takes_gpu=settings.kind == "slurm"), name=_PLUGIN)
+    try:
+        _compare(client)  # those that came in between
+        yield
+    finally:
+        if settings.kind != "slurm":
+            # A scheduler that outlives us may serve another version tomorrow.
+            with suppress(Exception):
+                remove = client.scheduler.unregister_worker_plugin
+                client.sync(remove, name=_PLUGIN, callback_timeout=_ANSWER_SECONDS)
+
+
+def _compare(client: Any) -> None:
+    """Ask every worker which curate it has.
+
+    Raises:
+        MissingDependencyError: another one than this process, or none.
+    """
+    here = identity()
+    found = cast(Mapping[str, Any], client.run(identity, on_error="return"))
+    for worker, there in found.items():
+        if there == here:
+            continue
+        if isinstance(there, OSError):  # it is gone
+            continue
+        has = str(there) if isinstance(there, Identity) else f"no curate that answers ({there!r})"
+        raise MissingDependencyError(
+            f"the Dask worker at {worker} has {has}, and this is {here}",
+            fix="start workers from the same environment as this command",
+        )
+
+
+def _deaf() -> Any:
+    """A plugin for workers on this machine: Ctrl-C reaches them too, but the parent decides.
+
+    A worker that ended by itself would leave the parent waiting for the tasks it held.
+    """
+    from distributed import Worker, WorkerPlugin
+
+    class Deaf(WorkerPlugin):
+        def setup(self, worker: Worker) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return Deaf()
+
+
+def _same(*, takes_gpu: bool) -> Any:
+    """A plugin that runs on every worker before its first task, and refuses other versions."""
+    from distributed import Worker, WorkerPlugin
+
+    class Same(WorkerPlugin):
+        """Carried to workers by value: it must run where our packages differ or are missing."""
+
+        def __init__(self, version: str, digest: str) -> None:
+            self.wanted = version, digest
+
+        async def setup(self, worker: Worker) -> None:
+            try:
+                from jobs import cluster_workers
+
+                here = cluster_workers.identity()
+                found = here.version, here.digest
+            except (ImportError, AttributeError) as error:
+                await self.refuse(worker, f"none ({error})")
+                return
+            if found != self.wanted:
+                await self.refuse(worker, "{} ({})".format(*found))
+                return
+            if takes_gpu:
+                cluster_workers.take_gpu(str(worker.name), os.environ)
+
+        async def refuse(self, worker: Worker, has: str) -> None:
+            wanted = "{} ({})".format(*self.wanted)
+            reason = f"this worker has curate {has}, and the run has curate {wanted}"
+            logging.getLogger("distributed.worker").error("refused: %s", reason)
+            await worker.close(reason=reason)
+            raise RuntimeError(reason)
+
+    here = identity()
+    return Same(here.version, here.digest)
+
+
+def _wait_for_workers(opened: Opened, seconds: float) -> None:
+    """Until the first has come.
+
+    Raises:
+        TryAgainError: none has come in time.
+    """
+    live = LiveWorkers(opened, seconds)
+    while not live.count():
+        time.sleep(_WAKE_SECONDS)
+
+
+class LiveWorkers:
+    """How many tasks the workers can run at a time; asked at most once a second."""
+
+    def __init__(self, opened: Opened, wait_seconds: float) -> None:
+        """Of a cluster.
+
+        Args:
+            opened: whose workers.
+            wait_seconds: how long there may be none.
+        """
+        self._client, self._problem = opened
+        self._wait_seconds = wait_seconds
+        self._number = 0
+        self._seen_at = time.monotonic()
+        self._asked_at = -_LOOK_SECONDS
+
+    def count(self) -> int:
+        """Of all workers together; what it was the last time, where the scheduler is silent.
+
+        Raises:
+            TryAgainError: there has been no worker for too long.
+            CurateError: none will come any more.
+        """
+        now = time.monotonic()
+        if now - self._asked_at < _LOOK_SECONDS:
+            return self._number
+        self._asked_at = now
+        try:
+            found = self._client.sync(self._client.scheduler.ncores, callback_timeout=5)
+        except (OSError, TimeoutError):  # whether it is gone is told by the tasks
+            return self._number
+        self._number = sum(found.values())
+        if self._number:
+            self._seen_at = now
+            return self._number
+        problem = self._problem()
+        if problem is not None:
+            raise problem
+        if now - self._seen_at > self._wait_seconds:
+            address = self._client.scheduler.address
+            raise TryAgainError(
+                f"the Dask scheduler at {address} has no workers, for"
+                f" {now - self._seen_at:,.0f} seconds now",
+                fix=f"start some (`dask worker {address} --nthreads 1`), then run the same again",
+            )
+        return 0
+
+
+def tell_workers(client: Any, function: Callable[[], Any]) -> None:
+    """Have every worker run something small; nobody waits for those that are busy or gone."""
+    with suppress(OSError, TimeoutError):
+        client.run(function, wait=False, on_error="ignore")
