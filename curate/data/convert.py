@@ -16,6 +16,7 @@ from curate.data.files import fingerprint
 from curate.data.formats import READERS, SETTINGS
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output
+from curate.data.pulse import beat
 from curate.data.sources import InputFile
 from curate.data.storage import is_damage
 
@@ -113,6 +114,7 @@ def _groups(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[list[pa.Re
     group: list[pa.RecordBatch] = []
     count = size = 0
     for batch in batches:
+        beat()
         while batch.num_rows:
             piece = batch.slice(0, rows - count)
             batch = batch.slice(piece.num_rows)

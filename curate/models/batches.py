@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
+from curate.data.pulse import beat
 from curate.errors import CurateError
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ def for_each_batch(
         if _fits(work, order[start:stop]):
             start = stop
             num_batches += 1
+            beat()
             continue
         if stop - start == 1:
             raise CurateError(

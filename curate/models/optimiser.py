@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from curate.data.pulse import beat
 from curate.errors import ConfigError
 from curate.models.checkpoints import Moments
 from curate.models.epochs import random_seed
@@ -143,6 +144,7 @@ class Optimiser:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self.step_number += 1
+        beat()
         return StepResult(self.step_number, lr, losses)
 
     @property
