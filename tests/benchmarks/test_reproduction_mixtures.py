@@ -206,7 +206,7 @@ def test_doremi_against_the_natural_mixture(tmp_path: Path):
 def test_doge_against_uniform(tmp_path: Path):
     work = Work(run_folder("mixtures", tmp_path))
     found = work.mixtures("doge")
-    trained = {name: work.plain(name) for name in ("natural", "uniform", "importance sampling")}
+    trained = {name: work.plain(name) for name in ("uniform", "importance sampling")}
     trained["doge"] = work.train("doge", found)
     show(trained, found)
     figure = "loss on code_java, nats per byte, DoGE's mixture minus"
@@ -217,7 +217,7 @@ def test_doge_against_uniform(tmp_path: Path):
 
 def test_dga_against_uniform_and_importance_sampling(tmp_path: Path):
     work = Work(run_folder("mixtures", tmp_path))
-    trained = {name: work.plain(name) for name in ("natural", "uniform", "importance sampling")}
+    trained = {name: work.plain(name) for name in ("uniform", "importance sampling")}
     trained["dga"] = work.train_dga()
     show(trained, dict(enumerate(result.facts["mixture"] for result in trained["dga"])))
     figure = "loss on code_java, nats per byte, DGA's model minus"

@@ -47,21 +47,21 @@ def scored(folder: Path, pixels: np.ndarray, labels: np.ndarray, seed: int) -> p
     pl.DataFrame({"x": pixels, "label": labels}).write_parquet(folder / "data.parquet")
     source = {"path": str(folder / "data.parquet"), "features": "x", "label": "label"}
     train = {"epochs": 20, "save_every_epochs": 2, "seeds": [seed], "lr": 5e-3, "batch_tokens": 64}
-    settings = parse_settings(
-        {
-            "run": str(folder / "run"),
-            "seed": seed,
-            "sources": {"data": source},
-            "task": {"kind": "tabular-classification", "num_classes": 10},
-            "model": {"config": {"model_type": "mlp", "hidden": [64]}, "device": "cpu"},
-            "index": {"held_out": 0.5},
-            "checkpoints": {"train": train},
-            "score": {"scorers": ["vog", "margin", "el2n"], "checkpoints": "last"},
-        }
-    )
+    values: dict[str, Any] = {
+        "run": str(folder / "run"),
+        "seed": seed,
+        "sources": {"data": source},
+        "task": {"kind": "tabular-classification", "num_classes": 10},
+        "model": {"config": {"model_type": "mlp", "hidden": [64]}, "device": "cpu"},
+        "index": {"held_out": 0.5},
+        "checkpoints": {"train": train},
+    }
+    settings = parse_settings(values)
     index_run(settings, pool=INLINE)
     train_run(settings, pool=INLINE)
-    score_run(settings, pool=INLINE)
+    for scorers, checkpoints in ((["vog"], "all"), (["margin", "el2n"], "last")):
+        asked = {"scorers": scorers, "checkpoints": checkpoints}
+        score_run(parse_settings({**values, "score": asked}), pool=INLINE)
     run = Path(settings.run)
     tables: list[Any] = [
         pl.read_parquet(run / "scores" / name / "*.parquet").select("row", name)
