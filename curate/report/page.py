@@ -123,7 +123,7 @@ def _bundle() -> str:
         import vl_convert
     except ImportError as error:
         raise _not_installed(error) from error
-    bundle = vl_convert.javascript_bundle(None)
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle.replace("\r", "").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

@@ -24,6 +24,7 @@ from curate.report.document import (
     Stability,
 )
 from curate.report.wording import (
+    NONE,
     bar_cell,
     count_cell,
     number,
@@ -273,7 +274,7 @@ def _heatmap(agreement: Agreement) -> Figure:
 
 
 def _correlation(value: float | None) -> Cell:
-    return Cell(text="–" if value is None else f"{value:.2f}", sort=value)  # noqa: RUF001
+    return Cell(text=NONE if value is None else f"{value:.2f}", sort=value)
 
 
 def _distinct(titles: Sequence[str], names: Sequence[str]) -> list[str]:

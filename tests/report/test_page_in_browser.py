@@ -1,0 +1,307 @@
+"""The page in a headless browser, opened from the file: it works, asks for nothing, stays quiet."""
+
+import re
+import shutil
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from report import page_document
+
+from curate.report.page import render
+
+CHROMIUM = next(
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        if (found := shutil.which(name))
+    ),
+    None,
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+DESK = {"width": 1200, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+
+@dataclass
+class Opened:
+    """A page and all it asked for and complained of."""
+
+    page: Page
+    seconds: float
+    requests: list[str] = field(default_factory=list[str])
+    messages: list[str] = field(default_factory=list[str])
+
+    def tab(self, name: str) -> None:
+        self.page.click(f"#tab-{name}")
+
+    def drawn(self, panel: str) -> int:
+        """Charts of a panel, after the first one that is in the window has been drawn."""
+        self.page.wait_for_selector(f"#{panel} figure[data-drawn] svg")
+        return self.page.locator(f"#{panel} figure[data-drawn] svg").count()
+
+    def texts(self) -> list[str]:
+        return self.page.locator(".card:visible .body").all_inner_texts()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render(page_document.document(examples=60)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Generator[Browser]:
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class Opener:
+    """Opens the page anew, with a profile of its own, and closes all at the end."""
+
+    def __init__(self, browser: Browser, file: Path) -> None:
+        self.browser, self.file = browser, file
+        self.contexts: list[BrowserContext] = []
+
+    def __call__(self, size: dict[str, int], *, dark: bool = False, scripts: bool = True) -> Opened:
+        context = self.browser.new_context(
+            viewport={"width": size["width"], "height": size["height"]},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=scripts,
+        )
+        context.set_default_timeout(20_000)
+        self.contexts.append(context)
+        page = context.new_page()
+        opened = Opened(page=page, seconds=0.0)
+        page.on("request", lambda request: opened.requests.append(request.url))
+        page.on("console", lambda message: opened.messages.append(message.text))
+        page.on("pageerror", lambda error: opened.messages.append(str(error)))
+        start = time.monotonic()
+        page.goto(self.file.as_uri())
+        opened.seconds = time.monotonic() - start
+        return opened
+
+
+@pytest.fixture
+def open_page(browser: Browser, file: Path) -> Generator[Opener]:
+    opener = Opener(browser, file)
+    yield opener
+    for context in opener.contexts:
+        context.close()
+
+
+def colours(picture: bytes) -> int:
+    """How many colours a screenshot has."""
+    with Image.open(BytesIO(picture)) as opened:
+        return len(opened.convert("RGB").getcolors(1 << 24) or [])
+
+
+def test_every_tab_opens_draws_and_asks_the_network_for_nothing(
+    open_page: Opener, file: Path
+) -> None:
+    opened = open_page(DESK)
+    assert opened.seconds < 3
+    assert opened.page.title() == "demo · curate report"
+    names = [
+        (link.get_attribute("href") or "")[1:] for link in opened.page.locator(".tabs a").all()
+    ]
+    assert len(names) == 10
+    with_charts = {"summary", "scores", "agreement", "selection", "shifts", "mixture", "comparison"}
+    for name in names:
+        opened.tab(name)
+        assert opened.page.locator(".panel:visible").count() == 1
+        assert opened.page.locator(f"#{name}").is_visible()
+        if name in with_charts:
+            assert opened.drawn(name) >= 1
+        if name in ("summary", "scores", "examples"):
+            assert colours(opened.page.screenshot()) > 50
+    assert opened.requests == [file.as_uri()]
+    assert opened.messages == []
+    assert opened.page.evaluate("window.pwned") is None
+
+
+def test_charts_wait_until_they_are_looked_at(open_page: Opener) -> None:
+    opened = open_page(DESK)
+    opened.drawn("summary")
+    assert opened.page.locator("#scores figure[data-drawn]").count() == 0
+    opened.tab("scores")
+    assert opened.drawn("scores") >= 1
+
+
+def test_tabs_can_be_used_by_keyboard_and_say_what_they_are(open_page: Opener) -> None:
+    page = open_page(DESK).page
+    page.focus("#tab-summary")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.id") == "tab-scores"
+    assert page.locator("#scores").is_visible()
+    page.keyboard.press("End")
+    assert page.locator("#run").is_visible()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#summary").is_visible()
+    selected = page.locator(".tabs a[aria-selected=true]")
+    assert selected.count() == 1
+    assert selected.get_attribute("role") == "tab"
+    assert page.locator("#summary").get_attribute("aria-labelledby") == "tab-summary"
+    assert page.locator(".tabs a[tabindex='0']").count() == 1
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, input, [role=img], [role=region]")]
+        .filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim() && e.tagName ===
+        "BUTTON" || e.closest("label"))).map((e) => e.outerHTML.slice(0, 80))"""
+    )
+    assert nameless == []
+
+
+def test_examples_can_be_filtered_and_searched(open_page: Opener) -> None:
+    opened = open_page(DESK)
+    page = opened.page
+    opened.tab("examples")
+    assert len(opened.texts()) == 25
+    page.click("#more")
+    assert len(opened.texts()) == 50
+    page.select_option("[data-filter=domain]", label="books")
+    tags = page.locator(".card:visible header").all_inner_texts()
+    assert len(tags) == 10
+    assert all(re.search(r"domain\s+books", tag) for tag in tags)
+    page.select_option("[data-filter=reason]", label="kept")
+    assert page.locator(".card:visible").count() == 5
+    page.click("#clear")
+    page.fill("[data-filter=search]", "ZANZIBAR")
+    (text,) = opened.texts()
+    assert page_document.SCRIPT in text
+    assert page.locator("mark.hit:visible").all_inner_texts() == ["Zanzibar"]
+    page.fill("[data-filter=search]", "no such words")
+    assert page.inner_text("#card-count") == "No example fits."
+    page.fill("[data-filter=search]", "")
+    assert page.locator("mark.hit").count() == 0
+    assert opened.messages == []
+
+
+def test_a_list_of_examples_comes_in_its_order(open_page: Opener) -> None:
+    opened = open_page(DESK)
+    opened.tab("examples")
+    samples = page_document.document(examples=60).samples
+    assert samples is not None
+    opened.page.select_option("[data-filter=list]", value="highest el2n")
+    keys = opened.page.locator(".card:visible .key").all_inner_texts()
+    expected = [samples.examples[i] for i in samples.picks[0].examples]
+    assert keys == [f"{e.source} {e.file}:{e.row}" for e in expected]
+
+
+def test_a_reason_leads_to_its_examples(open_page: Opener) -> None:
+    opened = open_page(DESK)
+    opened.tab("selection")
+    opened.page.click("#selection td a >> text=duplicate")
+    assert opened.page.locator("#examples").is_visible()
+    heads = opened.page.locator(".card:visible header").all_inner_texts()
+    assert len(heads) == 15
+    assert all(head.startswith("duplicate") for head in heads)
+
+
+def test_tables_sort_and_search_and_charts_show_their_numbers(open_page: Opener) -> None:
+    opened = open_page(DESK)
+    page = opened.page
+    opened.tab("comparison")
+    table = page.locator("#comparison table").last
+    table.locator("thead button", has_text="mean").click()
+    means = [float(t) for t in table.locator("tbody td:nth-child(5)").all_inner_texts()]
+    assert means == sorted(means, reverse=True)
+    table.locator("thead button", has_text="mean").click()
+    means = [float(t) for t in table.locator("tbody td:nth-child(5)").all_inner_texts()]
+    assert means == sorted(means)
+    page.locator("#comparison .find input").last.fill("forums longest")
+    assert table.locator("tbody tr:visible").count() == 1
+    opened.tab("agreement")
+    page.click("#agreement .numbers > button")
+    assert page.locator("#agreement .numbers table").is_visible()
+    assert "\u22120.44" in page.inner_text(
+        "#agreement .numbers table"
+    ) or "-0.44" in page.inner_text("#agreement .numbers table")
+
+
+def test_another_score_can_be_chosen(open_page: Opener) -> None:
+    opened = open_page(DESK)
+    opened.tab("scores")
+    opened.drawn("scores")
+    assert opened.page.locator("#scores figcaption b:visible").first.inner_text().startswith("el2n")
+    opened.page.select_option("#scores .choose select", label="length.length")
+    opened.page.wait_for_selector("#scores .option:nth-of-type(3) figure[data-drawn]")
+    shown = opened.page.locator("#scores figcaption b:visible").all_inner_texts()
+    assert shown == ["length over all examples", "length by domain", "length by label"]
+
+
+def test_light_and_dark_follow_the_system_and_the_switch(open_page: Opener) -> None:
+    opened = open_page(DESK, dark=True)
+    page = opened.page
+    ground = "getComputedStyle(document.body).backgroundColor"
+    opened.drawn("summary")
+    assert page.evaluate(ground) == "rgb(20, 24, 26)"
+    assert page.locator("figure[data-drawn=light]").count() == 0
+    before = page.locator("#summary figure svg").first.inner_html()
+    page.click("#theme")
+    page.wait_for_selector("#summary figure[data-drawn=light] svg")
+    assert page.evaluate(ground) == "rgb(252, 252, 250)"
+    assert page.inner_text("#theme") == "Dark"
+    page.wait_for_function("() => !document.querySelector('#summary figure[data-drawn=dark]')")
+    assert page.locator("#summary figure svg").first.inner_html() != before
+    page.reload()
+    assert page.evaluate(ground) == "rgb(252, 252, 250)"
+    assert opened.messages == []
+
+
+def test_a_phone_scrolls_down_only(open_page: Opener) -> None:
+    opened = open_page(PHONE)
+    for link in opened.page.locator(".tabs a").all():
+        link.click()
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    opened.tab("summary")
+    opened.drawn("summary")
+    assert colours(opened.page.screenshot()) > 50
+    assert opened.messages == []
+
+
+def test_names_from_the_data_stay_text_in_a_charts_label(open_page: Opener) -> None:
+    opened = open_page(DESK)
+    opened.tab("shifts")
+    opened.drawn("shifts")
+    chart = opened.page.locator("#shifts figure").first
+    chart.locator(".mark-symbol path").last.hover()
+    tip = opened.page.locator("#vg-tooltip-element.visible")
+    tip.wait_for()
+    assert page_document.IMAGE in tip.inner_text()
+    assert tip.locator("img").count() == 0
+    assert opened.page.evaluate("window.pwned") is None
+    assert opened.messages == []
+
+
+def test_without_scripts_everything_can_be_read(open_page: Opener) -> None:
+    opened = open_page(DESK, scripts=False)
+    assert opened.page.locator(".panel:visible").count() == 10
+    assert (
+        opened.page.locator("figure noscript table").count()
+        == opened.page.locator("figure").count()
+    )
+    assert opened.page.locator(".card:visible").count() == 60
+
+
+def test_on_paper_every_part_is_there(open_page: Opener) -> None:
+    opened = open_page(DESK, dark=True)
+    opened.page.emulate_media(media="print")
+    assert opened.page.locator(".panel:visible").count() == 10
+    assert not opened.page.locator(".tabs").is_visible()
+    assert opened.page.evaluate("getComputedStyle(document.body).color") == "rgb(28, 34, 36)"
+    opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert opened.page.locator("#agreement .numbers table").is_visible()
+    opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not opened.page.locator("#agreement .numbers table").is_visible()
