@@ -131,10 +131,19 @@ def judged(
     return {verdict["arm"]: verdict for verdict in found["verdicts"]}
 
 
-def line(claim: str, setting: str, figure: str, finding: Finding, *, digits: int = 3) -> str:
-    """A row of the table."""
+def line(
+    claim: str,
+    setting: str,
+    figure: str,
+    finding: Finding,
+    *,
+    digits: int = 3,
+    signed: bool = True,
+) -> str:
+    """A row of the table, without the paper's name; `signed` for differences."""
+    form = f"{'+' if signed else ''}.{digits}f"
     low, high = finding.interval
-    number = f"{finding.value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    number = f"{finding.value:{form}} ({low:{form}} to {high:{form}})"
     return (
         f"| {claim} | {setting} | {figure}: {number} | {finding.seeds}"
         f" | {finding.found:.{digits}f} | scaled-down check: **{finding.outcome}** |"

@@ -88,7 +88,8 @@ def test_wrong_labels_are_found(tmp_path: Path):
     print({name: [round(area, 4) for area in own] for name, own in areas.items()})
     own, loss = areas.values()
     found = of_values(own, against=0.5, claimed="above")
-    print("\n" + line("wrong labels are low", SETTING, "AUROC of wrong labels by DVGS", found))
+    figure = "AUROC of wrong labels by DVGS"
+    print("\n" + line("wrong labels are low", SETTING, figure, found, signed=False))
     beyond = [one - other for one, other in zip(own, loss, strict=True)]
     figure = "AUROC, DVGS minus the loss of the model trained on the target"
     print(line("better than a plain baseline", SETTING, figure, of_values(beyond, claimed="above")))

@@ -73,7 +73,7 @@ def test_wrong_labels_have_a_high_self_influence(tmp_path: Path):
     setting = "scikit-learn's digits, 1,000, a fifth of the labels wrong, 4,810 parameters"
     figure = "AUROC of wrong labels by TracIn's self-influence"
     above = of_values(found["self_influence"], against=0.5, claimed="above")
-    print("\n" + line("wrong labels are high", setting, figure, above))
+    print("\n" + line("wrong labels are high", setting, figure, above, signed=False))
     beyond = [a - b for a, b in zip(*found.values(), strict=True)]
     figure = "AUROC, self-influence minus mean loss of the same checkpoints"
     print(line("better than the loss", setting, figure, of_values(beyond, claimed="above")))

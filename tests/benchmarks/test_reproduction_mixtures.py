@@ -195,7 +195,8 @@ def test_doremi_against_the_natural_mixture(tmp_path: Path):
         finding = compared(work, trained, on_domains, arm="doremi", against=against)
         print(line("lowers the mean loss", SETTING, f"{figure} {against}", finding))
     noise = of_values([own["noise"] for own in found.values()], against=1 / 6, claimed="below")
-    print(line("noise gets less than uniform", SETTING, "weight of random bytes", noise))
+    figure = "weight of random bytes"
+    print(line("noise gets less than uniform", SETTING, figure, noise, signed=False))
     better = [
         sum(own.held_out[name] < other.held_out[name] for name in POOL)
         for own, other in zip(trained["doremi"], trained["natural"], strict=True)

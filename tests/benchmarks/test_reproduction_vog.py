@@ -117,4 +117,4 @@ def test_wrong_labels(tmp_path: Path):
     for name, own in found.items():
         figure = f"AUROC of wrong labels by {name}"
         values = of_values(own, against=0.5, claimed="above")
-        print(line("wrong labels are high", setting, figure, values))
+        print(line("wrong labels are high", setting, figure, values, signed=False))

@@ -359,9 +359,9 @@ def _print_rows(
         print(line("lowers the target's loss", f"target {target}", figure, finding))
     uniform, kin, wrong = 1 / NUM_DOMAINS, *([w[n] for w in weights] for n in (target, SHUFFLED))
     finding = of_values(kin, against=uniform, claimed="above")
-    print(line("above uniform", f"target {target}", f"weight of {target}", finding))
+    print(line("above uniform", f"target {target}", f"weight of {target}", finding, signed=False))
     finding = of_values(wrong, against=uniform, claimed="below")
-    print(line("below uniform", f"target {target}", f"weight of {SHUFFLED}", finding))
+    print(line("below uniform", f"target {target}", f"weight of {SHUFFLED}", finding, signed=False))
 
 
 def _print(

@@ -83,3 +83,8 @@ def test_a_row_says_that_it_is_a_scaled_down_check():
         "| lowers the loss | digits | loss: +0.020 (+0.010 to +0.030) | 5 | 0.040"
         " | scaled-down check: **does not hold here** |"
     )
+
+
+def test_a_figure_that_is_no_difference_has_no_sign():
+    found = of_values([0.9, 0.8, 0.85], against=0.5, claimed="above")
+    assert "AUROC: 0.85 (0.73 to 0.97)" in line("", "", "AUROC", found, digits=2, signed=False)
