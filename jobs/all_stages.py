@@ -5,7 +5,7 @@ neither torch nor a model.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,6 +18,8 @@ from curate.models.settings import Tokenizer
 from jobs.cluster import Pool
 from jobs.representations import is_read
 from jobs.run import Listener, Progress, StageState, ignore
+from jobs.run_failures import kept_failures
+from jobs.run_place import Place, at_work
 from jobs.settings import Settings
 from jobs.stamps import STAMPED, done_before, keep_stamp
 
@@ -135,6 +137,9 @@ STAGES = (
     ),
 )
 
+COMMANDS = {"tokenizer": "train", "lengths": "plan"}
+"""Stages without a command of their own -> the command that runs them."""
+
 _FAILURES = "failures.json"
 
 _BY_NAME = {stage.name: stage for stage in STAGES}
@@ -170,6 +175,7 @@ def run_stages(
     pool: Pool,
     listener: Listener = ignore,
     reuse: tuple[Path, ...] = (),
+    retry_failed: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Run stages one after the other; what is done is skipped by each.
 
@@ -179,21 +185,33 @@ def run_stages(
         pool: where the tasks run.
         listener: told after each task.
         reuse: other run folders, from which matching scores are taken.
+        retry_failed: run only the stages that have failed, and of their phases that have failed
+            only the tasks that did.
 
     Returns:
         Stage name -> its summary.
+
+    Raises:
+        CurateError: a stage failed; those behind it are not run.
     """
     stages = list(stages)
+    root = Path(settings.run)
+    only = kept_failures(root) if retry_failed else None
+    if retry_failed:
+        noted = failures(root)
+        stages = [stage for stage in stages if stage.name in noted]
+        if not stages:
+            log.info("nothing has failed that these stages would run again")
     summaries: dict[str, dict[str, Any]] = {}
     worked = set[str]()
 
     def tell(progress: Progress) -> None:
-        worked.add(at_work)
+        worked.add(now)
         listener(progress)
 
     for stage in stages:
-        at_work = stage.name
-        comes_before = stage.name in STAMPED and stage is not stages[-1]
+        now = stage.name
+        comes_before = stage.name in STAMPED and stage is not stages[-1] and not retry_failed
         if comes_before and (summary := done_before(settings, stage.name)) is not None:
             summaries[stage.name] = summary
             _note_failure(settings, stage.name, None)
@@ -202,17 +220,40 @@ def run_stages(
         given: dict[str, Any] = {"pool": pool, "listener": tell} if stage.pooled else {}
         if stage.name == "score" and reuse:
             given["reuse"] = reuse
+        place = Place(
+            root=root,
+            stage=stage.name,
+            command=f"curate {COMMANDS.get(stage.name, stage.name)} {root}",
+            stall_seconds=settings.cluster.stall_seconds,
+            only=only,
+        )
         try:
-            summaries[stage.name] = load(stage.run)(settings, **given) or {}
+            with at_work(place):
+                summaries[stage.name] = load(stage.run)(settings, **given) or {}
         except CurateError as error:
             _note_failure(settings, stage.name, error)
+            _tell_waiting(stage.name, stages)
             raise
         _note_failure(settings, stage.name, None)
+        if stage.name in worked:
+            pool.forget()
         if stage.name in STAMPED:
             keep_stamp(settings, stage.name, summaries[stage.name])
         if summaries[stage.name].get("done") == 0 and stage.name not in worked:
             log.info("%s: done already", stage.name)
     return summaries
+
+
+def _tell_waiting(failed: str, stages: Sequence[Stage]) -> None:
+    """Say which of the later stages cannot run without what a stage has left undone."""
+    without = {failed}
+    for stage in stages:
+        if without.intersection(stage.needs):
+            without.add(stage.name)
+    waiting = [stage.name for stage in stages if stage.name in without - {failed}]
+    if waiting:
+        verb = "needs" if len(waiting) == 1 else "need"
+        log.error("%s did not run: %s all of what %s makes", " and ".join(waiting), verb, failed)
 
 
 def failures(root: Path) -> dict[str, dict[str, Any]]:

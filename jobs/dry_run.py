@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from curate.config import plain
+from curate.data.mirror import shown_place
 from curate.errors import InputError
-from jobs.all_stages import STAGES, Stage, load, stages_for, state_of
+from jobs.all_stages import COMMANDS, STAGES, Stage, load, stages_for, state_of
 from jobs.nesting import refuse_nesting
 from jobs.opening import changes, check_folder, flat, saved_values
 from jobs.resolving import resolved
 from jobs.settings import Settings
 
 _NOTHING: Mapping[str, Any] = {"due": 0, "after": [], "why": (), "total": 0}
-_COMMANDS = {"tokenizer": "train", "lengths": "plan"}
-"""Stages without a command of their own -> the command that runs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def describe(
             entry |= _measured(stage, full)
         stages[stage.name] = entry
     return Forecast(
-        run=full.run,
+        run=shown_place(full.run),
         stages=stages,
         changes=changes(old, full, command=command),
         settings={
@@ -98,7 +97,7 @@ def _hint(stages: Mapping[str, Mapping[str, Any]]) -> str:
         if before:
             return (
                 f"{' and '.join(untimed)} can be timed once {before[0]} is done: run"
-                f" `curate {_COMMANDS.get(before[0], before[0])}` on the same settings first"
+                f" `curate {COMMANDS.get(before[0], before[0])}` on the same settings first"
             )
     return ""
 

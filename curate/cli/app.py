@@ -72,6 +72,7 @@ def _stage(name: str, text: str) -> None:
         measure: o.Measure = False,
         workers: o.Workers = None,
         device: o.Device = None,
+        retry_failed: o.RetryFailed = False,
     ) -> None:
         _run(name, locals())
 
@@ -135,6 +136,7 @@ def score(
     measure: o.Measure = False,
     workers: o.Workers = None,
     device: o.Device = None,
+    retry_failed: o.RetryFailed = False,
 ) -> None:
     """Score every example of DATA_OR_CONFIG; data needs no settings file."""
     _run("score", locals())
@@ -157,6 +159,7 @@ def mix(
     measure: o.Measure = False,
     workers: o.Workers = None,
     device: o.Device = None,
+    retry_failed: o.RetryFailed = False,
 ) -> None:
     """Find the share of the token budget that each domain gets."""
     _run("mix", locals())
@@ -183,6 +186,7 @@ def write(
     measure: o.Measure = False,
     workers: o.Workers = None,
     device: o.Device = None,
+    retry_failed: o.RetryFailed = False,
 ) -> None:
     """Write the kept examples as shards for a trainer."""
     _run("write", locals())
@@ -218,6 +222,7 @@ def compare(
     measure: o.Measure = False,
     workers: o.Workers = None,
     device: o.Device = None,
+    retry_failed: o.RetryFailed = False,
 ) -> None:
     """Train on the plan, on random and others at equal tokens: does it help?"""
     if config.endswith(".csv"):
@@ -251,6 +256,7 @@ def run(
     measure: o.Measure = False,
     workers: o.Workers = None,
     device: o.Device = None,
+    retry_failed: o.RetryFailed = False,
 ) -> None:
     """All stages in order; what is done is skipped."""
     _run("run", locals())
@@ -308,6 +314,26 @@ def show(
 
     options: dict[str, Any] = {"examples": examples, "score": score, "domain": domain}
     print_run(folder, options, quarantine=quarantine, as_json=json)
+
+
+@app.command()
+def report(
+    folder: o.RunPath,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file; RUN/report.html by default.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=0, max=100, help="Examples of each end of a score.")
+    ] = 10,
+    no_samples: Annotated[
+        bool, typer.Option("--no-samples", help="No text and no picture of the data.")
+    ] = False,
+    json: o.Json = False,
+) -> None:
+    """One HTML page of all that RUN did; it opens without a network."""
+    from curate.cli.page import print_report
+
+    print_report(folder, out, examples=0 if no_samples else samples, as_json=json)
 
 
 @app.command()

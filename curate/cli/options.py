@@ -34,6 +34,9 @@ Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Dask worker processes on this machine.")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Run the tasks that failed, and no others.")
+]
 Reuse = Annotated[
     list[Path] | None,
     typer.Option("--reuse", metavar="RUN", help="Take matching scores from it. Repeatable."),
@@ -57,5 +60,6 @@ class Common:
     workers: int | None
     device: str | None
     reuse: list[Path] | None = None
+    retry_failed: bool = False
     more: dict[str, Any] = field(default_factory=dict[str, Any])
     """The command's own flags, those that were given."""
