@@ -216,6 +216,21 @@ class Run:
 
         return ask(self.root, query, examples=examples, domain=domain)
 
+    def report(self, out: str | Path | None = None, *, examples: int = 10) -> Path:
+        """Write one HTML page of all that the run did, and say where it is: `curate report`.
+
+        Args:
+            out: the file; `report.html` in the run folder by default.
+            examples: how many of each end of a score are shown; 0 shows no content of the data.
+
+        Raises:
+            MissingDependencyError: a package that draws the page is not installed.
+            CurateError: a table of the run is damaged, or the file cannot be written.
+        """
+        from jobs.report import report
+
+        return report(self.root, None if out is None else Path(out), examples=examples)
+
     @property
     def _folder(self) -> RunFolder:
         return RunFolder(self.root)

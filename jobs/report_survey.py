@@ -57,6 +57,39 @@ class Sizes:
 
 
 @dataclass(slots=True)
+class Moments:
+    """Mean and mean square of a column, streamed; values that are not finite are left out."""
+
+    rows: int = 0
+    mean: float = 0.0
+    _moved: float = 0.0
+    """Sum of squares about the mean."""
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Add (N,) values."""
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return
+        # Chan, Golub and LeVeque's update: no difference of large sums.
+        mean, total = float(values.mean()), self.rows + len(values)
+        gap = mean - self.mean
+        self._moved += float(((values - mean) ** 2).sum())
+        self._moved += gap**2 * self.rows * len(values) / total
+        self.mean += gap * len(values) / total
+        self.rows = total
+
+    @property
+    def variance(self) -> float:
+        """Of all that was added; 0 where nothing was."""
+        return self._moved / self.rows if self.rows else 0.0
+
+    @property
+    def mean_square(self) -> float:
+        """Mean of the squares."""
+        return self.variance + self.mean**2
+
+
+@dataclass(slots=True)
 class Survey:
     """What the first pass found."""
 
@@ -70,6 +103,9 @@ class Survey:
     sources: Sizes = field(default_factory=lambda: Sizes("source"))
     reasons: Counter[str] = field(default_factory=Counter[str])
     columns: dict[str, Spread] = field(default_factory=dict[str, Spread])
+    moments: dict[str, Moments] = field(default_factory=dict[str, Moments])
+    spreads: dict[str, Moments] = field(default_factory=dict[str, Moments])
+    """Of the columns that end in `_std`."""
     longest: int = 0
     """Tokens, or characters, of the longest training row."""
     weights: WeightSums = field(default_factory=WeightSums)
@@ -137,6 +173,8 @@ def survey(tables: Tables, *, examples: int) -> Survey:
     found = Survey(
         tables,
         columns={name: Spread() for name in tables.columns},
+        moments={name: Moments() for name in tables.columns},
+        spreads={name: Moments() for name in tables.beside if name.endswith("_std")},
         highest={name: Best(examples) for name in picked},
         lowest={name: Best(examples) for name in picked},
         random=Best(3 * examples),
@@ -206,6 +244,7 @@ def _add_scores(found: Survey, number: int, part: Partition, training: pl.DataFr
     for name, spread in found.columns.items():
         values = training[name].cast(pl.Float64).to_numpy()
         spread.add(values)
+        found.moments[name].add(values)
         if name == "duplicates.duplicate_size":
             sizes, counts = np.unique(values[np.isfinite(values)], return_counts=True)
             own = zip(sizes.astype(np.int64).tolist(), counts.tolist(), strict=True)
@@ -214,4 +253,6 @@ def _add_scores(found: Survey, number: int, part: Partition, training: pl.DataFr
             known = np.isfinite(values)
             found.highest[name].add(-values[known], ties[known], number, places[known])
             found.lowest[name].add(values[known], ties[known], number, places[known])
+    for name, moments in found.spreads.items():
+        moments.add(training[name].cast(pl.Float64).to_numpy())
     found.sample_add(training, number, draws(part, rows, seed=seed, label="sample"))

@@ -13,6 +13,7 @@ from curate.data.card_configs import load_lines
 from curate.data.example import KEY, TRAIN
 from curate.data.files import misshapen, read_document
 from curate.data.layout import RunFolder
+from curate.data.mirror import shown_place
 from curate.data.partitions import Partition
 from curate.data.recipe import Written
 from curate.data.shard_layout import Component
@@ -28,6 +29,7 @@ from jobs.opening import load_settings
 from jobs.plan_tables import open_tables, read_summary, score_columns
 from jobs.settings import Settings
 from jobs.status import set_aside
+from jobs.store import at_hand
 
 _TEXT_CHARS = 2000
 
@@ -116,10 +118,10 @@ def shown(
         InputError: it has no index yet.
         ConfigError: the score or the domain is unknown.
     """
-    settings = load_settings(root)
+    settings = load_settings(at_hand(root))
     run = RunFolder(Path(settings.run))
     summary = read_summary(run)
-    domains = _from_summary(summary) if summary else _from_index(run)
+    domains = domains_of(summary) if summary else _from_index(run)
     if domain is not None:
         known = [entry.domain for entry in domains]
         domains = [entry for entry in domains if entry.domain == domain]
@@ -128,12 +130,12 @@ def shown(
     text, highest, lowest = _ends(settings, run, examples, score, domain)
     counted_by = summary["tokenizer"] if summary else None
     return View(
-        run=settings.run,
+        run=shown_place(settings.run),
         unit={None: "examples", CHARACTERS: CHARACTERS}.get(counted_by, "tokens"),
         training={key: sum(getattr(e, key) for e in domains) for key in ("rows", "tokens")},
         kept=_kept(summary, domain) if summary else None,
         domains=domains,
-        yardsticks=_yardsticks(summary) if summary and domain is None else {},
+        yardsticks=yardsticks_of(summary) if summary and domain is None else {},
         notes=summary["notes"] if summary else ["there is no plan yet: `curate plan` makes it"],
         score=text,
         highest=highest,
@@ -149,7 +151,7 @@ def quarantined(root: Path, *, limit: int = 3) -> Quarantine:
     Raises:
         RunFolderError: there is no run at `root`.
     """
-    run = RunFolder(Path(load_settings(root).run))
+    run = RunFolder(Path(load_settings(at_hand(root, data=False)).run))
     counts = set_aside(run)
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(run.quarantine.glob("part-*.parquet")):
@@ -161,7 +163,7 @@ def quarantined(root: Path, *, limit: int = 3) -> Quarantine:
     return Quarantine(counts, [row for rows in found.values() for row in rows])
 
 
-def _yardsticks(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def yardsticks_of(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The plan itself, and what others would have kept at the same number of tokens."""
     own = {
         "rows": summary["kept"]["rows"],
@@ -179,7 +181,8 @@ def _yardsticks(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {"plan": own, **others}
 
 
-def _from_summary(summary: Mapping[str, Any]) -> list[Domain]:
+def domains_of(summary: Mapping[str, Any]) -> list[Domain]:
+    """The domains as a plan's summary has them."""
     total = max(1, summary["training"]["tokens"])
     random = summary["yardsticks"].get("random")
     return [
@@ -362,7 +365,7 @@ def loading_lines(run: RunFolder, domain: str | None) -> list[str]:
     try:
         if is_stream:
             written = replace(written, parts=_parts(manifest, domain))
-        lines = load_lines(written, repr(str(run.shards)))
+        lines = load_lines(written, repr(shown_place(run.shards)))
     except (TypeError, KeyError, AttributeError) as error:
         raise misshapen(path, f"{type(error).__name__}: {error}") from error
     if domain is None or is_stream:

@@ -1,0 +1,215 @@
+"""What was done in a few lines, and where it came from: versions, cost, how to make it again."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from curate import __version__
+from curate.data.layout import RunFolder
+from curate.data.manifest import load_manifest
+from curate.errors import CurateError, counted
+from curate.report.document import Comparison, Fact, Provenance, Stage
+from jobs.report_tables import Tables
+from jobs.settings import Settings
+from jobs.show import loading_lines
+from jobs.status import StageStatus, run_status
+
+_CONFIG_CHARS = 100_000
+_FEW = 6
+
+
+def measures_of(settings: Settings) -> dict[str, str]:
+    """Column, as `scorer.column` -> one line on its unit and its ends, as its scorer says it."""
+    from jobs.chosen import chosen_scorers  # torch and all that comes with it
+
+    found: dict[str, str] = {}
+    for name, options in settings.score.named.items():
+        try:
+            chosen = chosen_scorers({name: options})
+        except CurateError:  # a user's own scorer has gone: its numbers speak for themselves
+            continue
+        for entry in chosen:
+            columns: Mapping[str, str] = getattr(entry.scorer, "columns", {})
+            found |= {f"{entry.folder}.{column}": text for column, text in columns.items()}
+    return found
+
+
+def summary_of(
+    tables: Tables,
+    *,
+    rows: int,
+    held_out: int,
+    domains: int,
+    aside: Mapping[str, int],
+    plan: Mapping[str, Any] | None,
+    mixer: str | None,
+    comparison: Comparison | None,
+) -> list[str]:
+    """What was done, in five lines or fewer.
+
+    Args:
+        tables: of the run.
+        rows: of the index.
+        held_out: of these.
+        domains: how many there are.
+        aside: reason -> rows set aside.
+        plan: `plan/summary.json`; None before there is a plan.
+        mixer: whose mixture there is.
+        comparison: what `curate compare` found.
+    """
+    if not rows:
+        return ["Nothing has been indexed yet."]
+    sources = counted(len(tables.settings.sources), "source")
+    line = f"Looked at {counted(rows, 'example')} in {counted(domains, 'domain')} from {sources}"
+    line += f"; {held_out:,} are held out" if held_out else ""
+    total = sum(aside.values())
+    found = [f"{line}; {counted(total, 'row')} set aside." if total else f"{line}."]
+    found.append(_scored(tables))
+    if mixer is not None:
+        found.append(f"Found a mixture of {counted(domains, 'domain')} with {mixer}.")
+    found.append(_kept(tables, plan) if plan else "No plan was made yet.")
+    if comparison is not None and comparison.verdicts:
+        first = next((v for v in comparison.verdicts if v.arm == "plan"), comparison.verdicts[0])
+        found.append(f"Compared: {first.sentence}")
+    elif shards := load_manifest(tables.run)["stages"].get("write"):
+        found.append(
+            f"Wrote {counted(shards.get('rows', 0), 'row')} in"
+            f" {counted(shards.get('shards', 0), 'shard')}."
+        )
+    return found
+
+
+def _scored(tables: Tables) -> str:
+    scorers = list(dict.fromkeys(name.partition(".")[0] for name in tables.columns))
+    if not scorers:
+        return "Nothing was scored."
+    more = f" and {len(scorers) - _FEW} more" if len(scorers) > _FEW else ""
+    line = f"Scored them by {', '.join(scorers[:_FEW])}{more}"
+    summary = load_manifest(tables.run)["stages"].get("train", {}).get("summary")
+    if summary and summary.get("checkpoints"):
+        seeds = counted(summary.get("seeds", 1), "seed")
+        line += f", with {counted(len(summary['checkpoints']), 'checkpoint')} of {seeds}"
+    return f"{line}."
+
+
+def _kept(tables: Tables, plan: Mapping[str, Any]) -> str:
+    kept, training, rule = plan["kept"], plan["training"], tables.settings.plan
+    line = f"Kept {kept['rows']:,} of {counted(training['rows'], 'training example')}"
+    line += f" ({100 * (kept['row_share'] or 0):.1f} %)"
+    if tables.unit != "examples" and kept.get("token_share") is not None:
+        line += f", {100 * kept['token_share']:.1f} % of the {tables.unit}"
+    if rule.score:
+        words = {"hardest": "highest", "easiest": "lowest", "middle": "middle"}
+        drawn = "" if rule.draw == "top" else f", drawn ({rule.draw})"
+        line += f": the {words[rule.order]} by {rule.score}{drawn}, within {rule.within}"
+    elif plan["reasons"].get("draw"):
+        line += ", drawn at random"
+    return f"{line}."
+
+
+def provenance_of(settings: Settings) -> Provenance:
+    """Run, cost, versions, how to load the shards, how to make them again."""
+    run = RunFolder(Path(settings.run))
+    manifest = load_manifest(run)
+    stages = [_stage(status, manifest["stages"]) for status in run_status(run.root).stages]
+    config = run.config.read_text(encoding="utf-8")
+    if len(config) > _CONFIG_CHARS:
+        config = config[:_CONFIG_CHARS] + "\n# ... cut here: config.yaml in the run folder is whole"
+    return Provenance(
+        stages=stages,
+        software=_software(manifest["stages"]),
+        inputs=_inputs(settings, manifest["stages"]),
+        disk=_disk(manifest["stages"]),
+        load=loading_lines(run, None),
+        reproduce=_reproduce(settings, manifest["stages"]),
+        config=config,
+        seed=settings.seed,
+        seconds=round(sum(stage.seconds or 0.0 for stage in stages), 1),
+    )
+
+
+def _stage(status: StageStatus, stages: Mapping[str, Any]) -> Stage:
+    state = "done"
+    if status.failed:
+        state = "failed"
+    elif status.remaining:
+        state = "part" if status.done else "to do"
+    elif status.finished is None and not status.done:
+        state = "to do"
+    entry = stages.get(status.stage, {})
+    return Stage(
+        name=status.stage,
+        state=state,
+        done=status.done,
+        failed=status.failed,
+        remaining=status.remaining,
+        finished=status.finished,
+        seconds=entry.get("seconds"),
+        why=list(status.why),
+        summary=str(entry.get("device", "")),
+    )
+
+
+def _software(stages: Mapping[str, Any]) -> list[Fact]:
+    """Versions by name; where stages differ, all that there were."""
+    found: dict[str, list[str]] = {}
+    for entry in stages.values():
+        for name, version in entry.get("software", {}).items():
+            known = found.setdefault(name, [])
+            known += [version] if version not in known else []
+    return [Fact(name=name, value=", ".join(versions)) for name, versions in found.items()]
+
+
+def _inputs(settings: Settings, stages: Mapping[str, Any]) -> list[Fact]:
+    found = [
+        Fact(name=name, value=_path(source.path, source.revision))
+        for name, source in settings.sources.items()
+    ]
+    if settings.target is not None:
+        found.append(Fact(name="target", value=_path(settings.target.path, None)))
+    found += [
+        Fact(name=f"evaluation {name}", value=_path(source.path, None))
+        for name, source in settings.evaluation.items()
+    ]
+    files = stages.get("index", {}).get("summary", {}).get("files")
+    if files is not None:
+        found.append(Fact(name="files", value=f"{files:,}"))
+    return found
+
+
+def _path(path: str | Sequence[str], revision: str | None) -> str:
+    paths = [path] if isinstance(path, str) else list(path)
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(paths[:3]) + more + (f" at {revision}" if revision else "")
+
+
+def _disk(stages: Mapping[str, Any]) -> list[Fact]:
+    """Bytes of each part of the run folder, as the manifest has them."""
+    sizes: dict[str, dict[str, int]] = {}
+    for entry in stages.values():
+        for path, mark in entry.get("files", {}).items():
+            own = sizes.setdefault(path.partition("/")[0], {})
+            own[path] = int(mark.get("size_bytes") or 0)
+    totals = {name: sum(own.values()) for name, own in sizes.items()}
+    order = sorted(totals, key=lambda name: -totals[name])
+    return [Fact(name=name, value=_size(totals[name])) for name in order if totals[name]]
+
+
+def _size(size: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} bytes"
+
+
+def _reproduce(settings: Settings, stages: Mapping[str, Any]) -> list[str]:
+    versions = {entry.get("software", {}).get("curate-data") for entry in stages.values()}
+    version = next((v for v in sorted(filter(None, versions))), __version__)
+    config = shlex.quote(f"{settings.run}/config.yaml")
+    lines = [f"pip install curate-data=={version}", f"curate run {config}"]
+    if "compare" in stages:
+        lines.append(f"curate compare {config}")
+    if "evaluate-attribution" in stages:
+        lines.append(f"curate evaluate-attribution {config}")
+    return lines
