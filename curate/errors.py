@@ -78,6 +78,12 @@ class TryAgainError(CurateError):
     exit_code = 75
 
 
+class StoreLostError(OutputError):
+    """The object store of the run does not answer; nothing is wrong with the work."""
+
+    exit_code = 75
+
+
 class Interrupted(BaseException):
     """Ctrl-C or a signal asked to stop; what is finished is kept, a rerun resumes.
 

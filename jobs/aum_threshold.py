@@ -5,7 +5,6 @@ run/aum_threshold/limit-0.json              the area below which its examples ar
 run/quantities/aum_threshold/               mean areas and flags, a table for each partition
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from curate.config import parse, plain
 from curate.data.example import KEY
-from curate.data.files import fingerprint, read_json, write_json
+from curate.data.files import fingerprint, read_json, remove_folder, write_json
 from curate.data.files import replace as replace_file
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
@@ -201,8 +200,8 @@ def train_work(payload: dict[str, Any]) -> dict[str, Any]:
     output.write(lambda path: path.write_text(f"{facts['steps']}\n"), mark, **facts)
     for entry in list_checkpoints(root):
         if entry.seed == number:
-            shutil.rmtree(entry.path, ignore_errors=True)
-    shutil.rmtree(files.state.parent, ignore_errors=True)
+            remove_folder(entry.path)
+    remove_folder(files.state.parent)
     return facts
 
 

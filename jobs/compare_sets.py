@@ -17,7 +17,7 @@ import xxhash
 
 from curate.config import parse, resolve
 from curate.data.example import TRAIN
-from curate.data.files import read_json
+from curate.data.files import discard, read_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_table, write_table
@@ -53,7 +53,7 @@ def make_sets(making: Making) -> list[Task]:
     if not output.is_done(making.fingerprint):
         plans = _plans(making)
         values, ranks = to_values(plans)
-        output.mark_path.unlink(missing_ok=True)
+        discard(output.mark_path)
         Output(_ranks_path(run)).write(lambda path: _save(path, ranks), making.fingerprint)
         text = json.dumps(values, ensure_ascii=False) + "\n"
         output.write(lambda path: path.write_text(text, encoding="utf-8"), making.fingerprint)

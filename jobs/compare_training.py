@@ -5,7 +5,6 @@ nothing but their data.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from curate.data.example import KEY
+from curate.data.files import remove_folder
 from curate.data.partitions import Partition
 from curate.data.tables import read_examples, write_table
 from curate.errors import DivergedError, InputError
@@ -100,7 +100,7 @@ def train_arm(payload: dict[str, Any]) -> dict[str, Any]:
         lambda path: path.write_text(text, encoding="utf-8"), run.files.fingerprint, seconds=seconds
     )
     if not run.shop.settings.compare.keep_models:
-        shutil.rmtree(run.files.root, ignore_errors=True)
+        remove_folder(run.files.root)
     return {"steps": value["steps"], "seconds": seconds}
 
 

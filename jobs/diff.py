@@ -35,6 +35,7 @@ from jobs.diff_shards import Folder, compare_shards, open_folder
 from jobs.opening import flat, load_settings, saved_values
 from jobs.plan_tables import read_summary
 from jobs.settings import Settings
+from jobs.store import at_hand
 from jobs.write_tasks import is_planned
 
 _TEXT_CHARS = 2000
@@ -96,6 +97,7 @@ def difference(a: Path, b: Path, *, examples: int = 3) -> Difference:
             compared by.
         CurateError: tables of a run are damaged or do not belong together.
     """
+    a, b = (at_hand(path, shards=True) for path in (a, b))
     runs = [_planned(path) for path in (a, b)]
     if runs[0] is not None and runs[1] is not None:
         return _of_plans((a, runs[0]), (b, runs[1]), examples)

@@ -9,6 +9,7 @@ import polars as pl
 from safetensors.numpy import load_file
 
 from curate.data.example import KEY
+from curate.data.files import replace
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.tables import read_examples, write_table
@@ -45,7 +46,8 @@ def groups_work(payload: dict[str, Any]) -> dict[str, Any]:
     facts = _facts(work, firsts, rows)
     rows_output(work.run).write(lambda path: save_array(path, rows), work.stamp, **facts)
     summary = json.dumps(facts, indent=1) + "\n"
-    (rows_output(work.run).path.parent / "summary.json").write_text(summary, encoding="utf-8")
+    place = rows_output(work.run).path.parent / "summary.json"
+    replace(place, lambda path: path.write_text(summary, encoding="utf-8"))
     return {"rows": len(rows)}
 
 

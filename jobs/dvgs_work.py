@@ -4,7 +4,6 @@ Shapes: N examples of a partition, S evaluated steps.
 """
 
 import logging
-import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from curate.config import parse
 from curate.data.example import KEY
-from curate.data.files import read_json, replace_folder
+from curate.data.files import read_json, remove_folder, replace_folder
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.tables import read_examples, write_table
@@ -102,7 +101,7 @@ def record_work(payload: dict[str, Any]) -> Receipt:
         mark,
         **facts,
     )
-    shutil.rmtree(recording.state.parent, ignore_errors=True)
+    remove_folder(recording.state.parent)
     return facts
 
 

@@ -11,7 +11,6 @@ Shapes: N training examples of the run, Q queries.
 """
 
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -24,6 +23,7 @@ import polars as pl
 import torch
 
 from curate.data.example import KEY
+from curate.data.files import remove_folder
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import read_examples, read_table, write_table
@@ -144,7 +144,7 @@ def train_subset(payload: dict[str, Any]) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 3)
     output.write(lambda path: write_table(table, path), mark, rows=table.height, steps=steps,
                  seconds=seconds, diverged=diverged)  # fmt: skip
-    shutil.rmtree(_checkpoints(output), ignore_errors=True)
+    remove_folder(_checkpoints(output))
     return {"steps": steps, "seconds": seconds}
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from curate.config import parse
 from curate.data.convert import convert, converted, damage_detail
 from curate.data.example import Source
-from curate.data.files import fingerprint
+from curate.data.files import discard, fingerprint, size_of
 from curate.data.index import (
     Rules,
     content_digest,
@@ -77,7 +77,7 @@ def index_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
     for task in tasks:
         # An examples table of the data as it was must not meet the new list of partitions.
         if not task.is_done() or not _has_quarantine(run, task):
-            task.output.mark_path.unlink(missing_ok=True)
+            discard(task.output.mark_path)
     _remove_old(run, inventory)
     save_partitions(run.root / "examples" / "partitions.json", inventory.partitions)
     _write_unreadable(run, inventory)
@@ -214,4 +214,4 @@ def _write_unreadable(run: RunFolder, inventory: Inventory) -> None:
 def _has_quarantine(run: RunFolder, task: Task) -> bool:
     """Whether the rows that a finished partition set aside are still there."""
     mark = task.output.mark() or {}
-    return not mark.get("bad") or quarantine_output(run, task.name).path.exists()
+    return not mark.get("bad") or size_of(quarantine_output(run, task.name).path) is not None

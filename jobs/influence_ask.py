@@ -41,6 +41,7 @@ from jobs.influence_top import HELPS, candidates, merged
 from jobs.influence_work import Family
 from jobs.opening import load_settings
 from jobs.settings import Settings
+from jobs.store import at_hand
 from scorers.influence import Influence
 
 _TEXT_CHARS = 2000
@@ -104,7 +105,7 @@ def ask(
         raise ConfigError(
             f"{examples!r} examples cannot be listed", fix="give a whole number from 1 up"
         )
-    settings = load_settings(root)
+    settings = load_settings(at_hand(root))
     run, options = RunFolder(Path(settings.run)), options_of(settings)
     if domain is not None:
         check_domain(run, domain)

@@ -12,6 +12,7 @@ from curate.data.file_names import (
     known_format,
     split_glob,
 )
+from curate.data.mirror import copy_of
 from curate.data.storage import is_local
 from curate.errors import ConfigError
 from jobs.settings import Settings
@@ -36,6 +37,7 @@ def refuse_nesting(settings: Settings) -> None:
         ConfigError: names the source and both places.
     """
     root = Path(settings.run).expanduser().resolve()
+    mirror = copy_of(root)
     sources = {f"sources.{name}": source for name, source in settings.sources.items()}
     if settings.target is not None:
         sources["target"] = settings.target
@@ -45,9 +47,20 @@ def refuse_nesting(settings: Settings) -> None:
             place = path.removeprefix("file://")
             if is_local(place):
                 _check(root, name, place, source)
+            elif mirror is not None:
+                own = _as_path(mirror.address)
+                _check(own, name, _as_path(place).as_posix(), source, shown=(place, mirror.address))
 
 
-def _check(root: Path, name: str, path: str, source: Source) -> None:
+def _as_path(address: str) -> Path:
+    """A place that lies in another where the one address does; there is nothing there."""
+    return Path("/") / address.replace("://", ":/")
+
+
+def _check(
+    root: Path, name: str, path: str, source: Source, *, shown: tuple[str, str] | None = None
+) -> None:
+    said, home = shown or (path, str(root))
     full = Path(path).expanduser().absolute()
     prefix, pattern = full.as_posix(), ""
     if is_glob(path) and not full.exists():
@@ -55,7 +68,7 @@ def _check(root: Path, name: str, path: str, source: Source) -> None:
     place = Path(prefix or "/").resolve()
     if place.is_relative_to(root):
         raise ConfigError(
-            f"{name}.path {path} lies in the run folder {root}",
+            f"{name}.path {said} lies in the run folder {home}",
             fix="move the data out of the run folder, or choose another one with --out",
         )
     if not root.is_relative_to(place):
@@ -63,7 +76,7 @@ def _check(root: Path, name: str, path: str, source: Source) -> None:
     written = [(root.relative_to(place) / file).as_posix() for file in _WRITTEN]
     if any(_takes(file, pattern, source) for file in written):
         raise ConfigError(
-            f"the run folder {root} lies in its own data, {name}.path {path}: what the run writes"
+            f"the run folder {home} lies in its own data, {name}.path {said}: what the run writes"
             " would be read as data the next time",
             fix="choose a run folder elsewhere with --out, or files with a glob that leaves it out",
         )

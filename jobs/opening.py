@@ -1,8 +1,6 @@
 """Opening a run folder: is it ours, is it free, what has changed since it was made."""
 
-import fcntl
 import logging
-import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,16 +10,17 @@ from typing import Any
 from curate.config import plain, read_yaml_file, to_yaml
 from curate.data import files
 from curate.data.layout import RunFolder
+from curate.data.mirror import shown_place
 from curate.errors import InputError, OutputError, RunFolderError
 from jobs.all_stages import affected, stages_for
 from jobs.domains_use import follow
+from jobs.locking import LOCK, local_holder, locked
 from jobs.nesting import refuse_nesting
 from jobs.resolving import resolved
 from jobs.settings import Settings, parse_settings
+from jobs.store import here, holding_store, store_owner
 
 log = logging.getLogger(__name__)
-
-_LOCK = ".lock"
 
 
 @contextmanager
@@ -40,6 +39,7 @@ def open_run(settings: Settings, *, command: str = "run") -> Generator[Settings]
         ConfigError: it lies in its own data.
         OutputError: it cannot be made.
     """
+    settings = here(settings)
     run = RunFolder(Path(settings.run).expanduser().absolute())
     refuse_nesting(settings)
     check_folder(run.root)
@@ -50,11 +50,11 @@ def open_run(settings: Settings, *, command: str = "run") -> Generator[Settings]
             f"the run folder {run.root} cannot be made: {error.strerror}",
             fix="choose another one with --out",
         ) from error
-    with _locked(run.root):
+    with locked(run.root, command), holding_store(run.root):
         files.remove_temporaries(run.root)
         old = saved_values(run.root)
         full = resolved(settings, old=old)
-        values = plain(full)
+        values = {**plain(full), "run": shown_place(run.root)}
         for line in changes(old, full, command=command):
             log.info("%s", line)
         if values != old:
@@ -75,7 +75,7 @@ def check_folder(root: Path) -> None:
         return
     if not root.is_dir():
         raise RunFolderError(f"{root} is a file, not a run folder", fix="choose another --out")
-    names = {path.name for path in root.iterdir() if not files.is_temporary(path)} - {_LOCK}
+    names = {path.name for path in root.iterdir() if not files.is_temporary(path)} - {LOCK}
     if names and saved_values(root) is None:
         raise RunFolderError(
             f"{root} is not empty and holds no run of curate (it has {sorted(names)[0]})",
@@ -113,18 +113,11 @@ def load_settings(root: Path) -> Settings:
 
 
 def holder(root: Path) -> str | None:
-    """Which process works in the run folder now, or None; takes nothing from it."""
-    try:
-        handle = os.open(root / _LOCK, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.read(handle, 100).decode(errors="replace").strip()
-    finally:
-        os.close(handle)
-    return None
+    """Which process works in the run folder now, or None; takes nothing from it.
+
+    Of a run in a store, which client does, on any machine.
+    """
+    return local_holder(root) or store_owner(root)
 
 
 def changes(old: Mapping[str, Any] | None, new: Settings, *, command: str = "run") -> list[str]:
@@ -169,29 +162,3 @@ def _shown(value: Any) -> str:
 def _listed(names: list[str]) -> str:
     head = f"{', '.join(names[:-1])} and " if len(names) > 1 else ""
     return f"{head}{names[-1]} {'are' if len(names) > 1 else 'is'}"
-
-
-@contextmanager
-def _locked(root: Path) -> Generator[None]:
-    """Hold `root/.lock`; the system lets go of it when the process ends, however it ends."""
-    try:
-        handle = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise OutputError(
-            f"nothing can be written into the run folder {root}: {error.strerror}",
-            fix="make it writable, or choose another folder with --out",
-        ) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(handle, 100).decode(errors="replace").strip()
-            raise RunFolderError(
-                f"{root} is in use by another process ({owner or 'unknown'})",
-                fix="wait until it has finished, or choose another folder with --out",
-            ) from error
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-        yield
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate.config import plain
-from curate.data.files import fingerprint, misshapen, read_document
+from curate.data.files import discard, fingerprint, misshapen, read_document
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
 from curate.data.partitions import Output, Partition, remove_strays
@@ -238,7 +238,7 @@ def _make(work: _Work, tables: Tables) -> dict[str, Thresholds]:
     plans = {**own, **beside}
     values, ranks = to_values(plans)
     ranks_output, thresholds = _ranks_output(work.run), _thresholds_output(work.run)
-    thresholds.mark_path.unlink(missing_ok=True)
+    discard(thresholds.mark_path)
 
     def save(path: Path) -> None:
         with path.open("wb") as file:  # a name without .npy would get one

@@ -1,7 +1,6 @@
 """Proxy runs that are fitted together: what each has read and lost, and those that diverged."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from curate.data.files import remove_folder
 from curate.errors import DivergedError, InputError, counted
 from jobs.proxy_work import result_output, train_proxy
 from mixers.laws import Floats
@@ -29,7 +29,7 @@ def train_run(payload: dict[str, Any]) -> dict[str, Any]:
         result_output(folder).write(
             lambda path: path.write_text(text, encoding="utf-8"), str(payload["fingerprint"])
         )
-        shutil.rmtree(folder / "resume", ignore_errors=True)
+        remove_folder(folder / "resume")
         return {"diverged": 1}
 
 

@@ -1,7 +1,6 @@
 """One proxy run as a task: the model, its data and a rule, to the end, from where it stopped."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from curate.config import parse, plain
-from curate.data.files import fingerprint, replace_folder
+from curate.data.files import fingerprint, remove_folder, replace_folder
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output
 from curate.errors import ConfigError
@@ -264,7 +263,7 @@ def train_together(payload: dict[str, Any]) -> dict[str, Any]:
     if payload["facts"] is not None:
         facts = load(payload["facts"])(payload, facts)
     write_result(folder, facts, mark)
-    shutil.rmtree(files.state.parent, ignore_errors=True)
+    remove_folder(files.state.parent)
     files.progress.unlink(missing_ok=True)
     return {"steps": proxy.steps}
 

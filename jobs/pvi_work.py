@@ -6,7 +6,6 @@ Shapes: N examples of a partition.
 import json
 import logging
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from curate.data.example import KEY, TRAIN
-from curate.data.files import read_json
+from curate.data.files import read_json, remove_folder
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples, read_table, write_table
@@ -133,8 +132,8 @@ def train_work(payload: dict[str, Any]) -> dict[str, Any]:
     done_output(shop.run, model, seed).write(_json_writer(done), mark, **facts)
     for entry in saved:  # the others have nothing to say
         if entry.name != chosen.name:
-            shutil.rmtree(entry.path, ignore_errors=True)
-    shutil.rmtree(files.state.parent, ignore_errors=True)
+            remove_folder(entry.path)
+    remove_folder(files.state.parent)
     return facts
 
 

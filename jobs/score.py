@@ -44,6 +44,7 @@ from jobs.score_columns import column_tasks, column_work
 from jobs.score_estimate import estimate
 from jobs.score_summary import counts_of_passes, describe_scores, sayings
 from jobs.settings import Settings, task_settings
+from jobs.store import at_hand
 
 __all__ = [
     "lengths_run",
@@ -251,6 +252,7 @@ def _check_tables(chosen: Iterable[Chosen], settings: Settings) -> None:
 
 def _reuse(passes: Sequence[Task], runs: Sequence[Path]) -> int:
     """Take finished passes from other runs by their fingerprint; returns how many."""
+    runs = [at_hand(root) for root in runs]
     for root in runs:
         if not (root / "manifest.json").is_file():
             raise InputError(f"--reuse {root}: there is no run", fix="name a run folder")

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
+from curate.data.mirror import shown_place
 from curate.data.tables import read_table
 from curate.errors import CurateError
 from jobs.all_stages import Stage, failures, stages_for, state_of
 from jobs.live import Live, read_live
+from jobs.locking import read_owner
 from jobs.opening import holder, load_settings
 from jobs.settings import Settings
+from jobs.store import at_hand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +52,11 @@ def run_status(root: Path) -> Status:
     Raises:
         RunFolderError: there is no run at `root`.
     """
+    root = at_hand(root, data=False)
     settings = load_settings(root)
     owner, now = at_work(root)
     return Status(
-        run=settings.run,
+        run=shown_place(settings.run),
         in_use_by=owner,
         now=now,
         stages=[_stage(stage, settings) for stage in _stages(settings)],
@@ -66,9 +70,12 @@ def at_work(root: Path) -> tuple[str | None, list[Live]]:
     What a process that died has left behind is not told: nobody holds the folder then.
     """
     owner = holder(root)
-    found = [] if owner is None else read_live(root)
-    # It may have ended between the two, or another one may have begun.
-    return (owner, found) if owner == holder(root) else (None, [])
+    if owner is None:
+        return None, []
+    found, who = read_live(root), read_owner(root)
+    if who is not None:
+        found = [live for live in found if (live.process, live.host) == (who.pid, who.host)]
+    return owner, found
 
 
 def _stages(settings: Settings) -> list[Stage]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from curate.data.example import HELD_OUT, KEY, TRAIN
-from curate.data.files import read_json, replace, write_json
+from curate.data.files import discard, read_json, remove_folder, replace, write_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_examples, read_table, write_table
@@ -111,7 +111,7 @@ def train_seed(payload: dict[str, Any]) -> dict[str, Any]:
     saved = [facts_of(c) for c in list_checkpoints(shop.run.checkpoints) if c.seed == seed]
     done: dict[str, Any] = {"schema_version": 1, "seed": seed, **facts, "checkpoints": saved}
     done_output(shop.run, seed).write(_json_writer(done), mark, **facts)
-    shutil.rmtree(files.state.parent, ignore_errors=True)
+    remove_folder(files.state.parent)
     return facts
 
 
@@ -219,9 +219,10 @@ def begin(folder: Path, mark: str) -> None:
     if saved is not None and saved.get("fingerprint") == mark:
         _sweep(folder)
         return
-    identity.unlink(missing_ok=True)  # first: half a removal must not look like a run of ours
+    discard(identity)  # first: half a removal must not look like a run of ours
+    remove_folder(folder)
     if folder.exists():
-        shutil.rmtree(folder)
+        shutil.rmtree(folder)  # fails where the first did
     write_json(identity, {"schema_version": 1, "fingerprint": mark})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from curate.config import parse
 from curate.data.files import digest_file, read_document
 from curate.data.layout import RunFolder
+from curate.data.mirror import shown_place
 from curate.data.partitions import Output
 from curate.data.shard_checks import Planned
 from curate.data.shard_curriculum import Phasing, find_phasing, read_phased
@@ -16,6 +17,7 @@ from curate.data.shard_settings import Curriculum
 from curate.data.shard_weights import Tally, Way, weigh
 from curate.errors import InputError
 from jobs.opening import saved_values
+from jobs.store import at_hand
 from jobs.write_curriculum import find_ordering
 from jobs.write_tasks import is_planned
 
@@ -40,17 +42,19 @@ def verify_shards(folder: Path, *, quick: bool = False) -> dict[str, Any]:
         DamageError: files are missing, changed or too many; all are named.
         CurateError: the shards are incomplete.
     """
+    folder = at_hand(folder, shards=True)
     is_run = folder.is_dir() and saved_values(folder) is not None
     if not is_run:
         inside = (folder / "shards").is_dir() and not (folder / "data").is_dir()
-        return check_shards(folder / "shards" if inside else folder, quick=quick)
+        found = check_shards(folder / "shards" if inside else folder, quick=quick)
+        return {**found, "folder": shown_place(found["folder"])}
     outputs = finished(folder)
     problems = [
         f"{output.path.relative_to(folder).as_posix()}: {problem}"
         for output in outputs
         if (problem := _problem(output)) is not None
     ]
-    found: dict[str, Any] = {"folder": str(folder), "files": len(outputs)}
+    found: dict[str, Any] = {"folder": shown_place(folder), "files": len(outputs)}
     if digests := _checkpoints(folder):
         found["checkpoints"] = len(digests)
         problems += _changed_weights(folder, digests)

@@ -16,9 +16,10 @@ import pyarrow as pa
 from curate.data.card import card
 from curate.data.card_columns import lost_weights
 from curate.data.card_configs import load_lines
-from curate.data.files import digest_file
+from curate.data.files import digest_file, discard, remove
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
+from curate.data.mirror import shown_place
 from curate.data.partitions import Output
 from curate.data.recipe import Asked, Written, files_of, manifest, mixture
 from curate.data.recipes import recipes
@@ -83,7 +84,7 @@ def write_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) ->
     due = [task for task in work.tasks if not is_whole(run, task)]
     had_stale = bool(stale_files(run, work))
     if due or had_stale:
-        (run.shards / "manifest.json").unlink(missing_ok=True)
+        discard(run.shards / "manifest.json")
     for task in due:
         task.output.remove()
     if due and work.tokens is not None:
@@ -189,7 +190,7 @@ def _remove(stale: Sequence[Path]) -> None:
         if path.suffix == ".json":
             Output(path).remove()
             continue
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _warn_of_weights(written: Written) -> None:
@@ -216,7 +217,7 @@ def _write_documents(run: RunFolder, settings: Settings, written: Written, work:
     shards = {file for s in (*written.shards, *written.others) for file, _ in files_of(s)}
     for file in list_files(run.shards):  # beside shards of formats that are written no more
         if file not in shards | texts.keys() and (is_shard(file) or file.startswith("recipes/")):
-            (run.shards / file).unlink()
+            remove(run.shards / file)
     remove_empty_folders(run.shards)
     files = {file: text_digest(text) for file, text in texts.items()}
     write_text(run.shards / "manifest.json", _json(manifest(written, files=files)))
@@ -282,12 +283,12 @@ def _summary(run: RunFolder, written: Written) -> dict[str, Any]:
         for key, sums in (("rows", rows), ("tokens", tokens), ("bytes", sizes)):
             entry[key] += sums[component]
     return {
-        "folder": str(run.shards),
+        "folder": shown_place(run.shards),
         "shards": len(written.shards),
         "rows": written.total("rows"),
         "tokens": written.total("tokens") if written.tokenizer is not None else None,
         "unit": written.unit,
         "bytes": written.size_bytes,
         "domains": domains,
-        "load": load_lines(written, json.dumps(str(run.shards), ensure_ascii=False)),
+        "load": load_lines(written, json.dumps(shown_place(run.shards), ensure_ascii=False)),
     }

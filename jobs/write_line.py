@@ -4,7 +4,6 @@ What is dealt lies in `shards.work/` until all shards are there.
 """
 
 import base64
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from curate.data.files import fingerprint, misshapen, read_document, write_json
+from curate.data.files import fingerprint, misshapen, read_document, remove_folder, write_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
 from curate.data.shard_curriculum import unpack_phasing
@@ -132,7 +131,7 @@ def prepare(run: RunFolder, line: Line, deals: Sequence[Task]) -> None:
 
 def remove_dealt(run: RunFolder) -> None:
     """After the second pass: its shards are there."""
-    shutil.rmtree(_work(run), ignore_errors=True)
+    remove_folder(_work(run))
 
 
 def deal_work(payload: dict[str, Any]) -> Receipt:

@@ -9,7 +9,7 @@ from typing import Any
 import xxhash
 
 from curate.config import plain
-from curate.data.files import fingerprint, misshapen, read_document
+from curate.data.files import fingerprint, misshapen, read_document, size_of
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.recipe import files_of
@@ -193,7 +193,7 @@ def is_whole(run: RunFolder, task: Task) -> bool:
         ]
     except (InputError, TypeError, KeyError):  # a damaged receipt vouches for nothing
         return False
-    return all(path.is_file() and path.stat().st_size == size for path, size in places)
+    return all(size_of(path) == size for path, size in places)
 
 
 def shards_of(task: Task) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ only transformers knows of a tokenizer; then workers need neither transformers n
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import xxhash
 
 from curate.data.columns import resolve_columns
 from curate.data.example import Source
-from curate.data.files import read_document, replace_folder, write_json
+from curate.data.files import read_document, remove_folder, replace_folder, write_json
 from curate.data.layout import RunFolder
 from curate.data.reading import stored_schema
 from curate.data.shard_formats.tokenising import SPECIAL, TOKENIZER, check
@@ -92,7 +91,7 @@ def save_shard_tokenizer(run: RunFolder, found: ShardTokenizer) -> None:
     write_json(run.root / _FOLDER / _STAMP, {"stamp": found.stamp, "digest": found.digest})
     for other in (run.root / _FOLDER).iterdir():
         if other.is_dir() and other != found.folder:
-            shutil.rmtree(other)
+            remove_folder(other)
 
 
 def _resolved(run: RunFolder, settings: Settings) -> dict[str, Source]:

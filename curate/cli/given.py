@@ -7,9 +7,11 @@ from typing import Any, cast
 
 from curate.cli.options import Common
 from curate.config import Raw, gather, put
+from curate.data.mirror import address_in
 from curate.errors import ConfigError, InputError
 from jobs.opening import saved_values
 from jobs.settings import Settings, parse_settings
+from jobs.store import at_hand, here, is_run_at
 
 _COLUMNS = ("text", "label", "domain")
 _TARGET_FIELDS = ("text", "prompt", "response", "messages", "chosen", "rejected", "features",
@@ -23,7 +25,7 @@ def read_settings(command: str, common: Common) -> tuple[Settings, Raw]:
         InputError: there is nothing at the given path.
         ConfigError: a setting or an option is wrong.
     """
-    given = Path(common.config).expanduser()
+    given = _folder_of(command, common.config)
     paths = list(common.files or [])
     guesses: dict[str, Any] = {}
     home: Path | None = None
@@ -50,7 +52,17 @@ def read_settings(command: str, common: Common) -> tuple[Settings, Raw]:
         put(raw, "run", str(home), str(home))
     for key, value in _options(common, raw).items():
         put(raw, key, value, "option")
-    return parse_settings(raw.values, origins=raw.origins), raw
+    return here(parse_settings(raw.values, origins=raw.origins)), raw
+
+
+def _folder_of(command: str, given: str) -> Path:
+    """The path that was given, or the working copy of the run at an address."""
+    path = Path(given).expanduser()
+    if address_in(given) is None or path.suffix in (".yaml", ".yml"):
+        return path
+    if command == "score" and not is_run_at(given):  # data
+        return path
+    return at_hand(given, data=False)
 
 
 def _options(common: Common, raw: Raw) -> dict[str, Any]:
@@ -58,7 +70,7 @@ def _options(common: Common, raw: Raw) -> dict[str, Any]:
     values = raw.values
     found: dict[str, Any] = {}
     if common.out is not None:
-        found["run"] = str(common.out)
+        found["run"] = address_in(common.out) or str(common.out)
     if common.workers is not None:
         found |= {"cluster.kind": "local", "cluster.workers": common.workers}
     if common.device is not None:

@@ -13,6 +13,7 @@ from curate.cli.colour import Paint, show
 from curate.cli.imports import foreign_packages, rivals
 from curate.cli.reporter import print_json, start_logging
 from curate.cli.text import table
+from curate.data.mirror import address_in
 from curate.data.shard_folder import DamageError
 from curate.errors import ConfigError, CurateError, counted, on_one_line
 
@@ -63,7 +64,8 @@ def print_verification(shards: Path, *, quick: bool, as_json: bool) -> None:
     except CurateError as error:
         if as_json:
             problems = error.problems if isinstance(error, DamageError) else []
-            result = {"folder": str(shards), "whole": False, "what": error.what}
+            place = address_in(shards) or str(shards)
+            result = {"folder": place, "whole": False, "what": error.what}
             print_json("verify", {**result, "problems": problems})
         raise
     if as_json:
@@ -75,7 +77,7 @@ def print_verification(shards: Path, *, quick: bool, as_json: bool) -> None:
             if isinstance(value, int)
         )
         looked = _not_looked(result, quick=quick)
-        where = on_one_line(str(shards))
+        where = on_one_line(address_in(shards) or str(shards))
         show(lambda paint, _: [f"{where} is {paint('whole', 'green')}: {facts}{looked}"])
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import xxhash
 
+from curate.data.mirror import forget, forget_folder, held, sending, sending_folder
+from curate.data.pulse import beat
 from curate.errors import InputError, OutputError
 
 _CHUNK_BYTES = 1 << 20
@@ -63,9 +65,10 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
         for path in sorted(temporary.rglob("*")):
             _flush(path)
         _flush(temporary)
-        if target.exists():  # a folder with files in it cannot be renamed over
-            shutil.rmtree(target)
-        temporary.rename(target)
+        with sending_folder(temporary, target):
+            if target.exists():  # a folder with files in it cannot be renamed over
+                shutil.rmtree(target)
+            temporary.rename(target)
         _flush(target.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -106,19 +109,42 @@ def remove_temporaries(root: Path) -> int:
 
 
 def publish(temporary: Path, target: Path, *, flush: bool = True) -> None:
-    """Flush a finished file to disk, then give it its name."""
+    """Flush a finished file to disk, then give it its name; in a store it has it before."""
     if flush:
         _flush(temporary)
-    temporary.replace(target)
+    with sending(temporary, target):
+        temporary.replace(target)
+    beat()
     if flush:
         _flush(target.parent)
 
 
 def discard(path: Path) -> None:
     """Remove a file, where there is one, so that it does not come back after a power cut."""
+    forget(path)
     if path.exists():
         path.unlink()
         _flush(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, where there is one."""
+    forget(path)
+    path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all below it, where there is one."""
+    forget_folder(path)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file, whether it is here or only in the store; None where there is none."""
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return held(path)
 
 
 def write_json(target: Path, value: Mapping[str, Any] | list[Any], *, flush: bool = True) -> None:

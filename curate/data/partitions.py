@@ -18,9 +18,12 @@ from curate.data.files import (
     discard,
     misshapen,
     read_document,
+    remove,
     replace,
+    size_of,
     write_json,
 )
+from curate.data.mirror import held_below
 from curate.errors import InputError
 
 
@@ -85,7 +88,7 @@ class Output:
             mark = read_document(self.mark_path, fingerprint=str, digest=str, size_bytes=int)
         except InputError:  # torn by a power cut: marks are not flushed, since tables are
             return None
-        return mark if self.path.exists() else None
+        return mark if size_of(self.path) is not None else None
 
     def is_done(self, fingerprint: str) -> bool:
         """Whether the file was made, whole, from just what `fingerprint` stands for."""
@@ -93,7 +96,7 @@ class Output:
         return (
             mark is not None
             and mark["fingerprint"] == fingerprint
-            and mark["size_bytes"] == self.path.stat().st_size
+            and mark["size_bytes"] == size_of(self.path)
         )
 
     def write(
@@ -124,7 +127,7 @@ class Output:
     def remove(self) -> None:
         """Take the file and its mark away, the mark first."""
         discard(self.mark_path)
-        self.path.unlink(missing_ok=True)
+        remove(self.path)
 
 
 def remove_strays(folder: Path, names: set[str]) -> int:
@@ -136,7 +139,8 @@ def remove_strays(folder: Path, names: set[str]) -> int:
         How many were removed.
     """
     kinds = ("parquet", "npy", "vectors")
-    paths = [path for kind in kinds for path in folder.glob(f"part-*.{kind}")]
+    paths = {path for kind in kinds for path in folder.glob(f"part-*.{kind}")}
+    paths |= {p for p in held_below(folder) if p.parent == folder and p.match("part-*")}
     strays = [path for path in paths if path.stem not in names]
     for path in strays:
         Output(path).remove()

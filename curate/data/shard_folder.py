@@ -10,6 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from curate.data.files import digest_file, read_json, replace
+from curate.data.mirror import held_below
 from curate.data.recipe import SCHEMA_VERSION, files_of
 from curate.data.shard_checks import Planned, check_contents
 from curate.data.shard_formats import FORMATS, open_format
@@ -50,7 +51,8 @@ def list_files(folder: Path) -> list[str]:
     Hidden folders and files at the top are left out: `.git`, `.cache`, `.gitattributes` come with
     pushing the folder.
     """
-    found = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
+    below = {path for path in folder.rglob("*") if not path.is_dir()} | set(held_below(folder))
+    found = [path.relative_to(folder) for path in below]
     return sorted(
         path.as_posix()
         for path in found

@@ -1,5 +1,6 @@
 """Where the bytes of inputs are: local files, and other stores through fsspec."""
 
+import errno
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from curate.errors import CurateError, InputError, MissingDependencyError
+from curate.errors import CurateError, InputError, MissingDependencyError, StoreLostError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 """Last suffix of a file -> codec that Arrow reads as a stream."""
@@ -18,8 +19,8 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _DRIVERS = {
     "s3": "curate-data[s3]",
     "s3a": "curate-data[s3]",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
+    "gs": "curate-data[gs]",
+    "gcs": "curate-data[gs]",
     "hf": "huggingface_hub",
     "abfs": "adlfs",
     "az": "adlfs",
@@ -27,6 +28,9 @@ _DRIVERS = {
 # The first that a store gives: tags of the content before times.
 _TAGS = ("ETag", "etag", "e_tag", "blob_id", "generation", "LastModified", "last_modified",
          "Last-Modified", "mtime", "created")  # fmt: skip
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
+                   "ProfileNotFound", "TokenRetrievalError", "UnauthorizedSSOTokenError",
+                   "DefaultCredentialsError", "RefreshError")  # fmt: skip
 # Stores raise errors of their own libraries, which need not be installed here.
 _STORE_LIBRARIES = (
     "botocore",
@@ -44,8 +48,12 @@ def is_local(address: str) -> bool:
     return "://" not in address
 
 
-def locate(address: str) -> tuple[AbstractFileSystem, str]:
+def locate(address: str, **options: Any) -> tuple[AbstractFileSystem, str]:
     """The file system that `address` belongs to, and the path inside it.
+
+    Args:
+        address: local path or address in a store.
+        **options: of fsspec, for the file system.
 
     Raises:
         MissingDependencyError: the store's driver is not installed.
@@ -53,7 +61,7 @@ def locate(address: str) -> tuple[AbstractFileSystem, str]:
     """
     protocol = address.partition("://")[0] if "://" in address else "file"
     try:
-        return url_to_fs(address)
+        return url_to_fs(address, **options)
     except ImportError as error:
         package = _DRIVERS.get(protocol, f"an fsspec driver for {protocol}")
         raise MissingDependencyError(
@@ -86,6 +94,40 @@ def store_errors(address: str) -> Generator[None]:
         if not type(error).__module__.startswith(_STORE_LIBRARIES):
             raise
         raise _unreachable(address, error) from error
+
+
+@contextmanager
+def run_errors(address: str) -> Generator[None]:
+    """The same where a run lies in the store: what may pass is told from what will not.
+
+    Raises:
+        InputError: no credentials, no rights, no bucket.
+        StoreLostError: the store does not answer, or stopped in the middle.
+    """
+    try:
+        yield
+    except CurateError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(
+            f"there is no {address}, or not the bucket it would lie in",
+            fix="make the bucket, or correct the address",
+        ) from error
+    except Exception as error:
+        kind, reason = type(error), f"{type(error).__name__}: {error}"
+        if isinstance(error, PermissionError) or kind.__name__ in _NO_CREDENTIALS:
+            raise InputError(
+                f"{address} may not be used: {reason}",
+                fix="check the store's credentials and their rights",
+            ) from error
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_of_store = isinstance(error, OSError) or kind.__module__.startswith(_STORE_LIBRARIES)
+        if is_full or not is_of_store:
+            raise
+        raise StoreLostError(
+            f"{address} cannot be reached: {reason}",
+            fix="run the same command again; what is finished lies in the store",
+        ) from error
 
 
 def is_damage(error: BaseException) -> bool:

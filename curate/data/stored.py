@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from curate.data.columns import PROBLEM
 from curate.data.layout import RunFolder
+from curate.data.mirror import ensure
 from curate.data.partitions import Partition
 from curate.data.storage import (
     is_damage,
@@ -100,6 +101,7 @@ def open_stored(address: str, stamp: str, *, buffer_bytes: int = 0) -> StoredFil
     """
     with store_errors(address):
         if is_local(address):
+            ensure(Path(address))
             if is_local_stamp(stamp) and local_stamp(Path(address)) != stamp:
                 raise _changed(address)
             handle = Path(address).open("rb")  # noqa: SIM115 - stays open in the cache

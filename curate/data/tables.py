@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 import xxhash
 
 from curate.data.example import KEY
+from curate.data.files import size_of
 from curate.data.layout import RunFolder
+from curate.data.mirror import ensure
 from curate.data.partitions import Output, Partition
 from curate.errors import CurateError, InputError
 
@@ -159,7 +161,7 @@ def read_arrow(path: Path, columns: Sequence[str]) -> pa.Table:
 
 def examples_arrow(run: RunFolder, part: Partition, columns: Sequence[str]) -> pa.Table:
     """`read_examples` as `read_arrow` reads."""
-    if run.clusters.mark() is None and run.examples(part).path.exists():
+    if run.clusters.mark() is None and size_of(run.examples(part).path) is not None:
         return read_arrow(run.examples(part).path, columns)
     table = read_examples(run, part, columns).to_arrow()
     fields = [(name, table.column(name)) for name in columns]
@@ -168,6 +170,7 @@ def examples_arrow(run: RunFolder, part: Partition, columns: Sequence[str]) -> p
 
 
 def _content(path: Path) -> bytes:
+    ensure(path)
     content = path.read_bytes()
     mark = Output(path).mark()
     if mark is not None and mark["digest"] != xxhash.xxh3_128_hexdigest(content):
@@ -181,6 +184,7 @@ def table_columns(path: Path) -> list[str]:
     Raises:
         InputError: it is missing or damaged.
     """
+    ensure(path)
     try:
         return pq.read_schema(path).names
     except (pa.ArrowException, OSError) as error:
@@ -256,6 +260,7 @@ def scan_examples(run: RunFolder) -> pl.LazyFrame:
     if run.clusters.mark() is None:
         return index
     clustered = [_clustered(run, part).path for part in run.partitions()]
+    ensure(*clustered)
     with damage_named(clustered):
         names = index.collect_schema().names()
         domain = pl.scan_parquet(clustered, glob=False).select("domain")
@@ -273,6 +278,7 @@ def scan(run: RunFolder, folder: str) -> pl.LazyFrame:
         InputError: a partition's table is missing: the stage has not finished.
     """
     paths = table_paths(run, folder)
+    ensure(*paths)
     missing = [path for path in paths if not path.exists()]
     if missing or not paths:
         raise InputError(
