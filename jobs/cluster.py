@@ -65,14 +65,14 @@ class Pool:
 
     def forget(self) -> None:
         """Between stages: every process lets go of the models and tables that it has kept."""
-        from jobs.cluster_workers import forget
-
         if self.client is None:
-            forget()
-            return
-        from jobs.cluster_dask import tell_workers
+            from jobs.cluster_workers import forget
 
-        tell_workers(self.client, forget)
+            forget()
+        else:
+            from jobs.cluster_dask import forget_everywhere
+
+            forget_everywhere(self.client)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from curate.errors import (
     TryAgainError,
 )
 from jobs.cluster_settings import Cluster
-from jobs.cluster_workers import Identity, environment, identity
+from jobs.cluster_workers import Identity, environment, forget_here, identity
 
 log = logging.getLogger(__name__)
 
@@ -339,7 +339,7 @@ class LiveWorkers:
         return 0
 
 
-def tell_workers(client: Any, function: Callable[[], Any]) -> None:
-    """Have every worker run something small; nobody waits for those that are busy or gone."""
+def forget_everywhere(client: Any) -> None:
+    """Have every worker let go of its models; nobody waits for those that are busy or gone."""
     with suppress(OSError, TimeoutError):
-        client.run(function, wait=False, on_error="ignore")
+        client.run(forget_here, wait=False, on_error="ignore")

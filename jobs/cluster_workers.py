@@ -99,6 +99,11 @@ def forget() -> None:
         log.debug("memory is not given back: no malloc_trim")
 
 
+async def forget_here() -> None:
+    """`forget`, for Dask: what nobody waits for has to be a coroutine."""
+    forget()
+
+
 def _is_bounded(value: Any) -> bool:
     parameters = getattr(value, "cache_parameters", None)
     return callable(parameters) and _most(parameters()) is not None
