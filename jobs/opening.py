@@ -14,6 +14,7 @@ from curate.data.mirror import shown_place
 from curate.errors import InputError, OutputError, RunFolderError
 from jobs.all_stages import affected, stages_for
 from jobs.domains_use import follow
+from jobs.live import clear_live
 from jobs.locking import LOCK, local_holder, locked
 from jobs.nesting import refuse_nesting
 from jobs.resolving import resolved
@@ -52,6 +53,7 @@ def open_run(settings: Settings, *, command: str = "run") -> Generator[Settings]
         ) from error
     with locked(run.root, command), holding_store(run.root):
         files.remove_temporaries(run.root)
+        clear_live(run.root)
         old = saved_values(run.root)
         full = resolved(settings, old=old)
         values = {**plain(full), "run": shown_place(run.root)}

@@ -6,12 +6,14 @@ import logging
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from curate.errors import OutputError
+from curate.cli.text import duration_text, rate_text
+from curate.errors import OutputError, on_one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -25,6 +27,8 @@ SCHEMA_VERSION = 1
 _OURS = ("curate", "jobs", "scorers", "mixers")
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_DETAILS = 20.0
+_SECONDS_BETWEEN_MARKS = 1.0
+_MARKS = 120
 
 
 class _Stderr(logging.Handler):
@@ -35,7 +39,9 @@ class _Stderr(logging.Handler):
         if record.levelno < logging.WARNING and record.name.split(".")[0] not in _OURS:
             return
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        print(f"{level}{record.getMessage()}", file=sys.stderr)
+        # A message may have lines of its own, as a warning of a library; a name in it may not.
+        lines = (on_one_line(line) for line in record.getMessage().splitlines() or [""])
+        print(level + "\n".join(lines), file=sys.stderr)
 
 
 def start_logging(*, quiet: bool, verbose: bool) -> None:
@@ -46,6 +52,66 @@ def start_logging(*, quiet: bool, verbose: bool) -> None:
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     for name in _OURS:
         logging.getLogger(name).setLevel(level)
+
+
+class _Mark(NamedTuple):
+    """The sums of a stage at some moment."""
+
+    seconds: float
+    ended: float
+    """Tasks that ran now, those at work in part."""
+    rows: int
+    num_tokens: int
+
+
+class Pace:
+    """How fast a stage goes, over its last minutes, so that a slow start is forgotten."""
+
+    def __init__(self) -> None:
+        self._marks = deque([_Mark(0.0, 0.0, 0, 0)], maxlen=_MARKS)
+        self._now = self._marks[0]
+        self._remaining = 0.0
+        self._at = time.monotonic()
+
+    def add(self, progress: "Progress") -> None:
+        """Take in what the loop tells."""
+        if progress.seconds < self._now.seconds:  # tasks of the same name once more
+            self.__init__()
+        ended = progress.done - progress.skipped + progress.part
+        self._now = _Mark(progress.seconds, ended, progress.rows, progress.num_tokens)
+        self._remaining = progress.total - progress.done - progress.failed - progress.part
+        self._at = time.monotonic()
+        if progress.seconds > self._marks[-1].seconds + _SECONDS_BETWEEN_MARKS:
+            self._marks.append(self._now)
+
+    def rates(self) -> list[str]:
+        """Rows and tokens per second, where the tasks of the stage know them."""
+        then, now = self._marks[0], self._now
+        if now.seconds <= then.seconds:
+            return []
+        counts = {"rows/s": now.rows - then.rows, "tokens/s": now.num_tokens - then.num_tokens}
+        return [
+            f"{rate_text(count / (now.seconds - then.seconds))} {unit}"
+            for unit, count in counts.items()
+            if count > 0
+        ]
+
+    def seconds_left(self) -> float | None:
+        """At this pace; None before a task has moved."""
+        then, now = self._marks[0], self._now
+        ended = now.ended - then.ended
+        if ended <= 0 or now.seconds <= then.seconds:
+            return None
+        whole = self._remaining * (now.seconds - then.seconds) / ended
+        return max(0.0, whole - (time.monotonic() - self._at))
+
+    def words(self) -> str:
+        """Rates, and the time left or, at the end, taken."""
+        left = self.seconds_left()
+        ending = [f"in {duration_text(self._now.seconds)}"]
+        if self._remaining > 0:
+            ending = [] if left is None else [f"{duration_text(left)} left"]
+        return ", ".join([*self.rates(), *ending])
 
 
 class Reporter:
@@ -61,11 +127,14 @@ class Reporter:
         self._quiet = quiet
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._paces: dict[str, Pace] = {}
         self._last_line = self._last_detail = time.monotonic()
 
     def __call__(self, progress: "Progress") -> None:
         """One task of a stage has finished, or says how far it is."""
         self.event("progress", **asdict(progress))
+        pace = self._paces.setdefault(progress.stage, Pace())
+        pace.add(progress)
         if self._bars is not None:
             self._advance(self._bars, progress)
         elif self._quiet:
@@ -74,13 +143,17 @@ class Reporter:
             now = time.monotonic()
             if now > self._last_detail + _SECONDS_BETWEEN_DETAILS:
                 self._last_detail = now
-                text = f"{progress.stage}: {progress.name}: {progress.detail}"
-                print(text, file=sys.stderr)
+                said = ", ".join(part for part in (progress.detail, pace.words()) if part)
+                text = f"{progress.stage}: {progress.name}: {said}"
+                print(on_one_line(text), file=sys.stderr)
         else:
             now = time.monotonic()
             if progress.done == progress.total or now > self._last_line + _SECONDS_BETWEEN_LINES:
                 self._last_line = now
-                print(f"{progress.stage}: {progress.done} of {progress.total}", file=sys.stderr)
+                text = f"{progress.stage}: {progress.done} of {progress.total}"
+                text += f", {progress.failed} failed" if progress.failed else ""
+                words = pace.words()
+                print(f"{text}; {words}" if words else text, file=sys.stderr)
 
     def event(self, event: str, **values: Any) -> None:
         """Write one event."""
@@ -92,13 +165,13 @@ class Reporter:
     def _advance(self, bars: "Bars", progress: "Progress") -> None:
         if progress.stage not in self._tasks:
             self._tasks[progress.stage] = bars.add_task(
-                progress.stage, total=progress.total, detail=""
+                progress.stage, total=progress.total, detail="", pace=self._paces[progress.stage]
             )
         bars.update(
             self._tasks[progress.stage],
             completed=progress.done + progress.part,
             total=progress.total,
-            detail=progress.detail,
+            detail=on_one_line(progress.detail),
         )
 
 
@@ -131,18 +204,29 @@ def _open_events(events: str | None, stack: contextlib.ExitStack) -> TextIO | No
 
 
 def make_bars(stream: TextIO) -> "Bars":
-    """A bar for each stage, and behind it what its running task says of itself."""
+    """A bar for each stage, its pace, and what its running task says of itself."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+    from rich.progress import Task as Bar
     from rich.table import Column
+    from rich.text import Text
+
+    class Words(ProgressColumn):
+        """Rates and time left; drawn anew while nothing is told, as the time runs on."""
+
+        max_refresh = 0.5
+
+        def render(self, task: Bar) -> Text:
+            return Text(task.fields["pace"].words())
 
     return Progress(
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
+        TextColumn("{task.description:<10}", markup=False),
+        BarColumn(bar_width=None, table_column=Column(min_width=10, max_width=40, ratio=1)),
         MofNCompleteColumn(),
-        Remaining(),
-        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, ratio=1)),
+        Words(table_column=Column(no_wrap=True)),
+        TextColumn(
+            "{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+        ),
         expand=True,
         console=Console(file=stream),
     )
