@@ -211,11 +211,14 @@ class Cluster:
         return 60 * (default if self.wait_minutes is None else self.wait_minutes)
 
 
+ALL_KEYS = frozenset(field.name for field in fields(Cluster))
+
+
 def keys_of(kind: str) -> frozenset[str]:
     """Settings of `cluster` that fit a kind; of an unknown one all."""
     own = _KEYS.get(kind)
     if own is None:
-        return frozenset(field.name for field in fields(Cluster))
+        return ALL_KEYS
     return frozenset({*_COMMON, *own})
 
 

@@ -71,6 +71,7 @@ def _stage(name: str, text: str) -> None:
         dry_run: o.DryRun = False,
         measure: o.Measure = False,
         workers: o.Workers = None,
+        profile: o.Profile = None,
         device: o.Device = None,
         retry_failed: o.RetryFailed = False,
     ) -> None:
@@ -135,6 +136,7 @@ def score(
     dry_run: o.DryRun = False,
     measure: o.Measure = False,
     workers: o.Workers = None,
+    profile: o.Profile = None,
     device: o.Device = None,
     retry_failed: o.RetryFailed = False,
 ) -> None:
@@ -158,6 +160,7 @@ def mix(
     dry_run: o.DryRun = False,
     measure: o.Measure = False,
     workers: o.Workers = None,
+    profile: o.Profile = None,
     device: o.Device = None,
     retry_failed: o.RetryFailed = False,
 ) -> None:
@@ -185,6 +188,7 @@ def write(
     dry_run: o.DryRun = False,
     measure: o.Measure = False,
     workers: o.Workers = None,
+    profile: o.Profile = None,
     device: o.Device = None,
     retry_failed: o.RetryFailed = False,
 ) -> None:
@@ -221,6 +225,7 @@ def compare(
     dry_run: o.DryRun = False,
     measure: o.Measure = False,
     workers: o.Workers = None,
+    profile: o.Profile = None,
     device: o.Device = None,
     retry_failed: o.RetryFailed = False,
 ) -> None:
@@ -255,6 +260,7 @@ def run(
     dry_run: o.DryRun = False,
     measure: o.Measure = False,
     workers: o.Workers = None,
+    profile: o.Profile = None,
     device: o.Device = None,
     retry_failed: o.RetryFailed = False,
 ) -> None:

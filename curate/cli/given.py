@@ -9,6 +9,7 @@ from curate.cli.options import Common
 from curate.config import Raw, gather, put
 from curate.data.mirror import address_in
 from curate.errors import ConfigError, InputError
+from jobs.cluster_settings import ALL_KEYS, keys_of
 from jobs.opening import saved_values
 from jobs.settings import Settings, parse_settings
 from jobs.store import at_hand, here, is_run_at
@@ -52,6 +53,7 @@ def read_settings(command: str, common: Common) -> tuple[Settings, Raw]:
         put(raw, "run", str(home), str(home))
     for key, value in _options(common, raw).items():
         put(raw, key, value, "option")
+    _drop_of_former_kind(raw)
     return here(parse_settings(raw.values, origins=raw.origins)), raw
 
 
@@ -72,7 +74,9 @@ def _options(common: Common, raw: Raw) -> dict[str, Any]:
     if common.out is not None:
         found["run"] = address_in(common.out) or str(common.out)
     if common.workers is not None:
-        found |= {"cluster.kind": "local", "cluster.workers": common.workers}
+        kind = _at(values, "cluster").get("kind")
+        kept = kind if kind in ("cuda", "slurm") else "local"
+        found |= {"cluster.kind": kept, "cluster.workers": common.workers}
     if common.device is not None:
         found["model.device"] = common.device
     more = common.more
@@ -114,6 +118,23 @@ def _set(raw: Raw, prefix: str) -> dict[str, Any]:
             value = value[part]
         found[key] = value
     return found
+
+
+def _drop_of_former_kind(raw: Raw) -> None:
+    """Where a later place has set another `cluster.kind`, take out what belonged to the former."""
+    cluster = _at(raw.values, "cluster")
+    places = list(raw.origins)  # in the order in which they were set
+    if "cluster.kind" not in places:
+        return
+    own = keys_of(str(cluster.get("kind")))
+    chosen, origin = places.index("cluster.kind"), raw.origins["cluster.kind"]
+    for key in [key for key in cluster if key not in own and key in ALL_KEYS]:
+        below = [name for name in places if f"{name}.".startswith(f"cluster.{key}.")]
+        earlier = [name for name in below if places.index(name) < chosen]
+        if below == earlier and all(raw.origins[name] != origin for name in below):
+            del cluster[key]
+            for name in below:
+                del raw.origins[name]
 
 
 def _scorers(names: Sequence[str], raw: Raw) -> dict[str, Any]:

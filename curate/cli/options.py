@@ -31,7 +31,13 @@ Measure = Annotated[
     bool, typer.Option("--measure", help="With --dry-run: time a few batches, tell hours and disk.")
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Dask worker processes on this machine.")
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Dask workers: processes here, or of the kind that is set."
+    ),
+]
+Profile = Annotated[
+    Path | None, typer.Option("--profile", metavar="FILE", help="Save Dask's report of it (HTML).")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 RetryFailed = Annotated[
@@ -59,6 +65,7 @@ class Common:
     measure: bool
     workers: int | None
     device: str | None
+    profile: Path | None = None
     reuse: list[Path] | None = None
     retry_failed: bool = False
     more: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -62,6 +62,9 @@ def _run_command(command: str, common: Common) -> None:
     if common.dry_run:
         _tell(command, common, settings, raw)
         return
+    from jobs.cluster import check_cluster
+
+    check_cluster(settings.cluster, profile=common.profile)
     with reporting(events=common.events, quiet=common.quiet) as reporter:
         done = _work(command, common, settings, reporter)
     result: dict[str, Any] = {"planned": False, **done}
@@ -104,7 +107,7 @@ def _work(command: str, common: Common, settings: Settings, reporter: Reporter) 
     with open_run(settings, command=command) as full:
         stages = stages_for(full, command)
         reporter.event("start", command=command, run=full.run, stages=[s.name for s in stages])
-        with open_pool(full.cluster) as pool:
+        with open_pool(full.cluster, profile=common.profile) as pool:
             summaries = run_stages(
                 full, stages, pool=pool, listener=reporter, reuse=tuple(common.reuse or ())
             )
