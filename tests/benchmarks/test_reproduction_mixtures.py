@@ -39,6 +39,9 @@ POOL = ("code_csharp", "dialogue", "encyclopedic", "maths", "novels")
 NAMES = (*POOL, "noise")
 TARGET = "code_java"
 PROXY = Proxy(steps=300, sequences=24, length=64, lr=2e-3, held_out=160, resume_every_seconds=600.0)
+"""Of the mixers that look for a mixture."""
+ARMS = replace(PROXY, steps=200)
+"""Of the models that are compared; DGA's is one of them."""
 MIXERS: dict[str, dict[str, Any]] = {
     "doremi": {"reference": {"seeds": list(SEEDS)}},
     "doge": {"seeds": list(SEEDS)},
@@ -50,7 +53,7 @@ DGA: dict[str, Any] = {
     "target_sequences": 16,
     "basis": {name: {name: 1.0} for name in NAMES},
 }
-SETTING = "domains_en, 5 domains and noise; 0.08 M parameters, 300 steps of 24 x 64 bytes"
+SETTING = "domains_en, 5 domains and noise; 0.08 M parameters, 200 steps of 24 x 64 bytes"
 
 
 def rows() -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -78,7 +81,7 @@ class Work:
             self.pool.filter(pl.col("domain") != TARGET).write_parquet(folder / "mix.parquet")
             self.target.write_parquet(folder / "target.parquet")
         settings = self._settings("arms", "pool.parquet", held_out=0.3)
-        self._base, phases = proxy_base(settings, "dga", PROXY, with_target=True)
+        self._base, phases = proxy_base(settings, "dga", ARMS, with_target=True)
         for phase in phases:
             raise_failures(phase.name, run_tasks(phase.name, phase.tasks, phase.work, pool=INLINE))
 
@@ -127,7 +130,7 @@ class Work:
         task = self._base.task(
             f"{name}/seed-{seed}",
             rule="jobs.dga:make_rule" if target else "jobs.proxy_rules:plain",
-            proxy=replace(PROXY, seed=10 + seed),
+            proxy=replace(ARMS, seed=10 + seed),
             options=options,
             target_parts=target,
         )
