@@ -120,7 +120,7 @@ def _example(example: "Shown", paint: Paint, width: int | None) -> str:
     room = _PLACE_CHARS if width is None else max(16, min(_PLACE_CHARS, width // 3))
     place = preview(f"{example.source}/{example.file}:{example.row}", width=room)
     place += " " * (room - cells(place))
-    rest = _TEXT_CHARS if width is None else max(16, width - _BEFORE_PLACE - room)
+    rest = _TEXT_CHARS if width is None else max(8, width - _BEFORE_PLACE - room)
     reason = f"{on_one_line(example.reason or ''):<15}"
     reason = paint(reason, _REASONS.get(example.reason or "", "red"))
     score = paint(f"{example.score:<8.4g}", "bold")

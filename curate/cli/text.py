@@ -39,7 +39,8 @@ def table(
     rows = [[on_one_line(cell) for cell in row] for row in rows]
     widths = [max(cells(row[i]) for row in rows) for i in range(len(rows[0]))]
     if width is not None:
-        _narrow(widths, right, width)
+        titles = [max(_NARROWEST_COLUMN, cells(title)) for title in rows[0]]
+        _narrow(widths, titles, [i for i in range(len(widths)) if i not in right], width)
 
     def line(number: int, columns: Sequence[int]) -> str:
         shown: list[str] = []
@@ -87,15 +88,14 @@ def _cut(text: str, width: int) -> str:
     return f"{head}...{tail}"
 
 
-def _narrow(widths: list[int], right: frozenset[int], width: int) -> None:
-    """Take from the widest columns of text until the rows fit, as far as that goes."""
-    texts = [i for i in range(len(widths)) if i not in right]
+def _narrow(widths: list[int], least: Sequence[int], texts: Sequence[int], width: int) -> None:
+    """Take from the widest of the columns of text until the rows fit, as far as that goes."""
     over = sum(widths) + len(_GAP) * (len(widths) - 1) - width
-    while over > 0 and texts:
-        widest = max(texts, key=lambda i: widths[i])
-        if widths[widest] <= _NARROWEST_COLUMN:
+    while over > 0:
+        wide = [i for i in texts if widths[i] > least[i]]
+        if not wide:
             return
-        widths[widest] -= 1
+        widths[max(wide, key=lambda i: widths[i])] -= 1
         over -= 1
 
 
@@ -129,9 +129,7 @@ def rate_text(per_second: float | None) -> str:
     """A rate for people: `12,340`, `9.5`, `0.021`; nothing where it is not known."""
     if per_second is None:
         return ""
-    if per_second >= 100:
-        return f"{per_second:,.0f}"
-    return f"{per_second:.1f}" if per_second >= 10 else f"{per_second:.2g}"
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
 def dry_run_lines(

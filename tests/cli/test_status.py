@@ -284,7 +284,14 @@ def test_times_are_told_in_their_two_largest_units(seconds: float, text: str):
 
 @pytest.mark.parametrize(
     ("rate", "text"),
-    [(12_340.4, "12,340"), (99.96, "100.0"), (9.54, "9.5"), (0.0214, "0.021"), (None, "")],
+    [
+        (12_340.4, "12,340"),
+        (99.96, "100"),
+        (23.4, "23"),
+        (9.54, "9.5"),
+        (0.0214, "0.021"),
+        (None, ""),
+    ],
 )
 def test_rates_have_two_digits_or_more(rate: float | None, text: str):
     assert rate_text(rate) == text
