@@ -34,6 +34,8 @@ _PLUGIN = "curate"
 OURS = {
     # A model that loads or a tokenizer at work may hold the interpreter for minutes.
     "distributed.scheduler.worker-ttl": "1 hour",
+    # A worker that is away at that moment, dead or starting slowly, would never be started again.
+    "distributed.deploy.lost-worker-timeout": "3650 days",
     # A worker that was paused for its memory would never go on: what it holds is its model.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
