@@ -137,11 +137,20 @@ def open_slurm(settings: Cluster) -> Generator["Jobs"]:
 
 
 def _job_class() -> Any:
-    """dask-jobqueue's job, which says that it has ended when it is closed."""
+    """dask-jobqueue's job, which keeps why it was refused, and has ended when it is closed."""
     from dask_jobqueue.slurm import SLURMJob
     from distributed.core import Status
 
     class Job(SLURMJob):
+        refused = ""
+
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except (OSError, RuntimeError) as error:
+                self.refused = _said(str(error))
+                self.status = Status.running  # until it is taken out of the books
+
         async def close(self) -> None:
             await super().close()
             self.status = Status.closed
@@ -178,13 +187,14 @@ class Jobs:
             ConfigError: Slurm refuses a job.
         """
         self.cluster.scale(jobs=self.wanted)
-        try:
-            self.cluster.sync(_settle, self.cluster)
-        except RuntimeError as error:
+        self.cluster.sync(_settle, self.cluster)
+        refused = {name: job.refused for name, job in self._jobs.items() if job.refused}
+        if refused:
+            self.cluster.sync(self.cluster.scale_down, list(refused))
             raise ConfigError(
-                f"Slurm refuses the job: {_said(str(error))}",
+                f"Slurm refuses the job: {next(iter(refused.values()))}",
                 fix="correct cluster.slurm; `--dry-run` shows the script of a job",
-            ) from error
+            )
 
     @contextmanager
     def kept_up(self) -> Generator[None]:
@@ -215,8 +225,12 @@ class Jobs:
         Raises:
             ConfigError: Slurm refuses a job.
         """
-        ended = self.ended() if self._problem is None else []
+        if self._problem is not None:
+            return []
+        ended = self.ended()
         if not ended:
+            if len(self._jobs) < self.wanted:  # Slurm has refused some
+                self.submit()
             return []
         came = self._seen.intersection(ended)
         self._in_vain = 0 if came else self._in_vain + len(ended)
