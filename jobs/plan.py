@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate.config import plain
+from curate.data.choice import repeats_of
 from curate.data.files import discard, fingerprint, misshapen, read_document
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
@@ -137,6 +138,7 @@ def plan_work(payload: dict[str, Any]) -> dict[str, Any]:
         rows=table.height,
         kept=kept,
         copies=copies,
+        repeats=repeats_of(table, frame["domain"]),
     )
     return {"rows": table.height, "kept": kept, "copies": copies}
 

@@ -8,6 +8,7 @@ import polars as pl
 
 from curate.config import plain
 from curate.data.columns import resolve_columns
+from curate.data.cutting import LEAST_ROWS
 from curate.data.example import KEY, Source
 from curate.data.layout import RunFolder
 from curate.data.reading import stored_schema
@@ -76,7 +77,8 @@ def core_settings(work: Work) -> Settings:
     if isinstance(model.tokenizer, Tokenizer):
         model = replace(model, tokenizer=str(work.run.tokenizer))
     size = (work.places.choice.mark() or {})["rows"]
-    rows = min(settings.index.partition_rows, max(_LEAST_ROWS, -(-size // _PARTITIONS)))
+    most = settings.index.partition_rows
+    rows = min(LEAST_ROWS if most == "auto" else most, max(_LEAST_ROWS, -(-size // _PARTITIONS)))
     return replace(
         settings,
         run=str(work.places.core),

@@ -17,6 +17,9 @@ from curate.data.tables import examples_arrow, meet_arrow, read_arrow
 
 IntArray = npt.NDArray[np.int64]
 
+_MARKED_DOMAINS = 100
+"""The mark of a plan's table says how much of each domain it keeps, for so many at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -142,6 +145,25 @@ def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Ch
         copies=_copies(plan),
         tokens=tokens,
     )
+
+
+def repeats_of(plan: pl.DataFrame, domains: pl.Series) -> list[list[Any]]:
+    """What `Choice.repeats` says of a partition, as JSON values for its plan's mark.
+
+    Args:
+        plan: its table.
+        domains: (N,) of the same examples.
+
+    Returns:
+        Phase, domain and numbers of each component with a row; empty also where there are too many
+        for a mark.
+    """
+    table = plan.drop(KEY).to_arrow()
+    names, codes = _domains(pa.chunked_array([domains.rechunk().to_arrow().dictionary_encode()]))
+    rows, weights = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    choice = Choice(rows, weights, codes, names, _copies(table), None)
+    found = choice.repeats() if len(names) <= _MARKED_DOMAINS else {}
+    return [[each.phase, each.domain, numbers] for each, numbers in found.items()]
 
 
 def _domains(column: pa.ChunkedArray) -> tuple[tuple[str, ...], IntArray]:

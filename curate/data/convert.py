@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +40,9 @@ def converted(run: RunFolder, file: InputFile) -> Output:
     return Output(run.converted / file.source / f"{folder}{slash}{name}.parquet")
 
 
-def conversion_fingerprint(file: InputFile, source: Source, partition_rows: int) -> str:
+def conversion_fingerprint(
+    file: InputFile, source: Source, partition_rows: int | Literal["auto"]
+) -> str:
     """Of all that the converted file depends on."""
     settings = {name: getattr(source, name) for name in SETTINGS[file.format]}
     return fingerprint(
@@ -50,12 +52,12 @@ def conversion_fingerprint(file: InputFile, source: Source, partition_rows: int)
         stamp=file.stamp,
         format=file.format,
         settings=settings,
-        group_rows=min(partition_rows, _GROUP_ROWS),
+        group_rows=_group_rows(partition_rows),
     )
 
 
 def convert(file: InputFile, source: Source, output: Output, mark: str, *,
-            partition_rows: int) -> dict[str, Any]:  # fmt: skip
+            partition_rows: int | Literal["auto"]) -> dict[str, Any]:  # fmt: skip
     """Write one input as Parquet, a row for each original row.
 
     A damaged input gives a file without rows, whose mark says `unreadable`.
@@ -71,13 +73,17 @@ def convert(file: InputFile, source: Source, output: Output, mark: str, *,
         The mark.
     """
     reader = resolve(READERS, file.format, what="format")
-    group_rows = min(partition_rows, _GROUP_ROWS)
+    group_rows = _group_rows(partition_rows)
     try:
         return output.write(lambda path: _write(path, reader(file, source), group_rows), mark)
     except _DamagedError as error:
         detail = str(error)
     nothing = pa.table({PROBLEM: pa.array([], pa.string())})
     return output.write(lambda path: pq.write_table(nothing, path), mark, unreadable=detail)
+
+
+def _group_rows(partition_rows: int | Literal["auto"]) -> int:
+    return _GROUP_ROWS if partition_rows == "auto" else min(partition_rows, _GROUP_ROWS)
 
 
 class _DamagedError(Exception):

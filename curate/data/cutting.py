@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
@@ -10,6 +11,12 @@ from curate.data.stored import open_stored
 
 _TOLERANCE = 1.5
 _PARTITION_BYTES = 256 << 20
+
+LEAST_ROWS = 10_000
+"""Of a partition whose length is `auto`, or all of its file."""
+_MOST_ROWS = 50_000
+_AUTO_BYTES = 32 << 20
+_AUTO_PARTITIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +52,15 @@ def read_footer(address: str, stamp: str) -> Footer:
 
 
 def cut(source: str, file: str, address: str, stamp: str, footer: Footer, *,
-        partition_rows: int) -> list[Partition]:  # fmt: skip
+        partition_rows: int | Literal["auto"]) -> list[Partition]:  # fmt: skip
     """The partitions of a file, in order.
 
     Row groups are joined up to `partition_rows`; one that is more than one and a half times as
-    long, or very large, is cut into equal ranges of rows.
+    long, or very large, is cut into equal ranges of rows. What `auto` is depends on the file
+    alone, so that new files leave the partitions of others as they are.
     """
+    if partition_rows == "auto":
+        partition_rows = _rows_for(footer)
     partitions: list[Partition] = []
     first = 0
     for count in _lengths(footer.groups, partition_rows):
@@ -68,6 +78,13 @@ def cut(source: str, file: str, address: str, stamp: str, footer: Footer, *,
         )
         first += count
     return partitions
+
+
+def _rows_for(footer: Footer) -> int:
+    """Rows of a partition: more for a large file, where each costs as much as it holds."""
+    size = sum(group.size_bytes for group in footer.groups)
+    fitting = footer.num_rows * _AUTO_BYTES // max(1, size)
+    return max(LEAST_ROWS, min(_MOST_ROWS, footer.num_rows // _AUTO_PARTITIONS, fitting))
 
 
 def _lengths(groups: Sequence[Group], partition_rows: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import xxhash
 
@@ -120,8 +120,9 @@ class Index:
 
     __pydantic_config__: ClassVar = STRICT
 
-    partition_rows: int = 10_000
-    """Examples in a partition, about; row groups are kept whole where they are smaller."""
+    partition_rows: int | Literal["auto"] = "auto"
+    """Examples in a partition, about; row groups are kept whole where they are smaller. auto is
+    10,000, and more for large files: a sixteenth of the file, at most 50,000 and some 32 MB."""
     held_out: float = 0.05
     """Share of the documents that enter no plan and no training: evaluation stands on them."""
     max_bad_rows: float = 0.01
@@ -130,9 +131,9 @@ class Index:
     """Number of unreadable files that are tolerated before the run stops."""
 
     def __post_init__(self) -> None:
-        if self.partition_rows < 1:
+        if self.partition_rows != "auto" and self.partition_rows < 1:
             raise ConfigError(
-                f"partition_rows is {self.partition_rows}", fix="set index.partition_rows to 10_000"
+                f"partition_rows is {self.partition_rows}", fix="set index.partition_rows to auto"
             )
         for name in ("held_out", "max_bad_rows"):
             if not 0 <= getattr(self, name) <= 1:

@@ -130,14 +130,19 @@ def survey(
     repeats: dict[Component, list[int]] = {}
     is_stream = settings.order in STREAMS
     tokens: dict[Component, int] = {}
+    is_marked = settings.weights == "column" and phasing is None and not is_stream
     for part in partitions:
-        planned = read_phased(run, part, phasing, tokenizer=tokenizer if is_stream else None)
-        choice = tally.take(planned)
-        for component, number in choice.token_counts().items():
-            tokens[component] = tokens.get(component, 0) + number
-        if rows := choice.counts():
-            counted.append(_Counted(part, rows, choice.distinct()))
-            for component, numbers in choice.repeats().items():
+        found = _marked(run, part) if is_marked else {}
+        if not found:
+            planned = read_phased(run, part, phasing, tokenizer=tokenizer if is_stream else None)
+            choice = tally.take(planned)
+            for component, number in choice.token_counts().items():
+                tokens[component] = tokens.get(component, 0) + number
+            found = choice.repeats()
+        if found:
+            rows = {c: sum(n * times for times, n in enumerate(r, 1)) for c, r in found.items()}
+            counted.append(_Counted(part, rows, {c: sum(r) for c, r in found.items()}))
+            for component, numbers in found.items():
                 both = zip_longest(repeats.get(component, ()), numbers, fillvalue=0)
                 repeats[component] = [sum(pair) for pair in both]
     if not counted:
@@ -186,6 +191,12 @@ def survey(
         size_bytes=sum(sum(entry.rows.values()) * entry.disk_bytes for entry in kept),
         seconds=seconds * (1 if line is None else _TWO_PASSES),
     )
+
+
+def _marked(run: RunFolder, part: Partition) -> dict[Component, list[int]]:
+    """`Choice.repeats` of a partition, where the mark of its plan says it; else nothing."""
+    mark = run.planned(part).mark() or {}
+    return {Component(phase, domain): numbers for phase, domain, numbers in mark.get("repeats", ())}
 
 
 def _laid_out(

@@ -80,7 +80,6 @@ class Tally:
     def take(self, choice: Choice) -> Choice:
         """The next partition; returns it with the copies that are written, weights not yet."""
         if self.way == "column":
-            self._terms.append({})
             return choice
         found = sums(choice)
         terms: dict[Component, Any] = {}
@@ -98,6 +97,8 @@ class Tally:
 
     def terms(self, number: int) -> dict[Component, Any]:
         """Of the partition that was taken in as the `number`-th; all must have been."""
+        if self.way == "column":  # not all need have been
+            return {}
         if self.way == "domains":
             return {component: self.totals[component] for component in self._terms[number]}
         return self._terms[number]

@@ -205,6 +205,23 @@ def wide_enough(sums: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
     return np.pad(sums, ((0, 0), (0, missing))) if missing > 0 else sums
 
 
+def add_up(sums: NDArray[np.int64], code: NDArray[np.int64], *amounts: NDArray[np.int64]) -> None:
+    """Adds the amounts of rows, each to its own row of `sums`, to the column that `code` names.
+
+    Args:
+        sums: (rows, columns) changed in place.
+        code: (N,) column of each row of the batch.
+        *amounts: (N,) whole numbers, 0 or more, one array for each row of `sums`.
+    """
+    for row, amount in zip(sums, amounts, strict=True):
+        # Summing floats is faster, and exact below 2^53.
+        is_exact = int(amount.max(initial=0)) * len(amount) < 1 << 53
+        if is_exact:
+            row += np.bincount(code, amount, len(row)).astype(np.int64)
+        else:
+            np.add.at(row, code, amount)
+
+
 class Groups:
     """The groups met so far, in order of appearance."""
 

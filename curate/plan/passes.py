@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from curate.errors import CurateError
 from curate.plan.expression import Expression, Values
-from curate.plan.groups import Batch, Cells, Groups, wide_enough
+from curate.plan.groups import Batch, Cells, Groups, add_up, wide_enough
 from curate.plan.realise import Demand, Ints, Supply
 from curate.plan.rules import Order, Thresholds, Weighing, Window, decide, weights_of
 from curate.plan.scoring import Moments, MomentSums, Passes, scoring_passes
@@ -49,10 +49,8 @@ class Survey:
         self._sizes = wide_enough(self._sizes, len(self.groups))
         self._cells = wide_enough(self._cells, len(batch.cells.cells))
         ones = np.ones(len(group), np.int64)
-        for row, amount in enumerate((ones, batch.tokens, scored, scored * batch.tokens)):
-            np.add.at(self._sizes[row], group, amount)
-        for row, amount in enumerate((ones, batch.tokens)):
-            np.add.at(self._cells[row], batch.cell, amount)
+        add_up(self._sizes, group, ones, batch.tokens, scored, scored * batch.tokens)
+        add_up(self._cells, batch.cell, ones, batch.tokens)
 
     def drop_passes(self) -> Passes[None]:
         """Find what `drop_first` leaves out, then what a draw standardises by."""

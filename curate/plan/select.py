@@ -72,11 +72,13 @@ def is_before(
         cuts: one for each group.
         group: (N,) index into `cuts`.
     """
+    if not any(cuts):
+        return np.zeros(len(key), np.bool_)
     whole = np.array([cut >= END for cut in cuts])
+    if whole.all():
+        return np.ones(len(key), np.bool_)
     high = np.array([min(cut, END - 1) >> 64 for cut in cuts], np.uint64)
     low = np.array([min(cut, END - 1) & ((1 << 64) - 1) for cut in cuts], np.uint64)
-    if not len(cuts):
-        return np.zeros(len(key), np.bool_)
     at = high[group]
     return whole[group] | (key < at) | ((key == at) & (tie < low[group]))
 
@@ -183,14 +185,14 @@ class Search:
 
     def add(self, block: Block) -> None:
         """Count, or collect, the rows of a block."""
-        codes = block.group
-        if codes.max(initial=0) < 1 << 15:
-            codes = codes.astype(np.int16)  # sorted by counting
-        order = np.argsort(codes, kind="stable")
-        ordered = block.group[order]
-        starts = np.searchsorted(ordered, self._groups, "left")
-        sizes = np.searchsorted(ordered, self._groups, "right") - starts
-        keys, ties, amounts = block.key[order], block.tie[order], block.tokens[order]
+        codes, keys, ties, amounts = block
+        if len(codes) and (codes != codes[0]).any():
+            # Few groups are sorted by counting.
+            narrow = codes.astype(np.int16) if codes.max() < 1 << 15 else codes
+            order = np.argsort(narrow, kind="stable")
+            codes, keys, ties, amounts = codes[order], keys[order], ties[order], amounts[order]
+        starts = np.searchsorted(codes, self._groups, "left")
+        sizes = np.searchsorted(codes, self._groups, "right") - starts
         for at in np.flatnonzero(sizes).tolist():
             node, rows = self._nodes[at], slice(starts[at], starts[at] + sizes[at])
             key, tie, tokens = keys[rows], ties[rows], amounts[rows]

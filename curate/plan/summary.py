@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from curate.plan.batches import Tables
 from curate.plan.expression import Values
-from curate.plan.groups import PLACE, Batch, Cells, wide_enough
+from curate.plan.groups import PLACE, Batch, Cells, add_up, wide_enough
 from curate.plan.positions import number_of
 from curate.plan.rules import REASONS, Decision, Rule, Thresholds, decide, weights_of
 from curate.plan.select import END
@@ -111,13 +111,11 @@ class _Tally:
         self.cells = batch.cells
         self._kept_by_cell = wide_enough(self._kept_by_cell, len(self.cells.cells))
         amounts = (is_kept.astype(np.int64), copies, copies * batch.tokens)
-        for row, amount in enumerate(amounts):
-            np.add.at(self._kept_by_cell[row], batch.cell, amount)
+        add_up(self._kept_by_cell, batch.cell, *amounts)
         if self.plan.drop is not None:
             out = decision.reason == REASONS.index("dropped")
             self._dropped_by_cell = wide_enough(self._dropped_by_cell, len(self.cells.cells))
-            for row, amount in enumerate((out.astype(np.int64), out * batch.tokens)):
-                np.add.at(self._dropped_by_cell[row], batch.cell, amount)
+            add_up(self._dropped_by_cell, batch.cell, out.astype(np.int64), out * batch.tokens)
         values = {column: batch.column(column) for column in self.columns}
         if score is not None:
             values["plan.score"] = score

@@ -108,3 +108,25 @@ def test_a_torn_mark_reads_as_not_done(tmp_path: Path) -> None:
         output.mark_path.write_text(torn)
         assert output.mark() is None
         assert not output.is_done("f")
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "longest"),
+    [
+        (9_000, 500, 9_000),  # a small file is one partition
+        (100_000, 500, 10_000),
+        (400_000, 500, 25_000),  # a sixteenth of a larger one
+        (4_000_000, 500, 50_000),
+        (400_000, 2_000, 16_000),  # some 32 MB
+        (4_000_000, 100_000, 10_000),
+    ],
+)
+def test_automatic_partitions_grow_with_their_file(rows: int, row_bytes: int, longest: int) -> None:
+    groups = [Group(1_000, 1_000 * row_bytes)] * (rows // 1_000)
+    parts = cut("s", "f", "f.parquet", "x", Footer(pa.schema([]), tuple(groups)),
+                partition_rows="auto")  # fmt: skip
+    assert sum(part.num_rows for part in parts) == rows
+    # Very large rows are cut by their bytes all the same.
+    assert max(part.num_rows for part in parts) == min(
+        longest, (256 << 20) // row_bytes // 1_000 * 1_000
+    )
