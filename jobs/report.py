@@ -29,7 +29,7 @@ from jobs.report_scores import Counted, agreement_of, count, lengths_of, scores_
 from jobs.report_stability import stability_of
 from jobs.report_survey import Survey, survey
 from jobs.report_tables import Tables, open_report_tables
-from jobs.report_told import measures_of, provenance_of, summary_of
+from jobs.report_told import measures_of, provenance_of, stale_plan, summary_of
 from jobs.settings import Settings
 from jobs.show import domains_of, yardsticks_of
 
@@ -233,6 +233,8 @@ def _notes(work: _Work, mixture: Mixture | None) -> list[str]:
     """What a reader must not miss."""
     found = list(work.tables.notes)
     if work.summary is not None and work.tables.has_plan:
+        why = stale_plan(work.settings)
+        found += [f"the plan is older than what it would be made from now: {why}"] if why else []
         found += work.summary["notes"]
     if mixture is not None:
         found += [note for note in mixture.notes if note not in found]

@@ -138,7 +138,9 @@ class Survey:
         return self._drawn[0] if self._drawn else np.zeros((0, 2), np.int64)
 
     def sample_add(self, frame: pl.DataFrame, part: int, hashes: Bits) -> None:
-        """Add the rows of a partition to what is drawn from."""
+        """Add the rows of a partition to what is drawn from; without scores there is no need."""
+        if not self.tables.columns:
+            return
         values = frame.select(pl.col(self.tables.columns).cast(pl.Float64)).to_numpy()
         self._sample.append(np.nan_to_num(values, nan=np.nan, posinf=np.nan, neginf=np.nan))
         self._sampled.append(hashes)

@@ -10,10 +10,10 @@ from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
 from curate.errors import CurateError, counted
 from curate.report.document import Comparison, Fact, Provenance, Stage
+from jobs.all_stages import failures, stages_for, state_of
 from jobs.report_tables import Tables
 from jobs.settings import Settings
 from jobs.show import loading_lines
-from jobs.status import StageStatus, run_status
 
 _CONFIG_CHARS = 100_000
 _FEW = 6
@@ -112,7 +112,7 @@ def provenance_of(settings: Settings) -> Provenance:
     """Run, cost, versions, how to load the shards, how to make them again."""
     run = RunFolder(Path(settings.run))
     manifest = load_manifest(run)
-    stages = [_stage(status, manifest["stages"]) for status in run_status(run.root).stages]
+    stages = _stages(settings, manifest["stages"])
     config = run.config.read_text(encoding="utf-8")
     if len(config) > _CONFIG_CHARS:
         config = config[:_CONFIG_CHARS] + "\n# ... cut here: config.yaml in the run folder is whole"
@@ -129,26 +129,46 @@ def provenance_of(settings: Settings) -> Provenance:
     )
 
 
-def _stage(status: StageStatus, stages: Mapping[str, Any]) -> Stage:
-    state = "done"
-    if status.failed:
-        state = "failed"
-    elif status.remaining:
-        state = "part" if status.done else "to do"
-    elif status.finished is None and not status.done:
-        state = "to do"
-    entry = stages.get(status.stage, {})
+def _stages(settings: Settings, told: Mapping[str, Any]) -> list[Stage]:
+    """What the manifest and the failures say; of the plan also whether it is as the settings ask.
+
+    `curate status` looks at every output, which takes long for shards of very many domains.
+    """
+    names = [stage.name for stage in stages_for(settings, "run")]
+    names += [name for name in told if name not in names]
+    failed = failures(Path(settings.run))
+    return [_stage(name, told.get(name, {}), failed.get(name)) for name in names]
+
+
+def _stage(name: str, entry: Mapping[str, Any], failure: Mapping[str, Any] | None) -> Stage:
+    num_failed = len(failure["tasks"]) or 1 if failure else 0
+    why = [failure["what"], *failure.get("others", ())] if failure else []
+    state = "done" if entry else "to do"
     return Stage(
-        name=status.stage,
-        state=state,
-        done=status.done,
-        failed=status.failed,
-        remaining=status.remaining,
-        finished=status.finished,
+        name=name,
+        state="failed" if failure else state,
+        done=len(entry.get("files", {})),
+        failed=num_failed,
+        remaining=0,
+        finished=entry.get("finished"),
         seconds=entry.get("seconds"),
-        why=list(status.why),
-        summary=str(entry.get("device", "")),
+        why=why,
+        summary=f"on {entry['device']}" if entry.get("device") else "",
     )
+
+
+def stale_plan(settings: Settings) -> str | None:
+    """Why the plan is not what settings and scores ask for now; None where it is."""
+    stage = next((s for s in stages_for(settings, "run") if s.name == "plan"), None)
+    if stage is None:
+        return None
+    try:
+        state = state_of(stage, settings)
+    except CurateError as error:
+        return error.what
+    if state.done == state.total:
+        return None
+    return "; ".join(state.why) or f"{state.total - state.done} of its tables are due"
 
 
 def _software(stages: Mapping[str, Any]) -> list[Fact]:

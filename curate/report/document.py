@@ -541,9 +541,11 @@ class Stage:
 
     name: str
     state: str
-    """done, part, failed, to do."""
+    """done, failed, to do."""
     done: int
+    """Outputs."""
     failed: int
+    """Tasks."""
     remaining: int
     finished: str | None
     """When it last ran to its end."""
