@@ -8,8 +8,8 @@ from typing import Any
 
 from jobs.cluster_settings import Cluster, Slurm
 
-__all__ = ["Cluster", "InlineExecutor", "Pool", "Slurm", "check_cluster", "is_cluster_lost",
-           "is_worker_lost", "open_pool"]  # fmt: skip
+__all__ = ["Cluster", "InlineExecutor", "Pool", "Slurm", "ask_workers_devices", "check_cluster",
+           "is_cluster_lost", "is_worker_lost", "open_pool"]  # fmt: skip
 
 _IN_FLIGHT_PER_WORKER = 2
 
@@ -123,6 +123,14 @@ def check_cluster(settings: Cluster, *, profile: Path | None = None) -> None:
         from jobs.cluster_slurm import check_slurm
 
         check_slurm()
+
+
+def ask_workers_devices(settings: Cluster) -> None:
+    """Let `model.device` mean the devices of the workers, where they are other machines."""
+    if settings.kind in ("slurm", "address", "scheduler-file"):
+        from curate.models.elsewhere import run_elsewhere
+
+        run_elsewhere(has_gpus=settings.has_gpus)
 
 
 def is_worker_lost(error: BaseException) -> bool:

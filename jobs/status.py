@@ -12,6 +12,7 @@ from curate.errors import CurateError
 from jobs.all_stages import Stage, failures, stages_for, state_of
 from jobs.live import Live, read_live
 from jobs.locking import read_owner
+from jobs.cluster import ask_workers_devices
 from jobs.opening import holder, load_settings
 from jobs.settings import Settings
 from jobs.store import at_hand
@@ -54,6 +55,7 @@ def run_status(root: Path) -> Status:
     """
     root = at_hand(root, data=False)
     settings = load_settings(root)
+    ask_workers_devices(settings.cluster)
     owner, now = at_work(root)
     return Status(
         run=shown_place(settings.run),

@@ -12,6 +12,7 @@ from curate.cli.reporter import Reporter, print_json, reporting, start_logging
 from curate.config import Raw, plain
 from curate.errors import ConfigError
 from jobs.all_stages import run_stages, stages_for
+from jobs.cluster import ask_workers_devices, check_cluster
 from jobs.settings import Settings
 
 _CHECKED = ("score", "task", "model", "checkpoints", "target", "evaluation")
@@ -35,6 +36,7 @@ def _run_command(command: str, common: Common) -> None:
         raise ConfigError("--measure belongs to --dry-run", fix="add --dry-run")
     start_logging(quiet=common.quiet, verbose=common.verbose)
     settings, raw = read_settings(command, common)
+    ask_workers_devices(settings.cluster)
     names = {stage.name for stage in stages_for(settings, command)}
     if "score" in names and not _has_checked(settings):
         from jobs.score_check import check_scores
@@ -62,8 +64,6 @@ def _run_command(command: str, common: Common) -> None:
     if common.dry_run:
         _tell(command, common, settings, raw)
         return
-    from jobs.cluster import check_cluster
-
     check_cluster(settings.cluster, profile=common.profile)
     with reporting(events=common.events, quiet=common.quiet) as reporter:
         done = _work(command, common, settings, reporter)
@@ -120,8 +120,15 @@ def _tell(command: str, common: Common, settings: Settings, raw: Raw) -> None:
     from jobs.dry_run import describe
 
     result = describe(command, settings, raw.origins, measure=common.measure)
+    script: dict[str, str] = {}
+    if settings.cluster.kind == "slurm":
+        from jobs.cluster_slurm import job_script
+
+        script = {"job_script": job_script(settings.cluster)}
     if common.json:
-        print_json(command, {"planned": True, **dataclasses.asdict(result)})
+        print_json(command, {"planned": True, **dataclasses.asdict(result), **script})
     else:
         details = common.verbose
         show(lambda paint, width: dry_run_lines(result, details=details, paint=paint, width=width))
+        if script:
+            print(f"\nscript of a Slurm job\n\n{script['job_script']}")

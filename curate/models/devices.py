@@ -6,22 +6,27 @@ from typing import Any
 import torch
 
 from curate.errors import ConfigError, MissingDependencyError
+from curate.models.elsewhere import are_elsewhere, have_gpus
 from curate.models.settings import Model
 
 
 def pick_device(name: str) -> torch.device:
     """The device that a setting stands for; auto takes a GPU where there is one.
 
+    Where the work is done by others (`curate.models.elsewhere`), theirs counts.
+
     Raises:
         ConfigError: it is no device.
         MissingDependencyError: it asks for a GPU that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if have_gpus() or torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"there is no device {name!r}", fix="use auto, cpu or cuda") from error
+    if are_elsewhere():
+        return device
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MissingDependencyError(
             f"model.device is {name}, but this machine has {torch.cuda.device_count()} GPUs",
