@@ -13,11 +13,10 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-from curate import __version__
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def identity() -> Identity:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
             digest.update(path.read_bytes())
-    return Identity(__version__, digest.hexdigest()[:12])
+    return Identity(version("curate-data"), digest.hexdigest()[:12])
 
 
 def environment(threads: int) -> dict[str, str]:

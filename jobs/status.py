@@ -10,9 +10,9 @@ from curate.data.mirror import shown_place
 from curate.data.tables import read_table
 from curate.errors import CurateError
 from jobs.all_stages import Stage, failures, stages_for, state_of
+from jobs.cluster import ask_workers_devices
 from jobs.live import Live, read_live
 from jobs.locking import read_owner
-from jobs.cluster import ask_workers_devices
 from jobs.opening import holder, load_settings
 from jobs.settings import Settings
 from jobs.store import at_hand
