@@ -252,8 +252,9 @@ def _tell_waiting(failed: str, stages: Sequence[Stage]) -> None:
             without.add(stage.name)
     waiting = [stage.name for stage in stages if stage.name in without - {failed}]
     if waiting:
-        verb = "needs" if len(waiting) == 1 else "need"
-        log.error("%s did not run: %s all of what %s makes", " and ".join(waiting), verb, failed)
+        names = " and ".join(waiting)
+        they = "it needs" if len(waiting) == 1 else "they need"
+        log.error("%s did not run: %s all of what %s makes", names, they, failed)
 
 
 def failures(root: Path) -> dict[str, dict[str, Any]]:

@@ -37,9 +37,17 @@ class Task:
     """The file; its mark says whether the task is done."""
     fingerprint: str
     """Of everything the output depends on."""
-    size: float = 0.0
-    """How long it takes beside the others of its phase, such as its rows; 0 where that is not
-    known. Large ones do not start last."""
+    cost: float | None = None
+    """How long it takes beside the others of its phase; where it is not given, the rows of the
+    partition in the payload count."""
+
+    @property
+    def size(self) -> float:
+        """What is known of how long it takes, in the phase's own unit; 0: nothing."""
+        if self.cost is not None:
+            return self.cost
+        part: Any = self.payload.get("partition")
+        return float(part.get("num_rows", 0)) if isinstance(part, dict) else 0.0
 
     def is_done(self) -> bool:
         return self.output.is_done(self.fingerprint)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any, NamedTuple
 
 from jobs.run_attempt import PULSE
@@ -101,14 +102,18 @@ class Watch:
 
     def restart(self, addresses: Iterable[str]) -> None:
         """End workers that hang; their nannies start them anew, where they have one."""
-        for address in addresses:
+        gone = list(addresses)
+        for address in gone:
             self._seen.pop(address, None)
-        try:
-            self._client.restart_workers(
-                list(addresses), timeout=_RESTART_SECONDS, raise_for_error=False
-            )
-        except Exception as error:
-            log.warning("a worker that hangs could not be restarted: %r", error)
+
+        def restart() -> None:
+            try:
+                self._client.restart_workers(gone, timeout=_RESTART_SECONDS, raise_for_error=False)
+            except Exception as error:  # it is slow to come back, or the cluster is closed
+                log.debug("%s could not be restarted: %r", ", ".join(gone), error)
+
+        # It takes seconds, for which the other workers need not wait.
+        Thread(target=restart, name="restart", daemon=True).start()
 
 
 def signs(client: Any) -> dict[str, Sign]:

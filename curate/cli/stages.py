@@ -10,6 +10,7 @@ from curate.cli.given import read_settings
 from curate.cli.options import Common
 from curate.cli.reporter import Reporter, print_json, reporting, start_logging
 from curate.config import Raw, plain
+from curate.data.mirror import shown_place
 from curate.errors import ConfigError
 from jobs.all_stages import run_stages, stages_for
 from jobs.cluster import ask_workers_devices, check_cluster
@@ -72,12 +73,12 @@ def _run_command(command: str, common: Common) -> None:
         reporter.event("result", command=command, **result)
     elif common.json:
         print_json(command, result)
-    elif command == "compare":
+    elif command == "compare" and command in result["stages"]:
         from curate.cli.compare import comparison_lines
 
         told = (result["stages"]["compare"], result["run"])
         show(lambda paint, width: comparison_lines(*told, paint=paint, width=width))
-    elif command == "evaluate-attribution":
+    elif command == "evaluate-attribution" and command in result["stages"]:
         from curate.cli.attribution import evaluation_lines
 
         told = (result["stages"][command], result["run"])
@@ -106,12 +107,18 @@ def _work(command: str, common: Common, settings: Settings, reporter: Reporter) 
 
     with open_run(settings, command=command) as full:
         stages = stages_for(full, command)
-        reporter.event("start", command=command, run=full.run, stages=[s.name for s in stages])
+        names = [stage.name for stage in stages]
+        reporter.event("start", command=command, run=shown_place(full.run), stages=names)
         with open_pool(full.cluster, profile=common.profile) as pool:
             summaries = run_stages(
-                full, stages, pool=pool, listener=reporter, reuse=tuple(common.reuse or ())
+                full,
+                stages,
+                pool=pool,
+                listener=reporter,
+                reuse=tuple(common.reuse or ()),
+                retry_failed=common.retry_failed,
             )
-    return {"run": full.run, "stages": summaries}
+    return {"run": shown_place(full.run), "stages": summaries}
 
 
 def _tell(command: str, common: Common, settings: Settings, raw: Raw) -> None:

@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_written_is_named(
             raise OSError(number, os.strerror(number))
         return right(path, *more, **options)
 
-    monkeypatch.setattr("jobs.opening.os.open", refuse)
+    monkeypatch.setattr("jobs.locking.os.open", refuse)
     said = f"written into the run folder {tmp_path / 'run'}: {os.strerror(number)}"
     with pytest.raises(OutputError, match=said), open_run(settings(tmp_path / "run")):
         pass
@@ -115,9 +115,9 @@ def test_a_second_process_is_refused_and_a_kill_frees_the_folder(tmp_path: Path)
 
 def test_a_changed_setting_is_told_with_the_stages_that_follow(tmp_path: Path):
     old = plain(settings(tmp_path, plan={"keep": 0.5}))
-    new = settings(tmp_path / "elsewhere", plan={"keep": 0.3}, cluster={"workers": 5})
+    new = settings(tmp_path / "elsewhere", plan={"keep": 0.3}, cluster={"stall_minutes": 5})
     assert changes(old, new) == [
-        "cluster.workers: 2 -> 5; nothing is redone",
+        "cluster.stall_minutes: 30.0 -> 5.0; nothing is redone",
         "plan.keep: 0.5 -> 0.3; plan and write are redone",
     ]
     assert changes(None, new) == []

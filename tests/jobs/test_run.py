@@ -229,7 +229,8 @@ def test_a_poisonous_partition_is_blamed_and_its_neighbours_are_not(
     assert (tmp_path / "c.deaths").read_text() == "xxx"
 
 
-def test_a_scheduler_that_does_not_answer_can_be_tried_again():
+def test_a_scheduler_that_does_not_answer_can_be_tried_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jobs.cluster_dask._ANSWER_SECONDS", 2)
     settings = Cluster(kind="address", address="tcp://127.0.0.1:9")
     with pytest.raises(TryAgainError, match="does not answer"), open_pool(settings):
         pass
