@@ -36,7 +36,8 @@ class Column:
     """Heading of a column."""
 
     title: str
-    kind: Literal["text", "number", "bar", "code"] = "text"
+    kind: Literal["text", "number", "bar", "code", "said"] = "text"
+    """`said`: our own words, in which backticks set code apart."""
     about: str = ""
     """A sentence on what it is, shown at the heading."""
 
@@ -143,6 +144,8 @@ class Card:
     is_cut: bool
     is_long: bool
     """So long that it scrolls."""
+    is_code: bool
+    """Whether its columns mean something: program text, tables drawn with characters."""
     remarks: Sequence[tuple[str, str]]
     picture: str
     """A data URI or nothing."""

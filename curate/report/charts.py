@@ -10,21 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from curate.report.blocks import Spec
-
-Rows = Sequence[dict[str, Any]]
-
-_FIT = {"type": "fit-x", "contains": "padding"}
-_SHORT = "format(datum.value, '~s')"
-"""Ticks one by one: 0, 500, 1k."""
-_ROUND = (
-    "indexof([1, 2, 5], round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))) < 0"
-    f" ? '' : {_SHORT}"
-)
-"""Of a logarithmic axis only 1, 2, 5, 10, 20 ... have room."""
-_ROW = 22
-"""Height of a row of a chart by names, pixels."""
-_MAX_LABEL = 150
-"""Width of the longest name at an axis, pixels."""
+from curate.report.charts_axes import FIT, MAX_LABEL, SHORT, Rows, binned, colours, rule_at, tip
 
 
 def histogram(
@@ -62,29 +48,29 @@ def histogram(
                     }
                 )
             base += counts[at]
-    tips = [_tip("low", "from", ".4~g"), _tip("high", "to", ".4~g"), _tip("count", count, ",d")]
+    tips = [tip("low", "from", ".4~g"), tip("high", "to", ".4~g"), tip("count", count, ",d")]
     encoding: dict[str, Any] = {
-        **_binned(edges, title, log),
+        **binned(edges, title, log),
         "y": {
             "field": "y1",
             "type": "quantitative",
             "title": count,
-            "axis": {"tickCount": 4, "labelExpr": _SHORT},
+            "axis": {"tickCount": 4, "labelExpr": SHORT},
         },
         "y2": {"field": "y0"},
         "tooltip": tips,
     }
     if len(series) > 1:
         names = [name for name, _ in series]
-        encoding["color"] = _colours(names, ["@accent", "@faint", "@quiet"])
-        encoding["tooltip"] = [_tip("name", "what"), *tips]
+        encoding["color"] = colours(names, ["@accent", "@faint", "@quiet"])
+        encoding["tooltip"] = [tip("name", "what"), *tips]
     bars = {"mark": {"type": "rect", "stroke": "@paper", "strokeWidth": 0.4}, "encoding": encoding}
     return {
         "data": {"values": rows},
         "height": 170,
         "width": "container",
-        "autosize": _FIT,
-        "layer": [bars, *(_rule_at(cut, "cut") for cut in cuts)],
+        "autosize": FIT,
+        "layer": [bars, *(rule_at(cut, "cut") for cut in cuts)],
     }
 
 
@@ -121,7 +107,7 @@ def overlay(
                 "data": {"values": rows},
                 "mark": mark,
                 "encoding": {
-                    **_binned(edges, title, log),
+                    **binned(edges, title, log),
                     "y": {
                         "field": "share",
                         "type": "quantitative",
@@ -129,64 +115,17 @@ def overlay(
                         "axis": {"tickCount": 4, "format": ".0%"},
                     },
                     "y2": {"field": "zero"},
-                    "color": _colours(list(names), ["@faint", "@accent"]),
+                    "color": colours(list(names), ["@faint", "@accent"]),
                     "tooltip": [
-                        _tip("name", "what"),
-                        _tip("low", "from", ",.4~g"),
-                        _tip("high", "to", ",.4~g"),
-                        _tip("share", "share", ".2%"),
+                        tip("name", "what"),
+                        tip("low", "from", ",.4~g"),
+                        tip("high", "to", ",.4~g"),
+                        tip("share", "share", ".2%"),
                     ],
                 },
             }
         )
-    return {"height": 170, "width": "container", "autosize": _FIT, "layer": layers}
-
-
-def boxes(groups: Rows, *, title: str, cuts: Sequence[float] = ()) -> Spec:
-    """One line per group: 5 to 95 % thin, the middle half thick, a tick at the median.
-
-    Args:
-        groups: mappings with `name`, `count`, `q05`, `q25`, `q50`, `q75` and `q95`.
-        title: what the number is.
-        cuts: where lines stand.
-    """
-    y = _names(groups)
-    x: dict[str, Any] = {
-        "type": "quantitative",
-        "scale": {"zero": False},
-        "title": title,
-        "axis": {"tickCount": 7, "format": "~g"},
-    }
-    tips = [
-        _tip("name", "group"),
-        _tip("count", "examples", ",d"),
-        _tip("q05", "5 %", ".4~g"),
-        _tip("q25", "25 %", ".4~g"),
-        _tip("q50", "median", ".4~g"),
-        _tip("q75", "75 %", ".4~g"),
-        _tip("q95", "95 %", ".4~g"),
-    ]
-    layers: list[dict[str, Any]] = [
-        {
-            "mark": {"type": "rule", "color": "@quiet", "strokeWidth": 1.5},
-            "encoding": {"y": y, "x": {"field": "q05", **x}, "x2": {"field": "q95"}},
-        },
-        {
-            "mark": {"type": "bar", "height": 9, "opacity": 0.55},
-            "encoding": {
-                "y": y,
-                "x": {"field": "q25", **x},
-                "x2": {"field": "q75"},
-                "tooltip": tips,
-            },
-        },
-        {
-            "mark": {"type": "tick", "color": "@ink", "thickness": 2, "size": 13},
-            "encoding": {"y": y, "x": {"field": "q50", **x}, "tooltip": tips},
-        },
-    ]
-    layers.extend(_rule_at(cut, "cut") for cut in cuts)
-    return _by_name(groups, layers)
+    return {"height": 170, "width": "container", "autosize": FIT, "layer": layers}
 
 
 def heatmap(cells: Rows, names: Sequence[str], *, title: str) -> Spec:
@@ -200,7 +139,7 @@ def heatmap(cells: Rows, names: Sequence[str], *, title: str) -> Spec:
     wide, high, font = (64, 34, 11) if len(names) <= 7 else (40, 30, 10)
     if len(names) > 14:
         wide, high, font = (28, 24, 8)
-    axis = {"title": None, "labelLimit": _MAX_LABEL, "domain": False, "ticks": False, "grid": False}
+    axis = {"title": None, "labelLimit": MAX_LABEL, "domain": False, "ticks": False, "grid": False}
     place = {
         "x": {
             "field": "b",
@@ -210,7 +149,7 @@ def heatmap(cells: Rows, names: Sequence[str], *, title: str) -> Spec:
         },
         "y": {"field": "a", "type": "nominal", "sort": list(names), "axis": axis},
     }
-    tips = [_tip("a", "score"), _tip("b", "and"), _tip("value", title, "+.3f")]
+    tips = [tip("a", "score"), tip("b", "and"), tip("value", title, "+.3f")]
     return {
         "data": {"values": list(cells)},
         "width": {"step": wide},
@@ -260,7 +199,7 @@ def lines(points: Rows, *, x: str, y: str, names: Sequence[str], percent: bool =
             "field": "x",
             "type": "quantitative",
             "title": x,
-            "axis": {"grid": False, "labelExpr": _SHORT, "tickCount": 6},
+            "axis": {"grid": False, "labelExpr": SHORT, "tickCount": 6},
         },
         "color": {
             "field": "name",
@@ -278,7 +217,7 @@ def lines(points: Rows, *, x: str, y: str, names: Sequence[str], percent: bool =
         "scale": {"zero": percent},
         "axis": {"format": form, "tickCount": 5},
     }
-    tips = [_tip("name", "what"), _tip("x", x, ",~g"), _tip("y", y, ".2%" if percent else ".4~g")]
+    tips = [tip("name", "what"), tip("x", x, ",~g"), tip("y", y, ".2%" if percent else ".4~g")]
     dense = len(points) > 30 * max(1, len(names))
     point = {"size": 12 if dense else 28, "filled": True, "opacity": 0 if dense else 1}
     layers = [
@@ -290,209 +229,7 @@ def lines(points: Rows, *, x: str, y: str, names: Sequence[str], percent: bool =
     return {
         "data": {"values": list(points)},
         "width": "container",
-        "autosize": _FIT,
+        "autosize": FIT,
         "height": 240,
         "layer": layers,
-    }
-
-
-def before_after(rows: Rows, *, title: str) -> Spec:
-    """Two dots per name joined by a line: what came in (hollow) and what is kept (filled).
-
-    Args:
-        rows: mappings with `name`, `before` and `after`, both shares.
-        title: what the shares are of.
-    """
-    tip = ".2%"
-    y = _names(rows)
-    x: dict[str, Any] = {
-        "type": "quantitative",
-        "title": title,
-        "axis": {"format": "~%", "tickCount": 6},
-    }
-    tips = [_tip("name", "group"), _tip("before", "before", tip), _tip("after", "after", tip)]
-    return _by_name(
-        rows,
-        [
-            {
-                "mark": {"type": "rule", "color": "@quiet", "strokeWidth": 2, "opacity": 0.6},
-                "encoding": {"y": y, "x": {"field": "before", **x}, "x2": {"field": "after"}},
-            },
-            {
-                "mark": {"type": "point", "size": 55, "color": "@quiet", "fill": "@paper"},
-                "encoding": {"y": y, "x": {"field": "before", **x}, "tooltip": tips},
-            },
-            {
-                "mark": {"type": "point", "size": 60, "filled": True, "opacity": 1},
-                "encoding": {"y": y, "x": {"field": "after", **x}, "tooltip": tips},
-            },
-        ],
-    )
-
-
-def forest(rows: Rows, *, title: str) -> Spec:
-    """One line per arm: the interval, the estimate in it, and the line of no difference.
-
-    Args:
-        rows: mappings with `name`, `estimate`, `low`, `high` and `word`, the verdict.
-        title: what the difference is of.
-    """
-    y = _names(rows)
-    x: dict[str, Any] = {
-        "type": "quantitative",
-        "title": title,
-        "scale": {"zero": True},
-        "axis": {"format": "+~g", "tickCount": 6},
-    }
-    decided = {"test": "datum.word == 'helps' || datum.word == 'hurts'", "value": "@accent"}
-    colour = {"condition": decided, "value": "@quiet"}
-    tips = [
-        _tip("name", "arm"),
-        _tip("estimate", "difference", "+.4~g"),
-        _tip("low", "from", "+.4~g"),
-        _tip("high", "to", "+.4~g"),
-        _tip("word", "verdict"),
-    ]
-    return _by_name(
-        rows,
-        [
-            {
-                "data": {"values": [{"zero": 0}]},
-                "mark": {"type": "rule", "color": "@ink", "opacity": 0.5},
-                "encoding": {"x": {"field": "zero", "type": "quantitative"}},
-            },
-            {
-                "mark": {"type": "rule", "strokeWidth": 2},
-                "encoding": {
-                    "y": y,
-                    "x": {"field": "low", **x},
-                    "x2": {"field": "high"},
-                    "color": colour,
-                    "tooltip": tips,
-                },
-            },
-            {
-                "mark": {
-                    "type": "point",
-                    "filled": True,
-                    "size": 70,
-                    "shape": "diamond",
-                    "opacity": 1,
-                },
-                "encoding": {
-                    "y": y,
-                    "x": {"field": "estimate", **x},
-                    "color": colour,
-                    "tooltip": tips,
-                },
-            },
-        ],
-    )
-
-
-def strip(points: Rows, *, title: str) -> Spec:
-    """Every training run a dot, the mean of each arm a tick.
-
-    Args:
-        points: mappings with `name`, `seed` and `value`.
-        title: what the number is.
-    """
-    y = _names(points)
-    x: dict[str, Any] = {
-        "type": "quantitative",
-        "title": title,
-        "scale": {"zero": False},
-        "axis": {"tickCount": 6, "format": "~g"},
-    }
-    tips = [_tip("name", "arm"), _tip("seed", "seed", "d"), _tip("value", title, ".4~g")]
-    return _by_name(
-        points,
-        [
-            {
-                "mark": {
-                    "type": "point",
-                    "filled": True,
-                    "size": 38,
-                    "color": "@quiet",
-                    "opacity": 0.8,
-                },
-                "encoding": {"y": y, "x": {"field": "value", **x}, "tooltip": tips},
-            },
-            {
-                "mark": {"type": "tick", "thickness": 2.5, "size": 16},
-                "encoding": {"y": y, "x": {"field": "value", "aggregate": "mean", **x}},
-            },
-        ],
-    )
-
-
-def _names(rows: Rows) -> dict[str, Any]:
-    return {
-        "field": "name",
-        "type": "nominal",
-        "title": None,
-        "sort": list(dict.fromkeys(str(row["name"]) for row in rows)),
-        "axis": {"labelLimit": _MAX_LABEL, "domain": False, "ticks": False, "grid": False},
-    }
-
-
-def _by_name(rows: Rows, layers: list[dict[str, Any]]) -> Spec:
-    return {
-        "data": {"values": list(rows)},
-        "width": "container",
-        "autosize": _FIT,
-        "height": _ROW * len({str(row["name"]) for row in rows}),
-        "layer": layers,
-    }
-
-
-def _rule_at(value: float, name: str) -> dict[str, Any]:
-    return {
-        "data": {"values": [{"at": value, "name": name}]},
-        "mark": {"type": "rule", "color": "@ink", "strokeDash": [4, 3], "strokeWidth": 1.2},
-        "encoding": {
-            "x": {"field": "at", "type": "quantitative"},
-            "tooltip": [_tip("at", name, ".4~g")],
-        },
-    }
-
-
-def _tip(field: str, title: str, form: str = "") -> dict[str, str]:
-    if not form:
-        return {"field": field, "title": title, "type": "nominal"}
-    return {"field": field, "title": title, "type": "quantitative", "format": form}
-
-
-def _binned(edges: Sequence[float], title: str, log: bool) -> dict[str, Any]:
-    kind = ("log" if edges[0] > 0 else "symlog") if log else "linear"
-    ticks = {"linear": {"format": "~g"}, "symlog": {"labelExpr": _SHORT}}
-    return {
-        "x": {
-            "field": "low",
-            "type": "quantitative",
-            "title": title,
-            "scale": {"type": kind, "domain": [edges[0], edges[-1]], "nice": False},
-            "axis": {
-                "grid": False,
-                "tickCount": 7,
-                **ticks.get(kind, {"labelExpr": _ROUND}),
-            },
-        },
-        "x2": {"field": "high"},
-    }
-
-
-def _colours(names: list[str], colours: list[str]) -> dict[str, Any]:
-    return {
-        "field": "name",
-        "type": "nominal",
-        "title": None,
-        "scale": {"domain": names, "range": colours[: len(names)]},
-        "legend": {
-            "orient": "top",
-            "symbolType": "square",
-            "symbolStrokeWidth": 0,
-            "symbolOpacity": 1,
-            "offset": 2,
-        },
     }

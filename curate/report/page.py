@@ -15,15 +15,15 @@ from importlib import resources
 from curate.errors import MissingDependencyError
 from curate.report.blocks import Figure, Section, Spec
 from curate.report.document import Document
+from curate.report.parts_compare import comparison_section
+from curate.report.parts_defects import defects_section
 from curate.report.parts_examples import examples_section
-from curate.report.parts_plan import mixture_section, selection_section, shifts_section
-from curate.report.parts_run import (
-    comparison_section,
-    defects_section,
-    run_section,
-    summary_section,
-)
+from curate.report.parts_mixture import mixture_section
+from curate.report.parts_plan import selection_section
+from curate.report.parts_run import run_section
 from curate.report.parts_scores import agreement_section, scores_section
+from curate.report.parts_shifts import shifts_section
+from curate.report.parts_summary import summary_section
 
 _PARTS = (
     summary_section,

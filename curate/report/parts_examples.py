@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from curate.report.blocks import Block, Card, Examples, Paragraph, Section
 from curate.report.document import Document, Example, Mark
-from curate.report.wording import number, whole
+from curate.report.wording import missing, number, whole
 
 _PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=]+")
+_ALIGNED = re.compile(r"\n(?: {2,}|\t)|\S(?: {3,}|\t)\S")
 _LONG = 700
 """Characters from which a text has a scroll bar of its own."""
 _WHY = {"leakage": "stands in an evaluation example too"}
@@ -18,8 +19,7 @@ def examples_section(document: Document) -> Section:
     samples = document.samples
     blocks: list[Block] = []
     if samples is None:
-        text = document.missing.get("samples", "No examples were gathered.")
-        blocks.append(Paragraph(text=text, tone="quiet"))
+        blocks.append(missing(document, "samples"))
     else:
         titles = {c.name: c.title for c in document.scores.columns} if document.scores else {}
         lists = [(pick.title, pick.examples) for pick in samples.picks]
@@ -88,6 +88,7 @@ def _card(example: Example, titles: dict[str, str]) -> Card:
         ],
         parts=pieces(example.text, example.marks),
         is_cut=example.is_cut,
+        is_code=len(_ALIGNED.findall(example.text)) > 2,
         is_long=len(example.text) > _LONG,
         remarks=[(fact.name, fact.value) for fact in example.facts],
         # Nothing but a picture may stand where a picture's address is expected.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from curate.report import charts
+from curate.report import charts, charts_by_name
 from curate.report.blocks import (
     Block,
     Cell,
@@ -27,6 +27,7 @@ from curate.report.wording import (
     NONE,
     bar_cell,
     count_cell,
+    missing,
     number,
     number_cell,
     share_cell,
@@ -44,7 +45,7 @@ def scores_section(document: Document) -> Section:
     """Every column of every scorer, one at a time."""
     blocks: list[Block] = []
     if document.scores is None:
-        blocks.append(Paragraph(text=document.missing.get("scores", "No scores."), tone="quiet"))
+        blocks.append(missing(document, "scores"))
     else:
         scores = document.scores
         blocks += [Paragraph(text=note, tone="quiet") for note in scores.notes]
@@ -64,14 +65,12 @@ def agreement_section(document: Document) -> Section:
     """Rank correlations of the columns, and of the seeds of one column."""
     blocks: list[Block] = []
     if document.agreement is None:
-        text = document.missing.get("agreement", "There is nothing to compare.")
-        blocks.append(Paragraph(text=text, tone="quiet"))
+        blocks.append(missing(document, "agreement"))
     else:
         blocks.append(_heatmap(document.agreement))
     blocks.append(Heading(text="Would another seed give the same order?"))
     if document.stability is None:
-        text = document.missing.get("stability", "Seeds were not compared.")
-        blocks.append(Paragraph(text=text, tone="quiet"))
+        blocks.append(missing(document, "stability"))
     else:
         blocks += _stability(document.stability)
     return Section(
@@ -213,7 +212,7 @@ def _groups(column: ScoreColumn, groups: Sequence[Group], what: str) -> list[Blo
         Figure(
             title=f"{column.title} by {what}",
             note="The middle half thick, 5 to 95 % thin, the median a tick.",
-            spec=charts.boxes(rows, title=column.title, cuts=cuts_of(column.cuts)),
+            spec=charts_by_name.boxes(rows, title=column.title, cuts=cuts_of(column.cuts)),
             table=_groups_table(column, groups, what),
         )
     ]

@@ -1,11 +1,16 @@
 """Numbers as a reader wants them: thousands apart, four digits that count, shares in per cent."""
 
 import math
+import re
 
-from curate.report.blocks import Cell
+from curate.report.blocks import Cell, Paragraph
+from curate.report.document import Document
 
 _MINUS = "\u2212"
 NONE = "–"  # noqa: RUF001 - a dash stands for what was not measured
+
+
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(?:\+00:00|Z)")
 
 
 def whole(value: float | None) -> str:
@@ -56,6 +61,12 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min"
 
 
+def moment(text: str | None) -> str:
+    """2026-11-22 18:40 UTC from an ISO time with its zone; anything else as it is."""
+    found = _MOMENT.fullmatch(text or "")
+    return f"{found[1]} {found[2]} UTC" if found else text or ""
+
+
 def words(text: str | None) -> Cell:
     """A cell of text."""
     return Cell(text=text or "")
@@ -84,3 +95,15 @@ def bar_cell(value: float | None, *, widest: float = 1.0, mark: float | None = N
         return None if of is None or widest <= 0 else min(1.0, max(0.0, of / widest))
 
     return Cell(text=share(value), sort=value, bar=part(value), mark=part(mark))
+
+
+def missing(document: Document, name: str) -> Paragraph:
+    """Why a part of the document is not there."""
+    why = document.missing.get(name, "there is nothing to show")
+    return Paragraph(text=sentence(why), tone="quiet")
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?", ":")) or not text else f"{text}."

@@ -1,0 +1,100 @@
+"""What the charts of the page have in common: axes, ticks, colours, tooltips."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from curate.report.blocks import Spec
+
+Rows = Sequence[dict[str, Any]]
+
+FIT = {"type": "fit-x", "contains": "padding"}
+"""As wide as the page, as high as it has to be."""
+SHORT = "format(datum.value, '~s')"
+"""Ticks one by one: 0, 500, 1k."""
+ROUND = (
+    "indexof([1, 2, 5], round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))) < 0"
+    f" ? '' : {SHORT}"
+)
+"""Of a logarithmic axis only 1, 2, 5, 10, 20 ... have room."""
+ROW = 22
+"""Height of a row of a chart by names, pixels."""
+MAX_LABEL = 150
+"""Width of the longest name at an axis, pixels."""
+
+
+def names_axis(rows: Rows) -> dict[str, Any]:
+    """The vertical axis of a chart by names, in the order of the rows."""
+    return {
+        "field": "name",
+        "type": "nominal",
+        "title": None,
+        "sort": list(dict.fromkeys(str(row["name"]) for row in rows)),
+        "axis": {"labelLimit": MAX_LABEL, "domain": False, "ticks": False, "grid": False},
+    }
+
+
+def by_name(rows: Rows, layers: list[dict[str, Any]]) -> Spec:
+    """A chart with a line of its own for each name."""
+    return {
+        "data": {"values": list(rows)},
+        "width": "container",
+        "autosize": FIT,
+        "height": ROW * len({str(row["name"]) for row in rows}),
+        "layer": layers,
+    }
+
+
+def rule_at(value: float, name: str) -> dict[str, Any]:
+    """A dashed vertical line."""
+    return {
+        "data": {"values": [{"at": value, "name": name}]},
+        "mark": {"type": "rule", "color": "@ink", "strokeDash": [4, 3], "strokeWidth": 1.2},
+        "encoding": {
+            "x": {"field": "at", "type": "quantitative"},
+            "tooltip": [tip("at", name, ".4~g")],
+        },
+    }
+
+
+def tip(field: str, title: str, form: str = "") -> dict[str, str]:
+    """One line of a tooltip: as text, or as a number in a format of d3."""
+    if not form:
+        return {"field": field, "title": title, "type": "nominal"}
+    return {"field": field, "title": title, "type": "quantitative", "format": form}
+
+
+def binned(edges: Sequence[float], title: str, log: bool) -> dict[str, Any]:
+    """The horizontal axis and both ends of each bin."""
+    kind = ("log" if edges[0] > 0 else "symlog") if log else "linear"
+    ticks = {"linear": {"format": "~g"}, "symlog": {"labelExpr": SHORT}}
+    return {
+        "x": {
+            "field": "low",
+            "type": "quantitative",
+            "title": title,
+            "scale": {"type": kind, "domain": [edges[0], edges[-1]], "nice": False},
+            "axis": {
+                "grid": False,
+                "tickCount": 7,
+                **ticks.get(kind, {"labelExpr": ROUND}),
+            },
+        },
+        "x2": {"field": "high"},
+    }
+
+
+def colours(names: list[str], colours: list[str]) -> dict[str, Any]:
+    """A colour for each of a few names, and a legend above the chart."""
+    return {
+        "field": "name",
+        "type": "nominal",
+        "title": None,
+        "scale": {"domain": names, "range": colours[: len(names)]},
+        "legend": {
+            "orient": "top",
+            "symbolType": "square",
+            "symbolStrokeWidth": 0,
+            "symbolOpacity": 1,
+            "offset": 2,
+        },
+    }
