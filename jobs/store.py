@@ -17,8 +17,8 @@ from curate.data.mirror import (
     is_document,
     shown_place,
 )
-from curate.data.mirror_lock import drop_live, fetch_live, holding, owner_of
-from curate.data.storage import run_errors
+from curate.data.mirror_lock import fetch_live, holding, owner_of
+from curate.data.storage import locate, run_errors
 from curate.errors import CurateError, InputError, RunFolderError
 from jobs.locking import local_holder
 from jobs.settings import Settings
@@ -76,9 +76,9 @@ def is_run_at(address: str) -> bool:
     Raises:
         InputError: the store cannot be reached.
     """
-    system, base = copy_for(address).system()
+    system, base = locate(address)
     with run_errors(address):
-        return bool(system.exists(f"{base}/config.yaml"))
+        return bool(system.exists(f"{base.rstrip('/')}/config.yaml"))
 
 
 def store_owner(root: Path) -> str | None:
@@ -122,7 +122,6 @@ def holding_store(root: Path) -> Generator[None]:
                 f" (it has {min(mirror.journal.entries())})",
                 fix="choose another address with --out",
             )
-        drop_live(mirror)
         _bring_for_client(mirror)
         try:
             yield

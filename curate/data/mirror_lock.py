@@ -47,6 +47,7 @@ def holding(mirror: Mirror) -> Generator[None]:
         "since": time.time(),
     }
     _take(mirror, own)
+    _drop_live(mirror)  # of a client that was killed
     over = Event()
     thread = Thread(target=_beat, args=(mirror, own, over), name="lock of the run", daemon=True)
     thread.start()
@@ -57,6 +58,7 @@ def holding(mirror: Mirror) -> Generator[None]:
         thread.join()
         if mirror.lost is None:
             try:
+                _drop_live(mirror)
                 mirror.delete(LOCK)
             except CurateError as error:
                 log.warning(
@@ -154,7 +156,7 @@ def fetch_live(mirror: Mirror) -> None:
         (folder / name).write_bytes(content)
 
 
-def drop_live(mirror: Mirror) -> None:
+def _drop_live(mirror: Mirror) -> None:
     """Nothing runs any more."""
     system, base = mirror.system()
     with run_errors(mirror.address), suppress(FileNotFoundError):
