@@ -22,7 +22,7 @@ _TEXT_FORMATS = (*TOKEN_FORMATS, "webdataset", "mds")
 
 _MEANING = ("text", "prompt", "response", "messages", "chosen", "rejected", "image", "label")
 
-VERSION = 2
+VERSION = 3
 """Of what is written: raised when the same plan would give other bytes."""
 
 

@@ -307,6 +307,8 @@ def attach(root: Path, address: str) -> Mirror:
 
 def copy_of(path: Path) -> Mirror | None:
     """The working copy that a path lies in, or None for an ordinary local file."""
+    if _SUFFIX not in str(path):  # as a rule: this is asked for every file that is written
+        return None
     for folder in (path, *path.parents):
         if folder.name == _RUN and folder.parent.suffix == _SUFFIX:
             return _at(folder)

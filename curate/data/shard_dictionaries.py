@@ -1,7 +1,9 @@
-"""Which columns of a Parquet file get a dictionary: those whose values repeat.
+"""Which columns of a Parquet file get a dictionary, and of which the extremes are noted.
 
-A writer would try one for every column, and hash whole row groups of texts and of numbers only to
-give it up once it is a megabyte large: that costs as much as compressing them.
+A writer would try a dictionary for every column, and hash whole row groups of texts and of numbers
+only to give it up once it is a megabyte large: that costs as much as compressing them. And it would
+compare all texts, and all numbers of all vectors, for a smallest and a largest one that tell a
+reader nothing.
 """
 
 from collections.abc import Iterator
@@ -25,12 +27,39 @@ def repeating_columns(table: pa.Table) -> list[str]:
         As `pyarrow.parquet.ParquetWriter` takes them for `use_dictionary`: values of which at most
         half were new among the first thousands.
     """
+    return [path for path, values in _first_leaves(table) if _repeat(values)]
+
+
+def compared_columns(table: pa.Table) -> list[str]:
+    """Paths of the columns whose smallest and largest values help a reader to skip row groups.
+
+    Args:
+        table: the first rows of a file.
+
+    Returns:
+        As `pyarrow.parquet.ParquetWriter` takes them for `write_statistics`: all but those inside
+        lists and maps, and texts and bytes that hardly repeat.
+    """
+    inside = (".list.element", ".key_value.")
+    return [
+        path
+        for path, values in _first_leaves(table)
+        if not any(part in path for part in inside) and (_is_short(values.type) or _repeat(values))
+    ]
+
+
+def _first_leaves(table: pa.Table) -> Iterator[tuple[str, Any]]:
     first = table.slice(0, _LOOKED_AT).combine_chunks()
     columns = [
         _leaves(name, column.chunk(0) if column.num_chunks else pa.array([], column.type))
         for name, column in zip(first.column_names, first.columns, strict=True)
     ]
-    return [path for path, values in chain(*columns) if _repeat(values)]
+    return chain(*columns)
+
+
+def _is_short(kind: pa.DataType) -> bool:
+    """Whether values have a fixed, small size."""
+    return pa.types.is_primitive(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
 
 
 def _leaves(path: str, values: Any) -> Iterator[tuple[str, Any]]:

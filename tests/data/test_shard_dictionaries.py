@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.data.shard_dictionaries import repeating_columns
+from curate.data.shard_dictionaries import compared_columns, repeating_columns
 
 ROWS = 5000
 NUMBERS = np.random.default_rng(0).standard_normal(3 * ROWS).astype(np.float32)
@@ -49,10 +49,26 @@ def test_values_that_repeat_get_a_dictionary_and_others_do_not():
     assert {path for path, has in found.items() if has} == REPEATING
 
 
+def test_extremes_are_noted_of_numbers_and_of_texts_that_repeat():
+    sink = io.BytesIO()
+    options: dict[str, Any] = {"write_statistics": compared_columns(TABLE)}
+    pq.write_table(TABLE, sink, **options)
+    group = pq.read_metadata(io.BytesIO(sink.getvalue())).row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    noted = {column.path_in_schema for column in columns if column.is_stats_set}
+    assert noted == {"kind", "with.dot", "meta.number", "coded", "few"}
+    for column in columns:
+        if column.path_in_schema == "meta.number":
+            assert (column.statistics.min, column.statistics.max) == (0, ROWS - 1)
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_short_tables_are_looked_at_too(rows: int):
     short = TABLE.slice(0, rows)
-    options: dict[str, Any] = {"use_dictionary": repeating_columns(short)}
+    options: dict[str, Any] = {
+        "use_dictionary": repeating_columns(short),
+        "write_statistics": compared_columns(short),
+    }
     sink = io.BytesIO()
     pq.write_table(short, sink, **options)
     assert pq.read_table(io.BytesIO(sink.getvalue())).equals(short.cast(TABLE.schema))

@@ -244,10 +244,13 @@ def test_files_have_page_indexes_row_groups_of_equal_size_and_the_codec_asked_fo
         assert metadata.num_row_groups >= 4
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         assert max(sizes) - min(sizes) <= 1
-        column = metadata.row_group(0).column(0)
-        assert column.compression == "GZIP"
-        assert column.has_offset_index
-        assert column.has_column_index
+        columns = [metadata.row_group(0).column(i) for i in range(metadata.num_columns)]
+        assert all(column.compression == "GZIP" for column in columns)
+        assert all(column.has_offset_index for column in columns)
+        # The extremes of texts would help nobody to skip a page.
+        with_extremes = {column.path_in_schema: column.has_column_index for column in columns}
+        assert with_extremes["curate_row"]
+        assert not with_extremes["text"]
 
 
 def test_how_the_rows_are_read_does_not_show_in_the_bytes(tmp_path: Path):

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.data.shard_dictionaries import repeating_columns
+from curate.data.shard_dictionaries import compared_columns, repeating_columns
 from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Shard
 from curate.data.shard_settings import Shards
@@ -34,7 +34,10 @@ def writer_options(settings: Shards) -> dict[str, Any]:
 
 def table_options(settings: Shards, table: pa.Table) -> dict[str, Any]:
     """`writer_options` for a file that starts with the rows of a table."""
-    return writer_options(settings) | {"use_dictionary": repeating_columns(table)}
+    return writer_options(settings) | {
+        "use_dictionary": repeating_columns(table),
+        "write_statistics": compared_columns(table),
+    }
 
 
 class _Sink:
