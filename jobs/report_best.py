@@ -35,7 +35,7 @@ class Best:
         self._count = count
         self._keys: NDArray[Any] = np.zeros(0)
         self._ties: Bits = np.zeros(0, np.uint64)
-        self._places: list[Place] = []
+        self._found = np.zeros((0, 2), np.int64)
 
     def add(self, keys: NDArray[Any], ties: Bits, part: int, places: NDArray[np.int64]) -> None:
         """Add rows; equal keys are in the order of `ties`.
@@ -48,17 +48,22 @@ class Best:
         """
         if not self._count or not len(keys):
             return
-        if len(keys) > self._count:  # sorting what cannot be among them would take long
+        # Sorting what cannot be among them would take long.
+        limit = None
+        if len(self._keys) == self._count:
+            limit = self._keys[-1]
+        elif len(keys) > self._count:
             limit = np.partition(keys, self._count - 1)[self._count - 1]
+        if limit is not None:
             near = keys <= limit
             keys, ties, places = keys[near], ties[near], places[near]
-        found = [*self._places, *(Place(part, place) for place in places.tolist())]
         keys = np.concatenate([self._keys.astype(keys.dtype), keys])
         ties = np.concatenate([self._ties, ties])
+        found = np.stack([np.full(len(places), part, np.int64), places], axis=1)
+        found = np.concatenate([self._found, found])
         order = np.lexsort((ties, keys))[: self._count]
-        self._keys, self._ties = keys[order], ties[order]
-        self._places = [found[at] for at in order.tolist()]
+        self._keys, self._ties, self._found = keys[order], ties[order], found[order]
 
     def places(self) -> list[Place]:
         """The rows, smallest key first."""
-        return self._places
+        return [Place(part, place) for part, place in self._found.tolist()]

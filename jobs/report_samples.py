@@ -15,6 +15,7 @@ from jobs.report_labels import shown_name
 from jobs.report_leaks import Leak, leak_facts, leak_marks
 from jobs.report_scores import Counted
 from jobs.report_survey import Survey
+from jobs.report_tables import titles
 
 TEXT_CHARS = 700
 """A text is cut to this length."""
@@ -44,9 +45,9 @@ class Chosen:
 def choose(survey: Survey, chosen: Chosen) -> list[Pick]:
     """The ends of each score and a random draw, as lists of what is shown."""
     picks: list[Pick] = []
+    short = titles(survey.tables.columns)
     for name in survey.highest:
-        scorer, _, column = name.partition(".")
-        title = column if column.startswith(scorer) else name
+        title = short[name]
         high = chosen.add(survey.highest[name].places())
         low = chosen.add(survey.lowest[name].places())
         if high:

@@ -26,7 +26,7 @@ from jobs.report_best import Place
 from jobs.report_bins import Bins, Codes, Tally, bins_for, length_bins, rounded
 from jobs.report_labels import REST, Names
 from jobs.report_survey import Survey
-from jobs.report_tables import planned_column
+from jobs.report_tables import planned_column, titles
 
 MOST_GROUPS = 24
 """Domains, and labels, that are told of one by one."""
@@ -169,7 +169,7 @@ def _column(
     is_planned: bool,
 ) -> ScoreColumn:
     scorer, _, column = name.partition(".")
-    title = column if column.startswith(scorer) else f"{scorer}.{column}"
+    title = titles(counted.survey.tables.columns)[name]
     has_plan = counted.survey.tables.has_plan
     bins, tally = counted.bins.get(name), counted.tallies.get(name)
     if bins is None or tally is None:
@@ -287,16 +287,11 @@ def agreement_of(survey: Survey) -> Agreement | None:
     sample = survey.sample[:, used]
     matrix = rank_correlations(sample)
     names = [tables.columns[at] for at in used]
-    titles = [_title(name) for name in names]
+    short = titles(tables.columns)
     return Agreement(
         columns=names,
-        titles=titles,
+        titles=[short[name] for name in names],
         matrix=[[rounded(value) for value in row] for row in matrix.tolist()],
         rows=len(sample),
         of_rows=survey.training,
     )
-
-
-def _title(name: str) -> str:
-    scorer, _, column = name.partition(".")
-    return column if column.startswith(scorer) else name

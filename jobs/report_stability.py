@@ -22,7 +22,7 @@ from curate.evaluate.agreement import rank_correlations
 from curate.report.document import Stability, StableColumn
 from jobs.report_bins import rounded
 from jobs.report_survey import Survey
-from jobs.report_tables import Tables
+from jobs.report_tables import Tables, titles
 
 _ROWS = 5_000
 _PARTS = 50
@@ -34,6 +34,7 @@ def stability_of(survey: Survey) -> Stability | None:
     """None where no score has a spread over seeds, and none was measured by several."""
     tables = survey.tables
     by_seed, rows = _by_seed(survey)
+    short = titles(tables.columns)
     columns: list[StableColumn] = []
     for name in tables.columns:
         values = by_seed.get(name)
@@ -47,7 +48,7 @@ def stability_of(survey: Survey) -> Stability | None:
         columns.append(
             StableColumn(
                 name=name,
-                title=_title(name),
+                title=short[name],
                 seeds=seeds,
                 rank_correlation=rounded(float(np.mean(pairs))) if pairs else None,
                 lowest=rounded(min(pairs)) if pairs else None,
@@ -62,11 +63,6 @@ def stability_of(survey: Survey) -> Stability | None:
     if rows and rows < survey.training:
         notes.append(f"rank correlations of seeds stand on {rows:,} of {survey.training:,} rows")
     return Stability(columns=columns, rows=rows or survey.training, notes=notes)
-
-
-def _title(name: str) -> str:
-    scorer, _, column = name.partition(".")
-    return column if column.startswith(scorer) else name
 
 
 def _num_seeds(tables: Tables) -> int | None:

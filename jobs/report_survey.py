@@ -171,7 +171,8 @@ def survey(tables: Tables, *, examples: int) -> Survey:
     Raises:
         CurateError: a table is damaged, or is not of the same examples.
     """
-    picked = tables.columns[:_MOST_PICKED]
+    ordered = [name for name in tables.columns if name != "random.random"]
+    picked = ordered[:_MOST_PICKED]
     found = Survey(
         tables,
         columns={name: Spread() for name in tables.columns},

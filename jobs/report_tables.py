@@ -149,6 +149,15 @@ def _expression(settings: Settings, scorers: dict[str, tuple[str, ...]]) -> Expr
         return None
 
 
+def titles(names: Sequence[str]) -> dict[str, str]:
+    """Column, as `scorer.column` -> its own name, where no other scorer has one of that name."""
+    own = [name.partition(".")[2] for name in names]
+    return {
+        name: column if own.count(column) == 1 else name
+        for name, column in zip(names, own, strict=True)
+    }
+
+
 def planned_column(tables: Tables) -> str | None:
     """The column that the plan orders by, where its score is nothing but a column."""
     root = tables.expression.root if tables.expression else None
