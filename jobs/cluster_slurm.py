@@ -89,16 +89,21 @@ def job_script(settings: Cluster) -> str:
     from jobs.cluster_dask import security
 
     protocol = "tls" if settings.tls_ca_file else "tcp"
-    # The port is only known once the scheduler runs.
+    # dask-jobqueue would make the folder of the logs at once.
     options = {**job_options(settings), "log_directory": None}
     job = SLURMJob(
-        scheduler=f"{protocol}://{socket.gethostname()}:PORT",
+        scheduler=f"{protocol}://{socket.gethostname()}:PORT",  # known once it runs
         name="curate-0",
         protocol=f"{protocol}://" if settings.tls_ca_file else None,
         security=security(settings),
         **options,
     )
-    return str(job.job_script())
+    script, logs = str(job.job_script()), settings.job.log_directory
+    if logs is None:
+        return script
+    first = f"#SBATCH -J {options['job_name']}\n"
+    path = f"{logs}/{options['job_name']}-%J"
+    return script.replace(first, f"{first}#SBATCH -e {path}.err\n#SBATCH -o {path}.out\n")
 
 
 @contextmanager
