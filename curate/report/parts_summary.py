@@ -17,7 +17,7 @@ from curate.report.parts_scores import column_figure
 from curate.report.parts_shifts import shift_figure, shift_table
 from curate.report.wording import sentence, words
 
-_GLANCE = 10
+_GLANCE = 12
 """Domains in the figure of the summary."""
 
 

@@ -218,7 +218,9 @@
     const filters = Object.fromEntries(all("[data-filter]").map((f) => [f.dataset.filter, f]));
     const status = one("#card-count");
     const more = one("#more");
-    const texts = cards.map((card) => card.textContent.toLowerCase());
+    let texts;
+    const has = (i, word) =>
+      (texts ??= cards.map((card) => card.textContent.toLowerCase()))[i].includes(word);
     let limit = step;
     const unmark = (card) => all("mark.hit", card).forEach((hit) => {
       const parent = hit.parentNode;
@@ -257,7 +259,7 @@
         : chosen.split(" ").filter(Boolean).map(Number);
       const fits = (card, name) => !filters[name]?.value || filters[name].value === "*" + card.dataset[name];
       const found = order.filter((i) => ["domain", "label", "reason"].every((n) => fits(cards[i], n))
-        && words.every((word) => texts[i].includes(word)));
+        && words.every((word) => has(i, word)));
       const now = found.slice(0, limit).map((i) => cards[i]);
       for (const card of cards) { unmark(card); card.hidden = true; }
       for (const card of now) { card.hidden = false; if (words.length) mark(card, words); }
