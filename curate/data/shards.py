@@ -101,7 +101,9 @@ def _deal(
                 shares.append((writer, mine, order[low:high], copies[order[low:high]]))
     if not shares:
         return
-    wanted = np.unique(np.concatenate([index for _, _, index, _ in shares]))
+    wanted = np.zeros(len(choice.rows), np.bool_)
+    for _, _, index, _ in shares:
+        wanted[index] = True
     batches = payload.batches(part, choice.rows[wanted], batch_rows=len(choice.rows))
     for writer, mine, index, copies in shares:
         for nth in range(1, int(copies.max()) + 1):
@@ -129,16 +131,12 @@ def complete_rows(
     size = len(choice.rows)
     local = choice.rows - start
     rows = batch if size == batch.num_rows else batch.take(pa.array(local))
-    places, codes = np.unique(choice.domains, return_inverse=True)
-    names = pa.array([choice.names[place] for place in places.tolist()], pa.string())
     added = {
         "curate_source": pa.repeat(pa.scalar(part.source), size),
         "curate_file": pa.repeat(pa.scalar(part.file), size),
         "curate_row": pa.array(choice.rows),
         "curate_weight": pa.array(choice.weights),
-        "curate_domain": pa.repeat(names[0], size)
-        if len(names) == 1
-        else names.take(pa.array(codes)),
+        "curate_domain": _domains(choice),
     }
     columns: list[Any] = []
     for field in schema:
@@ -150,3 +148,13 @@ def complete_rows(
         else:
             columns.append(pa.nulls(size, field.type))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _domains(choice: Choice) -> Any:
+    """(n,) the domain of each example."""
+    codes = choice.domains
+    if len(codes) and (codes == codes[0]).all():
+        return pa.repeat(pa.scalar(choice.names[codes[0]], pa.string()), len(codes))
+    places, codes = np.unique(codes, return_inverse=True)
+    names = pa.array([choice.names[place] for place in places.tolist()], pa.string())
+    return names.take(pa.array(codes))
