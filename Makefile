@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MOSAIC := .venv-mosaic
 
-.PHONY: help install mosaic quickstart digits test lint types contracts pytest slow bench clean
+.PHONY: help install mosaic quickstart digits docs test lint types contracts pytest slow bench clean
 
 help:
 	@echo "make quickstart   install, then score, mix, prune and shard real text, offline"
 	@echo "make digits       the same for classification, on handwritten digits"
 	@echo "make test         install, then lint, types, import contracts and tests"
+	@echo "make docs         the guide as a site, in site/"
 	@echo "make bench        benchmarks; prints tables"
 	@echo "make mosaic       a reader of Mosaic Streaming, for the tests of its shards"
 
@@ -38,10 +39,15 @@ mosaic: $(MOSAIC)/.installed
 quickstart: $(STAMP)
 	$(BIN)/curate run configs/quickstart.yaml
 	$(BIN)/curate show runs/quickstart
+	$(BIN)/curate report runs/quickstart
 
 digits: $(STAMP)
 	$(BIN)/curate run configs/digits.yaml
 	$(BIN)/curate show runs/digits
+	$(BIN)/curate report runs/digits
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 test: lint types contracts pytest
 
