@@ -12,10 +12,10 @@ from curate.errors import CurateError
 from jobs.all_stages import Stage, failures, stages_for, state_of
 from jobs.cluster import ask_workers_devices
 from jobs.live import Live, read_live
-from jobs.locking import read_owner
+from jobs.locking import local_holder, read_owner
 from jobs.opening import holder, load_settings
 from jobs.settings import Settings
-from jobs.store import at_hand
+from jobs.store import at_hand, glance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +71,12 @@ def at_work(root: Path) -> tuple[str | None, list[Live]]:
 
     What a process that died has left behind is not told: nobody holds the folder then.
     """
+    root = glance(root)
     owner = holder(root)
     if owner is None:
         return None, []
     found, who = read_live(root), read_owner(root)
-    if who is not None:
+    if who is not None and local_holder(root) is not None:
         found = [live for live in found if (live.process, live.host) == (who.pid, who.host)]
     return owner, found
 

@@ -70,6 +70,16 @@ def at_hand(place: str | Path, *, data: bool = True, shards: bool = False) -> Pa
     return mirror.root if address is not None else Path(place)
 
 
+def glance(place: Path) -> Path:
+    """The folder of a run whose tables are not wanted, only what it says of itself now."""
+    address = address_in(place)
+    root = place if address is None else copy_for(address).root
+    mirror = _whole(root)
+    if mirror is not None and local_holder(root) is None:
+        fetch_live(mirror)
+    return root
+
+
 def is_run_at(address: str) -> bool:
     """Whether a run of curate lies at an address, as far as its settings tell.
 
@@ -233,6 +243,7 @@ def _whole(root: Path) -> Mirror | None:
 __all__ = [
     "OnCopy",
     "at_hand",
+    "glance",
     "here",
     "holding_store",
     "is_run_at",

@@ -97,6 +97,8 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 
 
 def _fail(what: str, fix: str, code: int) -> int:
+    if mirror := sys.modules.get("curate.data.mirror"):  # of runs in a store people know those
+        what, fix = (mirror.with_addresses(text) for text in (what, fix))
     print(f"error: {on_one_line(what)}\n  fix: {on_one_line(fix)}", file=sys.stderr)
     return code
 

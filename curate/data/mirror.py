@@ -324,6 +324,13 @@ def shown_place(root: Path | str) -> str:
     return mirror.address if inside == "." else f"{mirror.address}/{inside}"
 
 
+def with_addresses(text: str) -> str:
+    """A message in which the working copies of this process have their addresses."""
+    for root, mirror in _known.items():
+        text = text.replace(root, mirror.address)
+    return text
+
+
 def _at(root: Path) -> Mirror | None:
     facts = root.parent / _FACTS
     known = _known.get(str(root))

@@ -143,11 +143,12 @@ def fetch_live(mirror: Mirror) -> None:
     system, base = mirror.system()
     with run_errors(mirror.address):
         try:
-            found: dict[str, bytes] = system.cat(f"{base}/.live", recursive=True)
+            names = [Path(path).name for path in system.find(f"{base}/.live")]
         except FileNotFoundError:
-            found = {}
+            names = []
     folder = mirror.root / ".live"
-    contents = {Path(path).name: content for path, content in found.items()}
+    found = ((name, mirror.read(f".live/{name}")) for name in names)
+    contents = {name: content for name, content in found if content is not None}
     for path in folder.glob("*.json"):
         if path.name not in contents:
             path.unlink(missing_ok=True)

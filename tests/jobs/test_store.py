@@ -1,5 +1,7 @@
 """Tasks of a run in a store: what they bring to where they run, and what comes back."""
 
+import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +10,15 @@ from typing import Any
 import fsspec
 import pytest
 
-from curate.data.mirror import Mirror, attach, copy_for
+from curate.data.mirror import Mirror, attach, copy_for, with_addresses
+from curate.data.mirror_lock import holding
 from curate.data.partitions import Output
 from curate.errors import ConfigError, InputError, RunFolderError
+from jobs.live import live
 from jobs.nesting import refuse_nesting
 from jobs.run import Task
 from jobs.settings import parse_settings
+from jobs.status import at_work
 from jobs.store import OnCopy, at_hand, here, holding_store, is_run_at, on_copies
 
 ONE, TWO = "part-0123456789-00000", "part-0123456789-00001"
@@ -147,3 +152,26 @@ def test_a_run_must_not_lie_in_its_own_data_in_a_store_either(mirror: Mirror, pa
         return
     with pytest.raises(ConfigError, match=said):
         refuse_nesting(settings)
+
+
+def test_a_glance_tells_who_works_and_on_what_on_another_machine(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write(mirror.root, "config.yaml")
+    monkeypatch.setattr("curate.data.mirror_lock.BEAT_SECONDS", 0.02)
+    with holding(mirror), live(mirror.root, "score", total=3, skipped=1, workers=1) as tracker:
+        tracker.started(ONE, "w")
+        monkeypatch.setenv("CURATE_SCRATCH", str(tmp_path / "fresh"))
+        address, end = Path(mirror.address), time.monotonic() + 10
+        owner, now = at_work(address)
+        while not now and time.monotonic() < end:
+            owner, now = at_work(address)
+        assert f"pid {os.getpid()} on " in (owner or "")
+        assert [(each.stage, each.total, each.skipped) for each in now] == [("score", 3, 1)]
+    assert at_work(address) == (None, [])
+    assert not list(copy_for(mirror.address).root.glob(".live/*"))
+
+
+def test_messages_name_the_address_and_not_the_working_copy(mirror: Mirror):
+    said = with_addresses(f"{mirror.root}/plan is missing; run `curate plan {mirror.root}`")
+    assert said == f"{mirror.address}/plan is missing; run `curate plan {mirror.address}`"
