@@ -40,7 +40,7 @@ NAMES = (*POOL, "noise")
 TARGET = "code_java"
 PROXY = Proxy(steps=300, sequences=24, length=64, lr=2e-3, held_out=160, resume_every_seconds=600.0)
 """Of the mixers that look for a mixture."""
-ARMS = replace(PROXY, steps=200)
+ARMS = replace(PROXY, steps=150)
 """Of the models that are compared; DGA's is one of them."""
 MIXERS: dict[str, dict[str, Any]] = {
     "doremi": {"reference": {"seeds": list(SEEDS)}},
@@ -53,7 +53,7 @@ DGA: dict[str, Any] = {
     "target_sequences": 16,
     "basis": {name: {name: 1.0} for name in NAMES},
 }
-SETTING = "domains_en, 5 domains and noise; 0.08 M parameters, 200 steps of 24 x 64 bytes"
+SETTING = "domains_en, 5 domains and noise; 0.08 M parameters, 150 steps of 24 x 64 bytes"
 
 
 def rows() -> tuple[pl.DataFrame, pl.DataFrame]:
