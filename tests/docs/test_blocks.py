@@ -36,7 +36,7 @@ from jobs.chosen import chosen_scorers
 from jobs.settings import parse_settings
 from tests.mosaic.environment import PYTHON, start
 
-SLOW = {"docs/tutorials/label_noise.md", "docs/tutorials/mixture.md"}
+SLOW = {f"docs/tutorials/{name}.md" for name in ("label_noise", "mixture", "target")}
 """Pages that train for more than ten seconds."""
 BLOCKS = {page: blocks_of(page) for page in pages()}
 RUN = [
@@ -66,7 +66,7 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     yield
     for number, handler in signals.items():
         signal.signal(number, handler)
-    for name in ("trainer", "datasets_interleave"):
+    for name in ("trainer", "datasets_interleave", "per_character"):
         if name not in modules:
             sys.modules.pop(name, None)
 
@@ -189,6 +189,9 @@ def typed(command: Command, block: Block) -> None:
     """One line of a terminal, and what it prints held against the page."""
     words = command.words
     place = f"{block.place}: {' '.join(words)}"
+    if words[0] == "PYTHONPATH=.":
+        words = words[1:]
+        sys.path.insert(0, str(Path.cwd()))
     if words[0] == "python" and len(words) == 2:
         printed = script(Path(words[1]))
     elif words[0] == "curate":
