@@ -32,6 +32,7 @@ from jobs.report_tables import Tables, open_report_tables
 from jobs.report_told import measures_of, provenance_of, stale_plan, summary_of
 from jobs.settings import Settings
 from jobs.show import domains_of, yardsticks_of
+from jobs.store import at_hand
 
 PAGE = "report.html"
 EXAMPLES = 10
@@ -66,6 +67,7 @@ def write_report(
     from curate.report.page import render
 
     _check_installed()  # before the tables are gone through
+    root = at_hand(root)
     target = root.absolute() / PAGE if out is None else out.expanduser().absolute()
     if target.is_dir():
         raise OutputError(f"{target} is a folder", fix="name a file with --out")
@@ -182,7 +184,7 @@ def _sections(work: _Work) -> dict[str, Any]:
     has_scores = bool(tables.columns)
     found: dict[str, Any] = {
         "scores": scores_of(counted, measures_of(settings) if has_scores else {},
-                            cuts_of(plan, settings.plan)),
+                            cuts_of(tables.run, settings.plan) if tables.has_plan else {}),
         "agreement": agreement_of(seen),
         "mixture": work.part("mixture", lambda: _mixture(work, counted, mixer)),
         "shifts": shifts_of(seen, lengths_of(counted), names, plan,

@@ -147,6 +147,8 @@ class Tally:
             middle = float(self._sums[chosen].sum()) / rows
             mean = self._offset + middle
             std = max(0.0, float(self._squares[chosen].sum()) / rows - middle**2) ** 0.5
+            low, high = float(self._low[chosen].min()), float(self._high[chosen].max())
+            mean, std = (low, 0.0) if low == high else (mean, std)
         return Distribution(
             rows=rows,
             missing=int(self._missing[chosen].sum()),

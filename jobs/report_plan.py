@@ -5,7 +5,11 @@ from typing import Any
 
 import polars as pl
 
+from curate.data.files import misshapen, read_document
+from curate.data.layout import RunFolder
+from curate.plan.positions import number_of
 from curate.plan.rules import REASONS
+from curate.plan.select import END
 from curate.plan.settings import Keep, Plan
 from curate.report.document import Fact, Lengths, Reason, Removed, Shift, Shifts, Yardstick
 from jobs.report_bins import rounded
@@ -170,13 +174,41 @@ def _yardstick(name: str, entry: Mapping[str, Any], tables: Tables) -> Yardstick
     )
 
 
-def cuts_of(summary: Mapping[str, Any] | None, plan: Plan) -> dict[str, list[float | None]]:
-    """Group of the plan -> between which scores it takes rows; only where it cuts."""
-    found: dict[str, list[float | None]] = {}
-    for entry in (summary or {}).get("groups", ()):
-        low, high = entry["cuts"]
-        # Where every row is used, what is cut are further copies.
-        if (low is None and high is None) or entry["kept_rows"] >= entry["eligible"]:
-            continue
-        found[entry["group"]] = [high, low] if plan.order == "hardest" else [low, high]
-    return found
+def cuts_of(run: RunFolder, plan: Plan) -> dict[str, list[float | None]]:
+    """Group of the plan -> between which scores it takes rows; only where it cuts.
+
+    Args:
+        run: the run folder.
+        plan: the settings.
+
+    Raises:
+        InputError: the thresholds are damaged.
+    """
+    path = run.plan / "thresholds.json"
+    value = read_document(path, plans=dict)
+    if value is None or plan.score is None:
+        return {}
+    try:
+        own = value["plans"]["plan"]
+        is_drawn = own["moments"] is not None or plan.is_diverse
+        found = {
+            " / ".join(filter(None, rule["group"])) or "all": _cut(rule, plan, is_drawn=is_drawn)
+            for rule in own["rules"]
+        }
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise misshapen(path, f"{type(error).__name__}: {error}") from error
+    return {group: cuts for group, cuts in found.items() if any(c is not None for c in cuts)}
+
+
+def _cut(rule: Mapping[str, Any], plan: Plan, *, is_drawn: bool) -> list[float | None]:
+    """The least and the largest score of which rows of a group are taken; None is no bound."""
+    dropped = int(rule["drop"], 16)
+    _, low, high = rule["windows"][-1]
+    first, last = max(dropped, int(low, 16)), int(high, 16)
+    # Drawn rows stand in another order, and where every row is used, further copies are cut.
+    if is_drawn or rule["kept_rows"] >= rule["eligible_rows"]:
+        first, last = dropped, END
+    ends = [number_of(at >> 64) if 0 < at < END else None for at in (first, last)]
+    if plan.order != "hardest":
+        return [rounded(end) for end in ends]
+    return [None if end is None else rounded(-end) for end in reversed(ends)]

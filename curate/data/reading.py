@@ -195,9 +195,9 @@ def _cached(run: RunFolder, part: Partition) -> Generator[StoredFile]:
     address = resolve_address(run, part.address)
     key = (address, part.stamp)
     file = _files.pop(key, None)
-    if file is None or is_stale(file, part.stamp):
-        if file is not None:
-            file.close()
+    if file is not None and _is_gone(file, part.stamp):
+        file = None
+    if file is None:
         file = open_stored(address, part.stamp, buffer_bytes=_BUFFER_BYTES)
     while len(_files) >= _OPEN_FILES:
         _files.popitem(last=False)[1].close()
@@ -209,3 +209,14 @@ def _cached(run: RunFolder, part: Partition) -> Generator[StoredFile]:
         if _files.pop(key, None) is not None:
             file.close()
         raise
+
+
+def _is_gone(file: StoredFile, stamp: str) -> bool:
+    """Whether another file stands in its place, or none; it is closed then."""
+    gone = True
+    try:
+        gone = is_stale(file, stamp)
+    finally:
+        if gone:
+            file.close()
+    return gone
