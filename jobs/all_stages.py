@@ -199,7 +199,7 @@ def run_stages(
     only = kept_failures(root) if retry_failed else None
     if retry_failed:
         noted = failures(root)
-        stages = [stage for stage in stages if stage.name in noted]
+        stages = [stage for stage in stages if noted.get(stage.name, {}).get("tasks")]
         if not stages:
             log.info("nothing has failed that these stages would run again")
     summaries: dict[str, dict[str, Any]] = {}
@@ -232,7 +232,8 @@ def run_stages(
                 summaries[stage.name] = load(stage.run)(settings, **given) or {}
         except CurateError as error:
             _note_failure(settings, stage.name, error)
-            _tell_waiting(stage.name, stages)
+            if error.tasks:
+                _tell_waiting(stage.name, stages)
             raise
         _note_failure(settings, stage.name, None)
         if stage.name in worked:

@@ -230,7 +230,7 @@ class Loop:
         at_work = executing & (ours | {started.key})
         history = self._histories.setdefault(task.name, _History())
         if at_work and started.key not in at_work:
-            log.info("%s: %s waited at a worker that died", self._phase, task.name)
+            log.debug("%s: %s waited at a worker that died", self._phase, task.name)
             self._again(task, soon=True)
             return
         history.attempts += 1
