@@ -20,6 +20,7 @@ from curate.data.mirror import (
     copy_for,
     copy_of,
     ensure,
+    forget_folder,
     held_below,
     shown_place,
 )
@@ -36,7 +37,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     def info(self: Any, path: str, **more: Any) -> dict[str, Any]:
         # As in a listing, which real stores give the same tags in.
-        found = real(self, path, **more)
+        found: dict[str, Any] = dict(real(self, path, **more))
         return {**found, "created": found["created"].timestamp()} if "created" in found else found
 
     monkeypatch.setattr(MemoryFileSystem, "info", info)
@@ -166,6 +167,7 @@ def test_a_mark_whose_file_is_missing_in_the_store_is_not_done(mirror: Mirror, t
     again.refresh()
     again.bring(lambda _: True)
     assert not Output(again.root / "scores/a.parquet").is_done("f")
+    assert Output(again.root / "scores/a.parquet").mark() is None
     mirror.refresh()
     assert not Output(mirror.root / "scores/a.parquet").is_done("f")
     assert not (mirror.root / "scores/a.parquet").exists()
@@ -264,6 +266,7 @@ def test_a_folder_elsewhere_is_never_taken_for_the_run(mirror: Mirror, tmp_path:
     files.remove_folder(mirror.root / "link" / "x")
     files.remove_folder(mirror.root / ".live")
     files.remove(mirror.root / "link")
+    forget_folder(mirror.root)
     assert len(in_store(mirror)) == 2
     assert copy_of(tmp_path / "outside") is None
     assert shown_place(tmp_path / "outside") == str(tmp_path / "outside")
