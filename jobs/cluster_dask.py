@@ -40,6 +40,9 @@ OURS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
+    # The last thousand messages to each worker, every one with the settings of its task, would
+    # take 20 MB a worker.
+    "distributed.admin.low-level-log-length": 100,
 }
 """Configuration of Dask for schedulers and workers that we start ourselves."""
 
