@@ -163,7 +163,11 @@ def heatmap(cells: Rows, names: Sequence[str], *, title: str) -> Spec:
                         "field": "value",
                         "type": "quantitative",
                         "legend": None,
-                        "scale": {"domain": [-1, 0, 1], "range": ["@against", "@level", "@accent"]},
+                        "scale": {
+                            "domain": [-1, 0, 1],
+                            "range": ["@against", "@level", "@accent"],
+                            "interpolate": "rgb",
+                        },
                     },
                     "tooltip": tips,
                 },

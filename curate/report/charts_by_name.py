@@ -6,14 +6,17 @@ from typing import Any
 from curate.report.blocks import Spec
 from curate.report.charts_axes import Rows, by_name, names_axis, rule_at, tip
 
+_SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+~g')"
 
-def boxes(groups: Rows, *, title: str, cuts: Sequence[float] = ()) -> Spec:
+
+def boxes(groups: Rows, *, title: str, cuts: Sequence[float] = (), own_cuts: Rows = ()) -> Spec:
     """One line per group: 5 to 95 % thin, the middle half thick, a tick at the median.
 
     Args:
         groups: mappings with `name`, `count`, `q05`, `q25`, `q50`, `q75` and `q95`.
         title: what the number is.
         cuts: where lines stand.
+        own_cuts: mappings with `name` and `at`: a tick in a group's line.
     """
     y = names_axis(groups)
     x: dict[str, Any] = {
@@ -51,6 +54,18 @@ def boxes(groups: Rows, *, title: str, cuts: Sequence[float] = ()) -> Spec:
         },
     ]
     layers.extend(rule_at(cut, "cut") for cut in cuts)
+    if own_cuts:
+        layers.append(
+            {
+                "data": {"values": list(own_cuts)},
+                "mark": {"type": "tick", "color": "@against", "thickness": 2, "size": 19},
+                "encoding": {
+                    "y": y,
+                    "x": {"field": "at", **x},
+                    "tooltip": [tip("name", "group"), tip("at", "cut", ".4~g")],
+                },
+            }
+        )
     return by_name(groups, layers)
 
 
@@ -99,7 +114,7 @@ def forest(rows: Rows, *, title: str) -> Spec:
         "type": "quantitative",
         "title": title,
         "scale": {"zero": True},
-        "axis": {"format": "+~g", "tickCount": 6},
+        "axis": {"labelExpr": _SIGNED, "tickCount": 6},
     }
     decided = {"test": "datum.word == 'helps' || datum.word == 'hurts'", "value": "@accent"}
     colour = {"condition": decided, "value": "@quiet"}

@@ -24,6 +24,7 @@ from curate.report.wording import (
     count_cell,
     missing,
     number_cell,
+    sentence,
     signed,
     whole,
     words,
@@ -73,7 +74,9 @@ def forest_of(it: Comparison, *, wide: bool = True, is_open: bool = False) -> li
 
 
 def _comparison(it: Comparison) -> list[Block]:
-    blocks: list[Block] = [Lines(lines=[one.sentence for one in it.verdicts if one.sentence])]
+    blocks: list[Block] = [
+        Lines(lines=[sentence(one.sentence) for one in it.verdicts if one.sentence])
+    ]
     blocks += forest_of(it, is_open=True) or [_verdicts(it.verdicts)]
     points = [
         {"name": one.arm, "seed": one.seed, "value": one.value}
@@ -145,7 +148,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> Table:
 
 
 def _parts(it: Comparison) -> Table:
-    more = it.num_parts - len({(one.part, one.metric) for one in it.parts})
+    more = it.num_parts - len(it.parts)
     return Table(
         caption="By part and metric",
         quiet=True,
@@ -171,7 +174,7 @@ def _parts(it: Comparison) -> Table:
             )
             for one in it.parts
         ],
-        note=f"{whole(more)} parts more are in the run's tables." if more > 0 else "",
+        note=f"{whole(more)} more are in the run's tables." if more > 0 else "",
     )
 
 

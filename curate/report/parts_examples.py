@@ -25,7 +25,8 @@ def examples_section(document: Document) -> Section:
         lists = [(pick.title, pick.examples) for pick in samples.picks]
         if document.leakage is not None and document.leakage.examples:
             lists.append(("holds evaluation examples", document.leakage.examples))
-        cards = [_card(example, titles) for example in samples.examples]
+        several = len({example.domain for example in samples.examples}) > 1
+        cards = [_card(example, titles, with_domain=several) for example in samples.examples]
         blocks += [Paragraph(text=note, tone="quiet") for note in samples.notes]
         blocks.append(
             Examples(
@@ -61,8 +62,8 @@ def pieces(text: str, marks: Sequence[Mark]) -> list[tuple[str, str]]:
     return [part for part in parts if part[0]]
 
 
-def _card(example: Example, titles: dict[str, str]) -> Card:
-    tags = [("domain", example.domain)]
+def _card(example: Example, titles: dict[str, str], *, with_domain: bool) -> Card:
+    tags = [("domain", example.domain)] if with_domain else []
     if example.label is not None:
         tags.append(("label", example.label))
     if example.likely_label is not None and example.likely_label != example.label:

@@ -208,11 +208,15 @@ def _groups(column: ScoreColumn, groups: Sequence[Group], what: str) -> list[Blo
     ]
     if not rows:
         return []
+    # A cut that all rows share is a line over the whole chart.
+    shared = cuts_of(column.cuts)
+    own = [] if shared else [{"name": g.name, "at": c} for g in groups for c in cuts_of(g.cuts)]
+    note = "The middle half thick, 5 to 95 % thin, the median a tick."
     return [
         Figure(
             title=f"{column.title} by {what}",
-            note="The middle half thick, 5 to 95 % thin, the median a tick.",
-            spec=charts_by_name.boxes(rows, title=column.title, cuts=cuts_of(column.cuts)),
+            note=f"{note} In colour where the plan cuts." if own else note,
+            spec=charts_by_name.boxes(rows, title=column.title, cuts=shared, own_cuts=own),
             table=_groups_table(column, groups, what),
         )
     ]

@@ -82,6 +82,7 @@ def _column(name: str, centre: float, rows: int, *, planned: bool = False) -> d.
             d.Group(
                 name=group,
                 kept=rows // 2 // len(names),
+                cuts=[0.3 + i / 20, None] if names is LABELS else [],
                 distribution=spread(edges, bump(centre + 0.09 * (i - 2)), rows // len(names)),
             )
             for i, group in enumerate(names)
@@ -511,7 +512,7 @@ def _comparison() -> d.Comparison:
             for part in DOMAINS
             for arm, mean in arms.items()
         ],
-        num_parts=8,
+        num_parts=30,
         facts=[d.Fact(name="seeds", value="5")],
         notes=["A scaled-down comparison."],
     )
