@@ -24,6 +24,7 @@ from curate.cli.reporter import Reporter, make_bars
 from curate.config import parse
 from curate.data.partitions import Output
 from curate.errors import ConfigError, DivergedError
+from curate.models.checkpoints import load_state
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.index import index_run
 from jobs.own_passes import DrivenPhase, Phase, drive
@@ -92,6 +93,15 @@ def driven(task: Task) -> DrivenPhase:
     return phase
 
 
+def train_noting_where_it_starts(payload: dict[str, Any]) -> dict[str, Any]:
+    """On the first rank: the step after which each attempt goes on, in a file beside the run."""
+    folder = Path(payload["folder"])
+    saved = load_state(folder / "resume" / "state.safetensors")
+    with folder.with_suffix(".starts").open("a") as starts:
+        starts.write(f"{saved[1]['optimiser']['step'] if saved else 0}\n")
+    return train_proxy(payload)
+
+
 def gloo_threads() -> list[str]:
     """Of this process: what is left after a group's end may abort the end of the process."""
     names = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
@@ -112,7 +122,9 @@ def test_two_workers_find_what_one_process_finds_and_again_where_one_dies(root: 
         victims = dict(pool.client.run(os.getpid))
         state = Path(killed.payload["folder"]) / "resume" / "state.safetensors"
         with when_there(state, lambda: os.kill(victims[max(victims)], signal.SIGKILL)) as done:
-            outcome = drive(driven(killed), pool=pool, listener=ignore)
+            phase = proxy_phase("proxies", [killed], train_noting_where_it_starts)
+            assert isinstance(phase, DrivenPhase)
+            outcome = drive(phase, pool=pool, listener=ignore)
         assert done == [True]
         assert not outcome.failures
         assert set(victims.values()) != set(pool.client.run(os.getpid).values())
@@ -120,11 +132,13 @@ def test_two_workers_find_what_one_process_finds_and_again_where_one_dies(root: 
     assert two["mixture"] == pytest.approx(one["mixture"], rel=1e-4)
     assert two["held_out"] == pytest.approx(one["held_out"], rel=1e-3)
     assert two["num_tokens"] == one["num_tokens"]
-    assert told[-1] == Progress("proxies", 1, 1, "together")
+    assert (told[-1].stage, told[-1].done, told[-1].name) == ("proxies", 1, "together")
     folder = Path(killed.payload["folder"])
     table = pl.read_parquet(folder / "trajectory.parquet")
     assert table["step"].unique().sort().to_list() == list(range(1, 61))
     assert result(killed)["steps"] == 60
+    first, again = map(int, folder.with_suffix(".starts").read_text().split())
+    assert 0 == first < again, "it goes on from what the dead group has saved"
     assert not state.exists()
     assert not list(folder.parent.glob(".*"))
 
