@@ -5,6 +5,7 @@ characters that show nothing or turn the reading direction, and JSON within a `<
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 
@@ -37,8 +38,7 @@ def shown(value: object) -> object:
 def script_json(value: object) -> Markup:
     """JSON that stands safely in a `<script>`: no tag, comment or line separator can begin in it.
 
-    Raises:
-        ValueError: a number is not finite.
+    Numbers that are not finite, which JSON does not know, are null.
     """
     text = json.dumps(_visible_within(value), ensure_ascii=False, allow_nan=False)
     return Markup(text.translate(_IN_SCRIPT))  # noqa: S704 - the translation leaves no markup
@@ -51,4 +51,4 @@ def _visible_within(value: object) -> object:
         return {str(key): _visible_within(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_visible_within(item) for item in value]
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
