@@ -1,6 +1,7 @@
 """What the page of a run is told, against figures taken from the tables by other means."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -358,8 +359,8 @@ def test_an_unfinished_run_gives_a_document_at_every_point(world: Path):
     json.dumps(values(found), allow_nan=False)
 
 
-def test_a_damaged_table_is_named_and_damaged_results_are_left_out(world: Path):
-    run = made(world, run="hurt")
+def test_a_damaged_table_is_named_and_damaged_results_are_left_out(world: Path, tmp_path: Path):
+    run = shutil.copytree(world / "run", tmp_path / "moved")
     (run / "compare").mkdir()
     (run / "compare" / "comparison.json").write_text('{"question": {}}', encoding="utf-8")
     assert "is damaged" in gather(run).missing["comparison"]
@@ -423,8 +424,8 @@ def test_of_very_many_domains_the_largest_are_told_and_the_rest_together(tmp_pat
     assert len(json.dumps(values(found))) < 300_000
 
 
-def test_a_plan_older_than_its_settings_is_told(world: Path):
-    run = made(world, run="old")
+def test_a_plan_older_than_its_settings_is_told(world: Path, tmp_path: Path):
+    run = shutil.copytree(world / "run", tmp_path / "moved")
     assert not gather(run).notes
     config = (run / "config.yaml").read_text(encoding="utf-8")
     assert "keep: 0.4" in config
