@@ -14,6 +14,7 @@ from curate.config import parse, read_yaml_file, resolve
 from curate.data.files import read_json
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
+from curate.data.mirror import address_in, copy_of
 from curate.data.partitions import Output
 from curate.data.tables import SCHEMAS, scan, scan_examples
 from curate.errors import ConfigError, CurateError, InputError
@@ -264,6 +265,10 @@ def open(path: str | Path) -> Run:  # noqa: A001 - read as curate.open
         InputError: there is no run.
     """
     root = Path(path).expanduser().absolute()
+    if address_in(path) is not None or copy_of(root) is not None:
+        from jobs.store import at_hand
+
+        root = at_hand(path).absolute()
     if not (root / "examples" / "partitions.json").is_file():
         raise InputError(f"there is no run at {root}", fix="name a folder made by `curate`")
     return Run(root)
