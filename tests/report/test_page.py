@@ -18,7 +18,7 @@ from curate.report.document import SECTIONS, Document, Mark
 from curate.report.escaping import script_json, shown, visible
 from curate.report.page import render, sections
 from curate.report.parts_examples import pieces
-from curate.report.wording import duration, number, share, signed, whole
+from curate.report.wording import duration, moment, number, sentence, share, signed, whole
 
 
 class Reader(HTMLParser):
@@ -270,6 +270,31 @@ def test_numbers_are_written_for_readers() -> None:
         "3.2 s", "42 s", "4 min 10 s", "2 h 5 min", "\u2013",
     ]  # fmt: skip
     assert (whole(1234567), whole(None)) == ("1,234,567", "\u2013")
+
+
+def test_sentences_and_times_are_whole() -> None:
+    assert [sentence(text) for text in ("nobody looked", "Done.", "")] == [
+        "Nobody looked.", "Done.", "",
+    ]  # fmt: skip
+    assert moment("2026-11-22T19:13:37.5+00:00") == "2026-11-22 19:13 UTC"
+    assert [moment(text) for text in ("yesterday", None)] == ["yesterday", ""]
+
+
+def test_program_text_keeps_its_columns_and_prose_does_not() -> None:
+    document = page_document.document(examples=2)
+    assert document.samples is not None
+    code = "def f(x):\n    if x:\n        return 1\n    return 2"
+    samples = replace(
+        document.samples,
+        examples=[
+            replace(document.samples.examples[1], text=t, marks=[]) for t in (code, "So." * 9)
+        ],
+        picks=[],
+    )
+    reader = Reader()
+    reader.feed(render(replace(document, samples=samples, leakage=None)))
+    bodies = [a["class"] for _, a in reader.elements if a.get("class", "").startswith("body")]
+    assert bodies == ["body code", "body"]
 
 
 def _without_data(node: Any) -> Any:
