@@ -8,15 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from curate.data.mirror import (
-    Mirror,
-    address_in,
-    attach,
-    copy_for,
-    copy_of,
-    is_document,
-    shown_place,
-)
+from curate.data.mirror import address_in, attach, copy_for, copy_of, shown_place
+from curate.data.mirror_copy import Mirror, is_document
 from curate.data.mirror_lock import fetch_live, holding, owner_of
 from curate.data.storage import locate, run_errors
 from curate.errors import CurateError, InputError, RunFolderError

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from curate.data.mirror import Mirror
+from curate.data.mirror_copy import Mirror
 from curate.data.storage import run_errors
 from curate.errors import CurateError, RunFolderError
 

@@ -14,7 +14,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from curate.data import files
 from curate.data.mirror import (
-    Mirror,
     address_in,
     attach,
     copy_for,
@@ -24,6 +23,7 @@ from curate.data.mirror import (
     held_below,
     shown_place,
 )
+from curate.data.mirror_copy import Mirror
 from curate.data.mirror_journal import Entry, Journal
 from curate.data.mirror_lock import LOCK, holding, owner_of
 from curate.data.partitions import Output, remove_strays

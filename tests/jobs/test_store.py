@@ -10,7 +10,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from curate.data.mirror import Mirror, attach, copy_for, with_addresses
+from curate.data.mirror import attach, copy_for, with_addresses
+from curate.data.mirror_copy import Mirror
 from curate.data.mirror_lock import holding
 from curate.data.partitions import Output
 from curate.errors import ConfigError, InputError, RunFolderError
