@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from certificates import CAN_BE_MADE, certificate
 
 import jobs.cluster_cuda
 import jobs.cluster_profile
@@ -344,18 +345,7 @@ def test_a_scheduler_file_that_is_none_is_told(tmp_path: Path, monkeypatch: pyte
             pass
 
 
-def certificate(folder: Path) -> dict[str, Any]:
-    """A certificate that vouches for itself."""
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-         "/CN=localhost", "-keyout", key, "-out", cert],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return {"tls_ca_file": str(cert), "tls_cert": str(cert), "tls_key": str(key)}
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
+@pytest.mark.skipif(not CAN_BE_MADE, reason="openssl makes the certificates")
 def test_a_scheduler_with_certificates_is_reached_by_their_paths(tmp_path: Path):
     from distributed import LocalCluster
 

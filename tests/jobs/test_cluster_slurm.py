@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import polars as pl
 import pytest
+from certificates import CAN_BE_MADE, certificate
 from e2e.small_run import bytes_of
 from tiny_models import byte_tokenizer
 
@@ -176,10 +177,13 @@ def visible() -> str:
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
-def test_the_processes_of_a_job_have_a_gpu_each_and_tasks_ask_for_one(slurm: Path):
-    settings = Cluster(kind="slurm", workers=2, slurm=Slurm(gpus=2))
+def test_the_processes_of_a_job_have_a_gpu_each_and_tasks_ask_for_one(tmp_path: Path, slurm: Path):
+    """And they come by TLS, where there are certificates."""
+    paths = certificate(tmp_path) if CAN_BE_MADE else {}
+    settings = Cluster(kind="slurm", workers=2, slurm=Slurm(gpus=2), **paths)
     with open_pool(settings) as pool:
         assert until(lambda: pool.window == 4)
+        assert pool.client.scheduler.address.startswith("tls://" if paths else "tcp://")
         assert sorted(pool.client.run(visible).values()) == ["4", "5"]
         future = pool.executor.submit(visible)
         assert future.result() in ("4", "5")
