@@ -12,7 +12,7 @@ from docs.blocks import ROOT
 from curate.cli import main
 from curate.config import to_yaml
 
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 16,
     "intermediate_size": 32,
