@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from curate.data.files import read_document, write_json
+from curate.data.mirror import shown_place
 from curate.errors import CurateError, InputError, OutputError
 from curate.models.settings import Tokenizer
 from jobs.cluster import Pool
@@ -223,7 +224,7 @@ def run_stages(
         place = Place(
             root=root,
             stage=stage.name,
-            command=f"curate {COMMANDS.get(stage.name, stage.name)} {root}",
+            command=f"curate {COMMANDS.get(stage.name, stage.name)} {shown_place(root)}",
             stall_seconds=settings.cluster.stall_seconds,
             only=only,
         )
