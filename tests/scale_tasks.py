@@ -2,7 +2,7 @@
 
 Both run in processes of their own, for the benchmarks of clusters:
 
-    python -m scale_tasks SCHEDULER_FILE FOLDER COUNT SECONDS
+    python -m scale_tasks SCHEDULER_FILE SCHEDULER_PID FOLDER COUNT SECONDS
 """
 
 import json
@@ -66,14 +66,23 @@ class Peak:
             time.sleep(0.1)
 
 
-def run_client(scheduler_file: Path, folder: Path, count: int, seconds: float) -> dict[str, float]:
-    """Run the tasks; CPU seconds of all threads of this process while they run, and memory."""
+def cpu_seconds(pid: int) -> float:
+    """Of all threads of a process."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def run_client(
+    scheduler_file: Path, pid: int, folder: Path, count: int, seconds: float
+) -> dict[str, float]:
+    """Run the tasks; CPU seconds of this process and the scheduler's while they run, and memory."""
     settings = Cluster(kind="scheduler-file", scheduler_file=str(scheduler_file))
     with open_pool(settings) as pool:
         # What is loaded with the first task is not a cost of each.
         run_tasks("warm", sleeping_tasks(folder / "warm", 16, 0.0), sleep_and_write, pool=pool)
         peak = Peak()
-        before, wall, cpu = peak.now(), time.monotonic(), time.process_time()
+        before, wall = peak.now(), time.monotonic()
+        cpu, scheduler_cpu = time.process_time(), cpu_seconds(pid)
         with at_work(Place(root=folder, stage="score", command="none")):
             tasks = sleeping_tasks(folder / "out", count, seconds)
             outcome = run_tasks("score", tasks, sleep_and_write, pool=pool)
@@ -81,6 +90,7 @@ def run_client(scheduler_file: Path, folder: Path, count: int, seconds: float) -
         return {
             "wall": time.monotonic() - wall,
             "cpu": time.process_time() - cpu,
+            "scheduler_cpu": cpu_seconds(pid) - scheduler_cpu,
             "before_mb": before,
             "peak_mb": peak.mb,
         }
@@ -89,5 +99,6 @@ def run_client(scheduler_file: Path, folder: Path, count: int, seconds: float) -
 if __name__ == "__main__":
     from scale_tasks import run_client  # workers find the task by the module's own name
 
-    scheduler, place, number, length = sys.argv[1:]
-    print(json.dumps(run_client(Path(scheduler), Path(place), int(number), float(length))))
+    scheduler, process, place, number, length = sys.argv[1:]
+    facts = run_client(Path(scheduler), int(process), Path(place), int(number), float(length))
+    print(json.dumps(facts))

@@ -126,11 +126,6 @@ class Machines:
     file: Path
     scheduler: psutil.Process
 
-    def cpu(self) -> float:
-        """CPU seconds of the scheduler."""
-        times = self.scheduler.cpu_times()
-        return times.user + times.system
-
     def mb(self) -> float:
         return self.scheduler.memory_info().rss / 1e6
 
@@ -206,14 +201,13 @@ class Cost:
 def run_client(machines: Machines, folder: Path, workers: int, tasks: int, length: float) -> Cost:
     """Tasks through `run_tasks`, in a client of its own."""
     folder.mkdir(parents=True)
-    before = machines.cpu()
-    command = [sys.executable, "-m", "scale_tasks", str(machines.file), str(folder), str(tasks),
-               str(length)]  # fmt: skip
+    facts = (machines.file, machines.scheduler.pid, folder, tasks, length)
+    command = [sys.executable, "-m", "scale_tasks", *map(str, facts)]
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     told = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     found = json.loads(told.stdout)
     shutil.rmtree(folder)
-    return Cost(workers, tasks, length, found["wall"], found["cpu"], machines.cpu() - before,
+    return Cost(workers, tasks, length, found["wall"], found["cpu"], found["scheduler_cpu"],
                 found["peak_mb"], found["peak_mb"] - found["before_mb"], machines.mb())  # fmt: skip
 
 
