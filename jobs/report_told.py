@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from curate import __version__
 from curate.data.layout import RunFolder
-from curate.data.manifest import load_manifest
+from curate.data.manifest import load_manifest, software
 from curate.errors import CurateError, counted
 from curate.report.document import Comparison, Fact, Provenance, Stage
 from jobs.all_stages import failures, stages_for, state_of
@@ -225,7 +224,7 @@ def _size(size: int) -> str:
 
 def _reproduce(settings: Settings, stages: Mapping[str, Any]) -> list[str]:
     versions = {entry.get("software", {}).get("curate-data") for entry in stages.values()}
-    version = next((v for v in sorted(filter(None, versions))), __version__)
+    version = next(iter(sorted(filter(None, versions))), software().get("curate-data", ""))
     config = shlex.quote(f"{settings.run}/config.yaml")
     lines = [f"pip install curate-data=={version}", f"curate run {config}"]
     if "compare" in stages:
