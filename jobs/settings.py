@@ -25,7 +25,7 @@ class Settings:
     __pydantic_config__: ClassVar = STRICT
 
     run: str
-    """The run folder."""
+    """The run folder, or the address of a run in a store: `s3://bucket/run`."""
     seed: int = 0
     """Seed of every random draw of the run."""
     sources: dict[str, Source]

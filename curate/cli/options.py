@@ -9,7 +9,7 @@ import typer
 ConfigOrRun = Annotated[
     str, typer.Argument(metavar="CONFIG_OR_RUN", help="Settings (YAML), or a run folder.")
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or s3://, gs://.")]
 Files = Annotated[
     list[Path] | None,
     typer.Option("--config", "-c", help="More settings; a later file wins. Repeatable."),
@@ -18,7 +18,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as plan.keep=0.3."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Run folder, or s3://, gs://.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Events = Annotated[
     str | None,
