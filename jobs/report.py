@@ -11,9 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from curate import __version__
 from curate.data import files
-from curate.data.manifest import load_manifest
+from curate.data.manifest import load_manifest, software
 from curate.errors import CurateError, MissingDependencyError, OutputError
 from curate.report.document import SECTIONS, Comparison, Document, Fact, Mixture
 from jobs.opening import load_settings
@@ -28,7 +27,7 @@ from jobs.report_samples import Chosen, choose, of_reasons, samples_of
 from jobs.report_scores import Counted, agreement_of, count, lengths_of, scores_of, weights_of
 from jobs.report_stability import stability_of
 from jobs.report_survey import Survey, survey
-from jobs.report_tables import Tables, open_report_tables
+from jobs.report_tables import PLAN_SCORE, Tables, open_report_tables
 from jobs.report_told import measures_of, provenance_of, stale_plan, summary_of
 from jobs.settings import Settings
 from jobs.show import domains_of, yardsticks_of
@@ -113,7 +112,7 @@ def gather(root: Path, *, examples: int = EXAMPLES) -> Document:
         run=settings.run,
         title=Path(settings.run).name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=__version__,
+        version=software().get("curate-data", ""),
         task=str(settings.task.get("kind", "")),
         unit=tables.unit,
         summary=summary_of(
@@ -183,7 +182,7 @@ def _sections(work: _Work) -> dict[str, Any]:
     mixer = settings.mix.get("mixer")
     has_scores = bool(tables.columns)
     found: dict[str, Any] = {
-        "scores": scores_of(counted, measures_of(settings) if has_scores else {},
+        "scores": scores_of(counted, _measures(work) if has_scores else {},
                             cuts_of(tables.run, settings.plan) if tables.has_plan else {}),
         "agreement": agreement_of(seen),
         "mixture": work.part("mixture", lambda: _mixture(work, counted, mixer)),
@@ -200,6 +199,12 @@ def _sections(work: _Work) -> dict[str, Any]:
     if work.examples:
         found["samples"] = samples_of(counted, chosen, picks, leaks or [])
     return found
+
+
+def _measures(work: _Work) -> dict[str, str]:
+    """What each column measures; the plan's expression says it itself."""
+    told = f"the plan's score: {work.settings.plan.score}"
+    return {PLAN_SCORE: told, **measures_of(work.settings)}
 
 
 def _mixture(work: _Work, counted: Counted, mixer: str | None) -> Mixture | None:

@@ -156,7 +156,7 @@ def scores_of(
         more = tables.num_columns - len(columns)
         notes.append(f"{more:,} more columns are in the tables and not shown here")
     if tables.expression is not None and planned is None:
-        notes.append(f"the plan orders by {tables.expression.text}, which is no single column")
+        notes.append(f"the plan orders by {tables.expression.text}, which could not be worked out")
     return Scores(columns=columns, num_columns=tables.num_columns, notes=notes)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from curate.data.example import KEY, TRAIN
@@ -12,9 +13,18 @@ from curate.data.manifest import load_manifest
 from curate.data.partitions import Output, Partition
 from curate.data.tables import meet, read_table
 from curate.errors import ConfigError, CurateError, counted
-from curate.plan.expression import Column, Expression, parse_expression
+from curate.plan.expression import (
+    INDEX_COLUMNS,
+    TOKENS,
+    Column,
+    Expression,
+    parse_expression,
+)
+from curate.plan.groups import Cells, Grouping, batch_of
+from curate.plan.plan import run_together
+from curate.plan.scoring import Scoring, scoring_passes, without_dropped
 from jobs.lengths import CHARACTERS, EXAMPLES
-from jobs.plan_tables import read_frame, score_columns
+from jobs.plan_tables import open_tables, read_frame, score_columns
 from jobs.settings import Settings
 
 MOST_COLUMNS = 40
@@ -22,6 +32,9 @@ MOST_COLUMNS = 40
 
 NOT_SCORES = frozenset({"num_scored", "scored_share", "leakage_set", "leakage_row", "likely_label"})
 """Columns that say what a score stands on, or name something: they have no order."""
+
+PLAN_SCORE = "plan.score"
+"""Name of the plan's score, where it is an expression and no column."""
 
 _PLAN = ["keep", "weight", "copies", "reason"]
 
@@ -45,6 +58,8 @@ class Tables:
     expression: Expression | None
     """The plan's score, where it is one of these tables."""
     notes: list[str]
+    scoring: Scoring | None = None
+    """How rows get the plan's score, where that is an expression: the column `PLAN_SCORE`."""
 
     @property
     def unit(self) -> str:
@@ -58,7 +73,10 @@ class Tables:
             CurateError: a table is damaged, or is not of the same examples.
         """
         for number, part in enumerate(self.parts):
-            frame = read_frame(self.run, part, self.lengths, [*self.columns, *self.beside])
+            names = [name for name in self.columns if name != PLAN_SCORE]
+            frame = read_frame(self.run, part, self.lengths, [*names, *self.beside])
+            if self.scoring is not None:
+                frame = _scored(frame, self.scoring, self.settings.seed)
             if self.has_plan and with_plan:
                 plan = read_table(self.run.planned(part).path, [*KEY, *_PLAN])
                 meet(frame, plan)
@@ -99,21 +117,70 @@ def open_report_tables(settings: Settings) -> Tables:
         has_plan = False
     expression = _expression(settings, scorers)
     columns = _ordered(settings, scorers, expression)
+    lengths = _lengths(run, parts)
+    scoring = None
+    if has_plan and expression is not None and not isinstance(expression.root, Column):
+        scoring = _scoring(settings, run, scorers, expression, lengths)
+        columns = [*([PLAN_SCORE] if scoring else []), *columns]
     shown = columns[:MOST_COLUMNS]
     beside = [f"{name}_std" for name in shown] + ["label_issues.likely_label"]
+    beside += expression.columns if scoring and expression else ()
     known = {f"{scorer}.{name}" for scorer, names in scorers.items() for name in names}
     return Tables(
         run=run,
         settings=settings,
         parts=parts,
         columns=shown,
-        beside=[name for name in beside if name in known],
+        beside=[name for name in dict.fromkeys(beside) if name in known and name not in shown],
         num_columns=len(columns),
-        lengths=_lengths(run, parts),
+        lengths=lengths,
         has_plan=has_plan,
         expression=expression if has_plan else None,
         notes=notes,
+        scoring=scoring,
     )
+
+
+def _scoring(
+    settings: Settings,
+    run: RunFolder,
+    scorers: dict[str, tuple[str, ...]],
+    expression: Expression,
+    lengths: str | None,
+) -> Scoring | None:
+    """The plan's score for every row, ranks over what `plan.drop` leaves.
+
+    None where it reads tokens that nobody has counted, or a score that has gone.
+    """
+    plan = settings.plan
+    try:
+        out = None if plan.drop is None else parse_expression(plan.drop, scorers)
+    except (ConfigError, CurateError):
+        return None
+    columns = [*expression.columns, *(out.columns if out else ())]
+    if lengths is None and TOKENS in columns:
+        return None
+    columns = [name for name in dict.fromkeys(columns) if name not in INDEX_COLUMNS]
+    grouping = Grouping(plan.within, bool(settings.mix))
+    batches = open_tables(run, lengths).batches(
+        columns, with_labels=plan.within == "label", seed=settings.seed
+    )
+    drop = None
+    if out is not None:
+        passes = scoring_passes(out, Grouping(plan.within, False))
+        drop = run_together({"": passes}, lambda: batches)[""]
+    wanted = without_dropped(scoring_passes(expression, grouping), drop)
+    return run_together({"": wanted}, lambda: batches)[""]
+
+
+def _scored(frame: pl.DataFrame, scoring: Scoring, seed: int) -> pl.DataFrame:
+    """The same rows with the plan's score; held-out rows have none."""
+    cells = Cells(scoring.grouping.within == "label")
+    is_training = (frame["split"] == TRAIN).to_numpy()
+    found = np.full(frame.height, np.nan)
+    if is_training.any():
+        found[is_training] = scoring.values(batch_of(frame, cells, seed=seed))
+    return frame.with_columns(pl.Series(PLAN_SCORE, found))
 
 
 def _lacking(run: RunFolder, parts: Sequence[Partition], outputs: Sequence[Output]) -> str | None:
@@ -153,13 +220,15 @@ def titles(names: Sequence[str]) -> dict[str, str]:
     """Column, as `scorer.column` -> its own name, where no other scorer has one of that name."""
     own = [name.partition(".")[2] for name in names]
     return {
-        name: column if own.count(column) == 1 else name
+        name: column if own.count(column) == 1 and name != PLAN_SCORE else name
         for name, column in zip(names, own, strict=True)
     }
 
 
 def planned_column(tables: Tables) -> str | None:
-    """The column that the plan orders by, where its score is nothing but a column."""
+    """The column that the plan orders by: a score, or `PLAN_SCORE`."""
+    if tables.scoring is not None:
+        return PLAN_SCORE
     root = tables.expression.root if tables.expression else None
     return root.name if isinstance(root, Column) else None
 

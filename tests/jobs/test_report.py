@@ -183,6 +183,45 @@ def test_what_is_kept_lies_between_the_cuts_of_its_domain(document: Document, ro
     assert not any(group.cuts for group in column(document, "quality.odd").by_domain)
 
 
+def test_a_plan_by_an_expression_has_a_column_of_its_own(world: Path):
+    text = "0.7*rank(quality.quality) + 0.3*rank(num_chars)"
+    rule = {"score": text, "keep": 0.3, "drop": "duplicate_keep == 0"}
+    run = made(world, run="mixed", plan=rule)
+    found = gather(run, examples=3)
+    assert found.scores is not None
+    first = found.scores.columns[0]
+    assert (first.name, first.title, first.is_planned) == ("plan.score", "plan.score", True)
+    assert text in first.measures
+    tables = curate.open(run)
+    frame = pl.concat(
+        [tables.examples, tables.scores.select("quality", "duplicate_keep"),
+         tables.plan.select("keep")], how="horizontal",
+    ).filter(split="train").collect()  # fmt: skip
+    expected: list[np.ndarray] = []
+    for domain in SIZES:
+        own = frame.filter(pl.col("domain") == domain)
+        left = (own["duplicate_keep"] != 0).to_numpy()
+        parts: list[np.ndarray] = []
+        for name in ("quality", "num_chars"):
+            numbers = own[name].cast(pl.Float64).to_numpy().astype(np.float32)
+            known = left & np.isfinite(numbers)
+            ranks = np.full(own.height, np.nan)
+            ranks[known] = (stats.rankdata(numbers[known]) - 1) / (known.sum() - 1)
+            parts.append(ranks)
+        score = 0.7 * parts[0] + 0.3 * parts[1]
+        expected.append(score[left & np.isfinite(score)])
+        (group,) = [group for group in first.by_domain if group.name == domain]
+        low, high = group.cuts
+        assert low is not None
+        assert high is None
+        kept = score[own["keep"].to_numpy()]
+        assert kept.min() > low - 1e-5
+        assert group.distribution.quantiles[-1] == pytest.approx(np.nanmax(score), abs=1e-5)
+    everything = np.concatenate(expected)
+    dropped = frame.filter(pl.col("duplicate_keep") == 0, pl.col("quality").is_finite()).height
+    assert first.everything.rows == len(everything) + dropped
+
+
 def test_every_row_has_its_reason(document: Document, rows: pl.DataFrame):
     assert document.removed is not None
     assert document.samples is not None
