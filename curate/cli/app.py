@@ -343,26 +343,6 @@ def report(
 
 
 @app.command()
-def report(
-    folder: o.RunPath,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The file; RUN/report.html by default.")
-    ] = None,
-    samples: Annotated[
-        int, typer.Option("--samples", min=0, max=100, help="Examples of each end of a score.")
-    ] = 10,
-    no_samples: Annotated[
-        bool, typer.Option("--no-samples", help="No text and no picture of the data.")
-    ] = False,
-    json: o.Json = False,
-) -> None:
-    """One HTML page of all that RUN did; it opens without a network."""
-    from curate.cli.page import print_report
-
-    print_report(folder, out, examples=0 if no_samples else samples, as_json=json)
-
-
-@app.command()
 def verify(
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, or a run.")],
     quick: Annotated[
