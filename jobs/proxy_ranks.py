@@ -42,7 +42,6 @@ _MEETING = timedelta(minutes=5)
 """In which all ranks must have come."""
 _SILENCE = timedelta(minutes=30)
 """After which a rank that says nothing counts as dead; one that ends is noticed at once."""
-_WORKERS_SECONDS = 300
 
 Work = Callable[[dict[str, Any]], Receipt]
 
@@ -103,9 +102,10 @@ def _drive(name: str, work: Work, payload: dict[str, Any], pool: Pool, _: Listen
     """One run on as many workers as it has ranks, again where a worker dies."""
     ranks = ranks_of(payload)
     assert pool.client is not None
+    patience = parse(Cluster, payload["settings"]["cluster"]).wait_seconds
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            pool.client.wait_for_workers(ranks, timeout=_WORKERS_SECONDS)
+            pool.client.wait_for_workers(ranks, timeout=patience)
         except TimeoutError as error:
             raise TryAgainError(
                 f"{name}: there are fewer than {ranks} Dask workers",
