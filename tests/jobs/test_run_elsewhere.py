@@ -41,6 +41,9 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/elsewhere/scratch.bin")
         case "full", _:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        case "die", _:
+            time.sleep(0.7)  # it is known by then that the worker is at work on it
+            os._exit(1)
         case "stop", 0:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "sleep", 0:
@@ -96,6 +99,13 @@ def test_a_fault_of_one_worker_is_tried_on_the_other(tmp_path: Path, pool: Pool)
     assert not (tmp_path / "failures").exists()
 
 
+def test_the_worker_on_which_a_task_failed_does_not_get_it_again(tmp_path: Path, pool: Pool):
+    outcome = run(tmp_path, pool, **dict.fromkeys("abcdef", "mount"))
+    assert sorted(outcome.done) == list("abcdef")
+    # Dask may still move one that waits; by chance alone half of the tries would fail again.
+    assert sum(len(tries(tmp_path, name)) for name in "abcdef") <= 13
+
+
 def test_bad_data_is_tried_once_and_what_is_unknown_twice(tmp_path: Path, pool: Pool):
     outcome = run(tmp_path, pool, b="bad", d="bug")
     assert sorted(outcome.done) == list("acef")
@@ -106,6 +116,17 @@ def test_bad_data_is_tried_once_and_what_is_unknown_twice(tmp_path: Path, pool: 
     text = (failures_folder(tmp_path, "s") / "d.txt").read_text()
     assert "attempts: 2, the last on worker-" in text
     assert 'raise LockedError("a bug", 7)' in text, "the traceback of the worker"
+
+
+def test_what_only_waited_at_a_worker_that_died_is_not_held_responsible(
+    tmp_path: Path, pool: Pool, caplog: pytest.LogCaptureFixture
+):
+    outcome = run(tmp_path, pool, b="die")
+    assert sorted(outcome.done) == list("acdef")
+    assert len(tries(tmp_path, "b")) == 3
+    lost = [text for text in caplog.messages if "lost its worker" in text]
+    assert lost == ["s: b lost its worker, trying again"] * 2
+    pool.client.wait_for_workers(2, timeout=30)
 
 
 def test_a_full_disk_of_the_run_stops_the_stage(tmp_path: Path, pool: Pool):
