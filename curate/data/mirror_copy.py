@@ -9,8 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
+from fsspec.callbacks import Callback
 
 from curate.data.mirror_journal import Entry, Journal
+from curate.data.pulse import beat
 from curate.data.storage import local_stamp, locate, remote_stamp, run_errors
 from curate.errors import OutputError, RunFolderError, StoreLostError
 
@@ -23,6 +25,14 @@ THREADS = 16
 """That send or fetch files at the same time."""
 DOCUMENTS = (".json", ".yaml", ".yml", ".md", ".txt", ".py")
 """Suffixes of what every command reads: settings, marks, manifests, summaries."""
+
+
+class _Moving(Callback):
+    """Long ways of large files are no hang."""
+
+    def relative_update(self, inc: int = 1) -> None:
+        beat()
+        super().relative_update(inc)
 
 
 class Mirror:
@@ -59,7 +69,7 @@ class Mirror:
         system, base = self.system()
         key = f"{base}/{name}"
         with run_errors(f"{self.address}/{name}"):
-            system.put_file(str(source), key)
+            system.put_file(str(source), key, callback=_Moving())
             facts = system.info(key)
         size = source.stat().st_size
         if facts["size"] != size:
@@ -200,7 +210,7 @@ class Mirror:
             target.parent.mkdir(parents=True, exist_ok=True)
             with run_errors(f"{self.address}/{name}"):
                 try:
-                    system.get_file(f"{base}/{name}", str(temporary))
+                    system.get_file(f"{base}/{name}", str(temporary), callback=_Moving())
                 except FileNotFoundError:  # removed since it was listed
                     self.journal.append([(name, None)])
                     return

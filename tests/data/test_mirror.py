@@ -27,6 +27,7 @@ from curate.data.mirror_copy import Mirror
 from curate.data.mirror_journal import Entry, Journal
 from curate.data.mirror_lock import LOCK, holding, owner_of
 from curate.data.partitions import Output, remove_strays
+from curate.data.pulse import beats
 from curate.errors import CurateError, InputError, OutputError, RunFolderError, StoreLostError
 
 
@@ -348,3 +349,14 @@ def test_a_driver_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(CurateError, match=r"pip install 'curate-data\[gs\]'") as caught:
         copy_for("gs://bucket/run").refresh()
     assert caught.value.exit_code == 6
+
+
+def test_a_file_on_its_way_is_a_sign_of_life(mirror: Mirror, tmp_path: Path):
+    (tmp_path / "a").write_bytes(bytes(100))
+    before = beats()
+    mirror.put(tmp_path / "a", "a")
+    sent = beats()
+    assert sent > before
+    mirror.refresh()
+    mirror.bring(lambda _: True)
+    assert beats() > sent
