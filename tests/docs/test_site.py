@@ -1,8 +1,13 @@
 """The site is built without a warning, and its pages ask nothing of other machines."""
 
+import functools
+import http.server
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Generator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytest.importorskip("material", reason="mkdocs-material is not installed")
 
 
@@ -85,6 +91,49 @@ def test_every_link_within_the_site_leads_to_a_place(site: Path):
             assert target.is_file(), f"{path.name}: {link}"
             if place and target.suffix == ".html":
                 assert place in pages[target].ids, f"{path.name}: {link}"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder and keeps no log."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def served(site: Path) -> Generator[str]:
+    """The address at which this machine shows the site."""
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_in_a_browser_the_search_finds_and_nothing_else_is_asked(served: str):
+    from playwright.sync_api import sync_playwright
+
+    requests: list[str] = []
+    messages: list[str] = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
+        )
+        page = browser.new_context(color_scheme="dark").new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.goto(served + "index.html")
+        assert page.get_attribute("body", "data-md-color-scheme") == "slate"
+        page.keyboard.press("f")  # opens the search
+        page.fill("input[name=query]", "wrong labels")
+        page.wait_for_selector(".md-search-result__link:visible", timeout=30_000)
+        found = page.locator(".md-search-result__link").first.get_attribute("href") or ""
+        browser.close()
+    assert "label" in found
+    assert all(url.startswith((served, "data:", "blob:")) for url in requests), requests
+    assert not messages
 
 
 def test_both_colours_and_a_search_are_there(site: Path):
