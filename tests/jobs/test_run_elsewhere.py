@@ -100,7 +100,7 @@ def test_a_fault_of_one_worker_is_tried_on_the_other(tmp_path: Path, pool: Pool)
 
 
 def test_the_worker_on_which_a_task_failed_does_not_get_it_again(tmp_path: Path, pool: Pool):
-    outcome = run(tmp_path, pool, **dict.fromkeys("abcdef", "mount"))
+    outcome = run(tmp_path, pool, 0.0, **dict.fromkeys("abcdef", "mount"))
     assert sorted(outcome.done) == list("abcdef")
     # Dask may still move one that waits; by chance alone half of the tries would fail again.
     assert sum(len(tries(tmp_path, name)) for name in "abcdef") <= 13
