@@ -13,6 +13,7 @@ from typing import Any
 
 from curate.data import files
 from curate.data.manifest import load_manifest, software
+from curate.data.mirror import address_in, shown_place
 from curate.errors import CurateError, MissingDependencyError, OutputError
 from curate.report.document import SECTIONS, Comparison, Document, Fact, Mixture
 from jobs.opening import load_settings
@@ -50,8 +51,9 @@ def write_report(
     """Write the page of a run; it is whole or not there.
 
     Args:
-        root: the run folder; the run may be unfinished.
-        out: the file; `report.html` in the run folder by default.
+        root: the run folder, or its address; the run may be unfinished.
+        out: the file; by default `report.html` in the run folder, and of a run at an address
+            `<its name>-report.html` in the current one.
         examples: how many of each end of a score are shown; 0 shows none at all.
 
     Returns:
@@ -66,14 +68,19 @@ def write_report(
     from curate.report.page import render
 
     _check_installed()  # before the tables are gone through
-    root = at_hand(root)
-    target = root.absolute() / PAGE if out is None else out.expanduser().absolute()
+    target = _target(root) if out is None else out.expanduser().absolute()
     if target.is_dir():
         raise OutputError(f"{target} is a folder", fix="name a file with --out")
     document = gather(root, examples=examples)
     text = render(document)
     files.replace(target, lambda path: path.write_text(text, encoding="utf-8"))
     return target, document
+
+
+def _target(root: Path) -> Path:
+    if address_in(root) is None:
+        return root.absolute() / PAGE
+    return Path.cwd() / f"{root.name}-{PAGE}"
 
 
 def _check_installed() -> None:
@@ -89,13 +96,14 @@ def gather(root: Path, *, examples: int = EXAMPLES) -> Document:
     """Everything that the page shows.
 
     Args:
-        root: the run folder; the run may be unfinished.
+        root: the run folder, or its address; the run may be unfinished.
         examples: how many of each end of a score are shown; 0 shows none at all.
 
     Raises:
         RunFolderError: there is no run at `root`.
         CurateError: a table of the run is damaged.
     """
+    root = at_hand(root)
     settings = load_settings(root)
     tables = open_report_tables(settings)
     work = _Work(settings, tables, examples)
@@ -109,8 +117,8 @@ def gather(root: Path, *, examples: int = EXAMPLES) -> Document:
     seen = work.survey
     domains = seen.domains.table().height if seen else 0
     return Document(
-        run=settings.run,
-        title=Path(settings.run).name,
+        run=shown_place(settings.run),
+        title=shown_place(settings.run).rpartition("/")[2],
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=software().get("curate-data", ""),
         task=str(settings.task.get("kind", "")),
@@ -250,7 +258,7 @@ def _notes(work: _Work, mixture: Mixture | None) -> list[str]:
 
 def _missing(work: _Work, found: Mapping[str, Any]) -> dict[str, str]:
     """Why sections are not there."""
-    run = work.settings.run
+    run = shown_place(work.settings.run)
     if not work.tables.parts:
         none = f"the run has no index yet: `curate index {run}` makes it"
         why: dict[str, str] = dict.fromkeys(SECTIONS, none)

@@ -7,6 +7,7 @@ from typing import Any
 
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, software
+from curate.data.mirror import shown_place
 from curate.errors import CurateError, counted
 from curate.report.document import Comparison, Fact, Provenance, Stage
 from jobs.all_stages import failures, stages_for, state_of
@@ -225,7 +226,7 @@ def _size(size: int) -> str:
 def _reproduce(settings: Settings, stages: Mapping[str, Any]) -> list[str]:
     versions = {entry.get("software", {}).get("curate-data") for entry in stages.values()}
     version = next(iter(sorted(filter(None, versions))), software().get("curate-data", ""))
-    config = shlex.quote(f"{settings.run}/config.yaml")
+    config = shlex.quote(f"{shown_place(settings.run)}/config.yaml")
     lines = [f"pip install curate-data=={version}", f"curate run {config}"]
     if "compare" in stages:
         lines.append(f"curate compare {config}")

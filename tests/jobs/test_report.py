@@ -504,6 +504,22 @@ def test_the_command_writes_one_file_and_tells_where(
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+def test_the_page_of_a_run_in_a_store_lies_where_the_command_was_given(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    places: list[str] = []
+
+    def fetch(place: Path) -> Path:
+        places.append(str(place))
+        return world / "run"
+
+    monkeypatch.setattr("jobs.report.at_hand", fetch)
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "s3://bucket/folder/news", "--no-samples"]) == 0
+    assert places == ["s3:/bucket/folder/news"]
+    assert [path.name for path in tmp_path.iterdir()] == ["news-report.html"]
+
+
 def test_the_command_s_errors_have_their_codes(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
