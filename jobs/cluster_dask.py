@@ -6,30 +6,23 @@ Dask is imported by the functions: planning on this machine alone does without.
 import json
 import logging
 import os
-import signal
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from curate.errors import (
-    ConfigError,
-    CurateError,
-    InputError,
-    MissingDependencyError,
-    TryAgainError,
-)
+from curate.errors import ConfigError, CurateError, InputError, TryAgainError
+from jobs.cluster_plugins import prepared
 from jobs.cluster_settings import Cluster
-from jobs.cluster_workers import Identity, environment, forget_here, identity
+from jobs.cluster_workers import environment, forget_here
 
 log = logging.getLogger(__name__)
 
 _ANSWER_SECONDS = 30
 _LOOK_SECONDS = 1.0
 _WAKE_SECONDS = 0.2
-_PLUGIN = "curate"
 
 OURS = {
     # A model that loads or a tokenizer at work may hold the interpreter for minutes.
@@ -66,6 +59,9 @@ def open_client(settings: Cluster) -> Generator[Opened]:
         ConfigError: a setting is wrong.
         MissingDependencyError: a worker has another version.
     """
+    # Before our settings: loaded within them, its defaults would go when ours do, and a second
+    # cluster in this process would find none.
+    import distributed as _  # noqa: F401
     from dask import config
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -79,7 +75,7 @@ def open_client(settings: Cluster) -> Generator[Opened]:
             }
             stack.enter_context(config.set({**OURS, **names}))
             opened = stack.enter_context(_started(settings))
-        stack.enter_context(_prepared(opened.client, settings))
+        stack.enter_context(prepared(opened.client, settings))
         _wait_for_workers(opened, settings.wait_seconds)
         yield opened
 
@@ -193,96 +189,6 @@ def security(settings: Cluster) -> Any:
     roles = {f"tls_{role}_{what}": path for role in ("client", "scheduler", "worker")
              for what, path in (("cert", cert), ("key", key))}  # fmt: skip
     return Security(tls_ca_file=ca, require_encryption=True, **roles)
-
-
-@contextmanager
-def _prepared(client: Any, settings: Cluster) -> Generator[None]:
-    """Workers of this version of curate alone, those that come later too."""
-    if settings.kind in ("local", "cuda"):  # of this very environment
-        client.register_plugin(_deaf(), name=_PLUGIN)
-        yield
-        return
-    _compare(client)
-    client.register_plugin(_same(takes_gpu=settings.kind == "slurm"), name=_PLUGIN)
-    try:
-        _compare(client)  # those that came in between
-        yield
-    finally:
-        if settings.kind != "slurm":
-            # A scheduler that outlives us may serve another version tomorrow.
-            with suppress(Exception):
-                remove = client.scheduler.unregister_worker_plugin
-                client.sync(remove, name=_PLUGIN, callback_timeout=_ANSWER_SECONDS)
-
-
-def _compare(client: Any) -> None:
-    """Ask every worker which curate it has.
-
-    Raises:
-        MissingDependencyError: another one than this process, or none.
-    """
-    here = identity()
-    found = cast(Mapping[str, Any], client.run(identity, on_error="return"))
-    for worker, there in found.items():
-        if there == here:
-            continue
-        if isinstance(there, OSError):  # it is gone
-            continue
-        has = str(there) if isinstance(there, Identity) else f"no curate that answers ({there!r})"
-        raise MissingDependencyError(
-            f"the Dask worker at {worker} has {has}, and this is {here}",
-            fix="start workers from the same environment as this command",
-        )
-
-
-def _deaf() -> Any:
-    """A plugin for workers on this machine: Ctrl-C reaches them too, but the parent decides.
-
-    A worker that ended by itself would leave the parent waiting for the tasks it held.
-    """
-    from distributed import Worker, WorkerPlugin
-
-    class Deaf(WorkerPlugin):
-        def setup(self, worker: Worker) -> None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    return Deaf()
-
-
-def _same(*, takes_gpu: bool) -> Any:
-    """A plugin that runs on every worker before its first task, and refuses other versions."""
-    from distributed import Worker, WorkerPlugin
-
-    class Same(WorkerPlugin):
-        """Carried to workers by value: it must run where our packages differ or are missing."""
-
-        def __init__(self, version: str, digest: str) -> None:
-            self.wanted = version, digest
-
-        async def setup(self, worker: Worker) -> None:
-            try:
-                from jobs import cluster_workers
-
-                here = cluster_workers.identity()
-                found = here.version, here.digest
-            except (ImportError, AttributeError) as error:
-                await self.refuse(worker, f"none ({error})")
-                return
-            if found != self.wanted:
-                await self.refuse(worker, "{} ({})".format(*found))
-                return
-            if takes_gpu:
-                cluster_workers.take_gpu(str(worker.name), os.environ)
-
-        async def refuse(self, worker: Worker, has: str) -> None:
-            wanted = "{} ({})".format(*self.wanted)
-            reason = f"this worker has curate {has}, and the run has curate {wanted}"
-            logging.getLogger("distributed.worker").error("refused: %s", reason)
-            await worker.close(reason=reason)
-            raise RuntimeError(reason)
-
-    here = identity()
-    return Same(here.version, here.digest)
 
 
 def _wait_for_workers(opened: Opened, seconds: float) -> None:
