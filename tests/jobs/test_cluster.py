@@ -362,3 +362,20 @@ def test_a_scheduler_with_certificates_is_reached_by_their_paths(tmp_path: Path)
         bare = Cluster(kind="address", address=address)
         with pytest.raises(ConfigError, match="certificates"), open_pool(bare):
             pass
+
+
+TWICE = """
+from jobs.cluster import Cluster, open_pool
+
+if __name__ == "__main__":
+    for _ in range(2):
+        with open_pool(Cluster(kind="local", workers=1)) as pool:
+            assert pool.executor.submit(int, "7").result() == 7
+"""
+
+
+def test_a_process_opens_a_second_cluster_after_the_first(tmp_path: Path):
+    """Dask's own defaults are loaded with it, and must not go with the settings of the first."""
+    script = tmp_path / "twice.py"
+    script.write_text(TWICE)
+    subprocess.run([sys.executable, str(script)], check=True, timeout=120, cwd=ROOT)
