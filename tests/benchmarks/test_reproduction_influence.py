@@ -103,7 +103,9 @@ def test_the_best_tenth_by_influence_against_a_random_one(tmp_path: Path):
         "task": {"kind": "causal-lm", "max_tokens": 128},
         "model": {"config": LLAMA, "tokenizer": {"train": "bpe", "vocab_size": 2048},
                   "device": "cpu"},
-        "checkpoints": {"train": {"epochs": 1, "lr": 3e-3, "batch_tokens": 2048}},
+        "checkpoints": {
+            "train": {"epochs": 1, "lr": 3e-3, "batch_tokens": 2048, "save_moments": True}
+        },
         "score": {"scorers": [{"influence": {"metric": "cosine", "adam": "exact"}}]},
     }  # fmt: skip
     settings = parse_settings(values)
