@@ -32,7 +32,7 @@ def check_profile(settings: Cluster, path: Path) -> None:
     if find_spec("bokeh") is None:
         raise MissingDependencyError(
             "--profile needs bokeh, which draws the report and is not installed",
-            fix="pip install bokeh",
+            fix="pip install 'curate-data[profile]'",
         )
 
 
