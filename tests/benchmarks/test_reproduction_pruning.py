@@ -108,7 +108,7 @@ def mnist(part: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
     frame = pl.read_parquet(data_folder("mnist") / f"{part}.parquet")[:rows]
     images = np.stack([np.array(Image.open(io.BytesIO(image))) for image in frame["image"]])
     pixels = (images.astype(np.float32) / 255).reshape(-1, 14, 2, 14, 2).mean((2, 4))
-    return pixels.reshape(len(pixels), -1), frame["label"].to_numpy()
+    return pixels.reshape(len(pixels), -1), frame["label"].to_numpy().astype(np.int64)
 
 
 def norms_at_initialisation(pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -142,13 +142,13 @@ def one_pool(folder: Path, number: int, *, noise: bool) -> dict[str, float]:
         table = pl.DataFrame({"features": rows[0], "label": rows[1], "domain": "digits"})
         table.write_parquet(folder / f"{name}.parquet")
     start = norms_at_initialisation(pixels, labels, number)
-    table = pl.DataFrame({"file": "pool.parquet", "row": range(ROWS), "grand": start})
+    table = pl.DataFrame({"file": "pool.parquet", "row": range(ROWS), "norm": start})
     table.write_parquet(folder / "start.parquet")
     drop = {**HARDEST, "drop_first": 0.25} if noise else HARDEST
     arms = {
         "grand": {"score": "grand", **drop},
         "hardest": {"score": "el2n", **HARDEST},
-        "start": {"score": "start.grand", **HARDEST},
+        "start": {"score": "start.norm", **HARDEST},
     }
     seeds = [number, number + 100, number + 200]
     settings = digits_settings(
