@@ -197,7 +197,8 @@ def test_ways_of_choosing_over_pools(tmp_path: Path, noise: bool):
     else:
         values.pop("hardest")  # the same rules as the plan's
     for against in ("random", "everything"):
-        given = {arm: own for arm, own in values.items() if against == "random" or "-" not in arm}
+        is_drawn = against == "random"
+        given = {arm: own for arm, own in values.items() if is_drawn or "random" not in arm}
         verdicts = judged(tmp_path, given, against=against, metric="accuracy", better="higher")
         for verdict in verdicts.values():
             print(f"against {against}: {verdict['sentence']}", flush=True)
