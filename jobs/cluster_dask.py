@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +36,10 @@ OURS = {
     # The last thousand messages to each worker, every one with the settings of its task, would
     # take 20 MB a worker.
     "distributed.admin.low-level-log-length": 100,
+    # Fifty wakes a second and two looks at the machine are three quarters of what an idle cluster
+    # costs.
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "5s",
 }
 """Configuration of Dask for schedulers and workers that we start ourselves."""
 
@@ -69,15 +73,23 @@ def open_client(settings: Cluster) -> Generator[Opened]:
         if settings.kind in ("address", "scheduler-file"):
             opened = stack.enter_context(_connected(settings))
         else:
-            names = {
-                f"distributed.nanny.pre-spawn-environ.{name}": value
-                for name, value in environment(settings.threads).items()
-            }
+            variables = environment(settings.threads)
+            # Nannies of this process set them here too; the next cluster may want others.
+            stack.callback(_restore, {name: os.environ.get(name) for name in variables})
+            names = {f"distributed.nanny.pre-spawn-environ.{n}": v for n, v in variables.items()}
             stack.enter_context(config.set({**OURS, **names}))
             opened = stack.enter_context(_started(settings))
         stack.enter_context(prepared(opened.client, settings))
         _wait_for_workers(opened, settings.wait_seconds)
         yield opened
+
+
+def _restore(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager
