@@ -79,7 +79,7 @@ def _go_on(arguments: Sequence[str] | None) -> str:
     given = sys.argv[1:] if arguments is None else arguments
     if _KEEP_NOTHING.intersection(given[:1]):
         return "run the same command again; it begins anew, as it keeps nothing"
-    return "run the same command again to go on; nothing is lost"
+    return "run the same command again to go on; what was finished is kept"
 
 
 def _foreign() -> tuple[str, str] | None:

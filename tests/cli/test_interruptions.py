@@ -107,7 +107,7 @@ def test_a_signal_stops_with_its_code_and_a_rerun_goes_on(
     assert process.returncode == code
     assert out == ""
     assert err.endswith(
-        f"error: {word}\n  fix: run the same command again to go on; nothing is lost\n"
+        f"error: {word}\n  fix: run the same command again to go on; what was finished is kept\n"
     )
     assert "Traceback" not in err
     finished = {
@@ -131,14 +131,14 @@ def test_ctrl_c_on_a_terminal_reaches_the_workers_too_and_stops_them_all(
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert err.endswith("error: interrupted\n  fix: run the same command again to go on;"
-                        " nothing is lost\n")  # fmt: skip
+                        " what was finished is kept\n")  # fmt: skip
     assert "Traceback" not in err
     assert wait_for(lambda: not is_alive(process.pid)), "a worker was left behind"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["doctor", "--influence", "200"], "it keeps nothing"), (["train", "x"], "nothing is lost")],
+    [(["doctor", "--influence", "200"], "it keeps nothing"), (["train", "x"], "what was finished is kept")],
 )
 def test_a_command_that_keeps_nothing_does_not_claim_otherwise(
     arguments: list[str],
