@@ -90,10 +90,18 @@ def check_quarantine(
         raise TooManyBadError(
             f"{bad} of {counted(total, 'row')} were set aside ({reasons}), more than the share of"
             f" {allowed.max_bad_rows:g} that is allowed; the first is {_first_bad(run)}",
-            fix=f"look at {run.quarantine}, correct the data, or raise index.max_bad_rows",
+            fix=f"look at {run.quarantine}, {_mend(summary['bad'])}, or raise index.max_bad_rows",
         )
     if summary["rows"] == 0:
         raise _nothing_left(settings, run, summary, broken)
+
+
+def _mend(bad: Mapping[str, int]) -> str:
+    """What to do about rows that were set aside, most of all."""
+    rows = {reason: count for reason, count in bad.items() if reason != "unreadable_file"}
+    if rows and max(rows, key=lambda reason: rows[reason]) == "invalid_utf8":
+        return "save the file as UTF-8"
+    return "correct the data"
 
 
 def _nothing_left(
@@ -108,7 +116,7 @@ def _nothing_left(
     total = sum(rows.values())
     fix = (
         f"look at them with `curate show {run.root} --quarantine` (they lie in {run.quarantine}),"
-        " then correct the data or the columns in the settings"
+        f" then {_mend(summary['bad'])}, or the columns in the settings"
     )
     if total:
         reason, count = max(rows.items(), key=lambda entry: entry[1])

@@ -45,6 +45,8 @@ def conversion_fingerprint(
 ) -> str:
     """Of all that the converted file depends on."""
     settings = {name: getattr(source, name) for name in SETTINGS[file.format]}
+    if settings.get("separator", "") is None:  # files converted before there was one stay
+        del settings["separator"]
     return fingerprint(
         stage="convert",
         version=VERSION,

@@ -1,5 +1,6 @@
 """An example: which columns of an input mean what, its key, its content hash, its split."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -39,6 +40,8 @@ class Source:
     header: bool | None = None
     """Whether CSV files begin with a line of column names; by default they do, unless that line
     has numbers only. Columns without names are `column_0`, `column_1`, ..."""
+    separator: str | None = None
+    """Sign between the fields of CSV files; by default a comma, in files called .tsv a tab."""
     passage_chars: int = 2000
     """Length to which the text format cuts files, at paragraph borders, in characters."""
     text: str | None = None
@@ -90,6 +93,10 @@ class Source:
                 fix="set both columns, or text",
             )
         _check_shape(self.shape)
+        if self.separator is not None and not re.fullmatch(r"[\t !#-~]", self.separator):
+            raise ConfigError(
+                f"separator is {self.separator!r}", fix='set one sign, such as ";" or "\\t"'
+            )
         if self.passage_chars < 1:
             raise ConfigError(
                 f"passage_chars is {self.passage_chars}", fix="set a length such as 2000"

@@ -80,7 +80,7 @@ def label_values(
     """Labels as int64; null where there is none.
 
     Args:
-        column: integers, whole floats, booleans or class names.
+        column: integers, whole floats, booleans or class names; white space is no name.
         source: its `classes` give the names.
         problems: added to: out of range, not whole, and, where a task has classes, missing.
         num_classes: of a classification task.
@@ -88,6 +88,9 @@ def label_values(
     name = source.label or ""
     if is_text(column.type):
         names = _texts(column, name, problems, may_be_null=True)
+        if "" not in source.classes:  # no name stands for no label
+            blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(names)), 0)
+            names = pc.if_else(blank, pa.scalar(None, pa.large_string()), names)
         values = pc.index_in(names, pa.array(source.classes, pa.large_string())).cast(pa.int64())
         unknown = pc.and_(pc.is_valid(names), pc.is_null(values))
         for row in _where(unknown):
@@ -103,7 +106,8 @@ def label_values(
             problems.setdefault(row, ("label_out_of_range", detail))
     if num_classes is not None:
         for row in _where(pc.is_null(values)):
-            problems.setdefault(row, ("wrong_type", f"{name} is null"))
+            detail = f"{name} is null{' or empty' if is_text(column.type) else ''}"
+            problems.setdefault(row, ("wrong_type", detail))
     return values
 
 

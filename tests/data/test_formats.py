@@ -23,7 +23,7 @@ from curate.data.example import Source
 from curate.data.formats import READERS
 from curate.data.formats.text import passages
 from curate.data.sources import InputFile, find_files
-from curate.errors import InputError
+from curate.errors import ConfigError, InputError
 
 
 def read_all(path: Path, **settings: Any) -> pa.Table:
@@ -214,6 +214,35 @@ def test_tab_separated_files_and_long_numbers(tmp_path: Path) -> None:
 def test_two_csv_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two columns called 'a'"):
         read_all(write_lines(tmp_path / "a.csv", "a,a", "1,2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sign", "said"),
+    [("a.csv", ";", "';'.*\n.*sources.s.separator to \";\""), ("a.csv", "\t", "tabs"),
+     ("a.tsv", ",", "','"), ("a.csv", "|", r"'\|'")],
+)  # fmt: skip
+def test_columns_between_other_signs_are_refused_until_the_separator_is_named(
+    tmp_path: Path, name: str, sign: str, said: str
+) -> None:
+    lines = (sign.join(cells) for cells in (("id", "text", "label"), ("1", "a b", "x")))
+    path = write_lines(tmp_path / name, *lines)
+    with pytest.raises(InputError, match=rf"has one column, called 'id.*separated by {said}"):
+        read_all(path)
+    table = read_all(path, separator=sign).drop_columns([PROBLEM])
+    assert table.to_pylist() == [{"id": 1, "text": "a b", "label": "x"}]
+
+
+def test_one_column_with_a_sign_in_its_name_is_read_where_the_separator_is_said(
+    tmp_path: Path,
+) -> None:
+    path = write_lines(tmp_path / "a.csv", "text; as it came", "a;b")
+    assert read_all(path, separator=",").column(0).to_pylist() == ["a;b"]
+    assert read_all(path, header=False).column(0).to_pylist() == ["text; as it came", "a;b"]
+
+
+def test_a_separator_is_one_sign(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="separator is ';;'"):
+        Source(path=str(tmp_path), separator=";;")
 
 
 def test_a_csv_cell_longer_than_a_block_is_read(

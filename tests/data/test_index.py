@@ -159,6 +159,18 @@ def test_labels_may_be_names_or_booleans() -> None:
     assert index(table, label="b").examples["label"].to_list() == [1] * 4
 
 
+def test_white_space_is_no_class_name() -> None:
+    table = pa.table({"text": ["a", "b", "c", "d"], "y": ["cat", "", "  ", None]})
+    found = index(table, label="y", classes=("cat", "dog"), num_classes=2)
+    assert reasons(found) == dict.fromkeys((1, 2, 3), "wrong_type")
+    assert set(found.quarantine["detail"]) == {"y is null or empty"}
+    free = index(table, label="y", classes=("cat", "dog"))
+    assert free.examples["label"].to_list() == [0, None, None, None]
+    named = index(table, label="y", classes=("", "cat"))
+    assert named.examples["label"].to_list() == [1, 0, None]
+    assert reasons(named) == {2: "label_out_of_range"}
+
+
 def test_fractions_are_no_labels_and_without_a_task_a_label_may_be_missing() -> None:
     table = pa.table({"text": ["a"] * 4, "y": [1.0, 0.5, float("inf"), None]})
     found = index(table, label="y")

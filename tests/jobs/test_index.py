@@ -537,3 +537,14 @@ def test_the_shards_of_an_earlier_run_are_data_like_any_other(tmp_path: Path):
     pl.DataFrame([row] * 4).write_parquet(tmp_path / "data.parquet")
     source = {"path": str(tmp_path / "data.parquet"), "text": "text", "domain": "curate_domain"}
     assert run_index(settings_for(tmp_path, a=source))["domains"] == {"d": 4}
+
+
+def test_a_file_that_is_not_utf8_is_to_be_saved_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,n\ncafé,1\nplain,2\n".encode("latin-1"))
+    settings = settings_for(tmp_path, s={"path": str(path)})
+    with pytest.raises(TooManyBadError, match=r"invalid_utf8(.|\n)*, save the file as UTF-8, or"):
+        run_index(settings)
+    path.write_bytes("text,n\ncafé,1\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"invalid_utf8(.|\n)*then save the file as UTF-8, or"):
+        run_index(settings_for(tmp_path, {"max_bad_rows": 1}, s={"path": str(path)}))

@@ -17,7 +17,7 @@ READERS = {
 
 SETTINGS = {
     "jsonl": (),
-    "csv": ("header",),
+    "csv": ("header", "separator"),
     "arrow": (),
     "text": ("passage_chars",),
     "images": ("include",),

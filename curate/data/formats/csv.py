@@ -3,11 +3,13 @@
 The file is read twice: the first pass finds a type for every column that holds all its values,
 the second converts. Types are int64, float64, bool and text; numbers with leading zeros and dates
 stay text. In columns that are not text, empty cells and the usual words (NA, null, ...) are null.
-A line with another number of fields than the first is a problem.
+A line with another number of fields than the first is a problem. Fields stand between commas, in
+files called .tsv between tabs, or between whatever `separator` says; the text is UTF-8.
 """
 
+import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +36,14 @@ def read(file: InputFile, source: Source) -> Iterator[pa.RecordBatch]:
     """The rows of a file, the line of column names not being one.
 
     Raises:
-        InputError: two columns have one name.
+        InputError: two columns have one name, or the separator is another.
     """
-    layout = _survey(file.address, source.header)
+    separator = source.separator or default_separator(file.address)
+    layout = _survey(file.address, source.header, separator)
     if layout is None:
         return
+    if source.separator is None:
+        _refuse_other_separator(file, layout)
     schema = pa.schema(
         [*zip(layout.names, (guess.type for guess in layout.guesses), strict=True),
          (PROBLEM, pa.string())]
@@ -47,6 +52,29 @@ def read(file: InputFile, source: Source) -> Iterator[pa.RecordBatch]:
         good, problems = _checked(cells, problems)
         arrays = [_cast(c, g) for c, g in zip(good, layout.guesses, strict=True)]
         yield pa.record_batch([*arrays, pa.array(problems, pa.string())], schema=schema)
+
+
+def default_separator(address: str) -> str:
+    """What stands between the fields of a file of this name."""
+    return "\t" if ".tsv" in address.lower().rsplit("/", 1)[-1] else ","
+
+
+def other_separator(names: Sequence[str]) -> str | None:
+    """The sign that seems to stand between the fields, where all names were read as one."""
+    if len(names) != 1:
+        return None
+    return next((sign for sign in "\t;|," if sign in names[0].strip()), None)
+
+
+def _refuse_other_separator(file: InputFile, layout: "_Layout") -> None:
+    sign = other_separator(layout.names) if layout.has_header else None
+    if sign is not None:
+        raise InputError(
+            f"{file.address} has one column, called {layout.names[0]!r}: its fields seem to be"
+            f" separated by {'tabs' if sign == chr(9) else repr(sign)}",
+            fix=f"set sources.{file.source}.separator to {json.dumps(sign)}; to"
+            f" {json.dumps(layout.separator)} if it is one column indeed",
+        )
 
 
 @dataclass(slots=True)
@@ -80,6 +108,7 @@ class _Layout:
 
     names: list[str]
     has_header: bool
+    separator: str
     block_bytes: int
     guesses: list[_Guess] = field(default_factory=list[_Guess])
 
@@ -103,20 +132,22 @@ def _holds(kind: pa.DataType, texts: pa.Array) -> bool:
     return True
 
 
-def _survey(address: str, header: bool | None) -> _Layout | None:
+def _survey(address: str, header: bool | None, separator: str) -> _Layout | None:
     """First pass: names, types, and a block size that the longest row fits into."""
     block_bytes = _BLOCK_BYTES
     while True:
         try:
-            return _survey_blocks(address, header, block_bytes)
+            return _survey_blocks(address, header, separator, block_bytes)
         except pa.ArrowInvalid as error:
             if "straddling" not in str(error) or block_bytes >= _LONGEST_ROW_BYTES:
                 raise
             block_bytes *= 8
 
 
-def _survey_blocks(address: str, header: bool | None, block_bytes: int) -> _Layout | None:
-    first = _first_row(address, block_bytes)
+def _survey_blocks(
+    address: str, header: bool | None, separator: str, block_bytes: int
+) -> _Layout | None:
+    first = _first_row(address, separator, block_bytes)
     if first is None:
         return None
     numbers = all(_is_number(cell) for cell in first)
@@ -131,7 +162,7 @@ def _survey_blocks(address: str, header: bool | None, block_bytes: int) -> _Layo
                 f"{address} has two columns called {name!r}",
                 fix="rename one of them in the file's first line",
             )
-    layout = _Layout(names, has_header, block_bytes, [_Guess() for _ in names])
+    layout = _Layout(names, has_header, separator, block_bytes, [_Guess() for _ in names])
     for cells, _ in _chunks(address, layout):
         for column, guess in zip(cells, layout.guesses, strict=True):
             guess.observe(column)
@@ -146,15 +177,15 @@ def _is_number(cell: bytes) -> bool:
     return True
 
 
-def _first_row(address: str, block_bytes: int) -> list[bytes] | None:
+def _first_row(address: str, separator: str, block_bytes: int) -> list[bytes] | None:
     with open_stream(address) as stream:
         if not stream.read(1):
             return None
     with open_stream(address) as stream:
-        reader = pyarrow.csv.open_csv(stream, **_options(address, block_bytes, 0))
+        reader = pyarrow.csv.open_csv(stream, **_options(separator, block_bytes, 0))
         num_columns = len(reader.schema)
     with open_stream(address) as stream:
-        for batch in pyarrow.csv.open_csv(stream, **_options(address, block_bytes, num_columns)):
+        for batch in pyarrow.csv.open_csv(stream, **_options(separator, block_bytes, num_columns)):
             if batch.num_rows:
                 return [column[0].as_py() for column in batch.columns]
     return None
@@ -175,7 +206,7 @@ def _chunks(address: str, layout: _Layout) -> Iterator[tuple[list[pa.Array], lis
     row = 0
     skip = int(layout.has_header)
     with open_stream(address) as stream:
-        options = _options(address, layout.block_bytes, len(layout.names), note)
+        options = _options(layout.separator, layout.block_bytes, len(layout.names), note)
         for batch in pyarrow.csv.open_csv(tail.watch(stream), **options):
             batch = batch.slice(min(skip, batch.num_rows))
             skip = 0 if batch.num_rows else skip
@@ -198,15 +229,16 @@ def _chunks(address: str, layout: _Layout) -> Iterator[tuple[list[pa.Array], lis
     tail.refuse_open_quote(last)
 
 
-def _options(address: str, block_bytes: int, num_columns: int, note: Any = None) -> dict[str, Any]:
-    delimiter = "\t" if ".tsv" in address.lower().rsplit("/", 1)[-1] else ","
+def _options(
+    separator: str, block_bytes: int, num_columns: int, note: Any = None
+) -> dict[str, Any]:
     binary = {f"f{at}": pa.binary() for at in range(num_columns)}
     return {
         "read_options": pyarrow.csv.ReadOptions(
             use_threads=False, block_size=block_bytes, autogenerate_column_names=True
         ),
         "parse_options": pyarrow.csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note or _skip
+            delimiter=separator, newlines_in_values=True, invalid_row_handler=note or _skip
         ),
         "convert_options": pyarrow.csv.ConvertOptions(column_types=binary),
     }
