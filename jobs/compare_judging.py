@@ -25,6 +25,7 @@ from jobs.compare_results import (
 from jobs.compare_tasks import Work, commands_alone
 from jobs.lengths import EXAMPLES
 from jobs.settings import Settings
+from jobs.train_notes import comparison_notes
 
 _MANY_PASSES = 1.05
 """An arm that goes through its data this much more often than the plan does is mentioned."""
@@ -195,6 +196,8 @@ def _notes(work: Work, facts: Mapping[str, Any], table: pl.DataFrame) -> list[st
         notes.append("fewer than three seeds: there is no verdict, only numbers")
     if work.making is None:
         return notes
+    judged = {spec.name for spec in work.making.specs if spec.share is None}
+    notes += comparison_notes({arm: facts[arm]["steps"] for arm in facts if arm in judged})
     if len(work.making.plan.phases) > 1:
         notes.append("the plan has phases; the arms are trained on their sum, not in their order")
     plan = facts.get(PLAN)

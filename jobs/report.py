@@ -29,10 +29,11 @@ from jobs.report_scores import Counted, agreement_of, count, lengths_of, scores_
 from jobs.report_stability import stability_of
 from jobs.report_survey import Survey, survey
 from jobs.report_tables import PLAN_SCORE, Tables, open_report_tables
-from jobs.report_told import measures_of, provenance_of, stale_plan, summary_of
+from jobs.report_told import doubts_of, measures_of, provenance_of, stale_plan, summary_of
 from jobs.settings import Settings
 from jobs.show import domains_of, yardsticks_of
 from jobs.store import at_hand
+from jobs.train_notes import kept_training_notes
 
 PAGE = "report.html"
 EXAMPLES = 10
@@ -107,6 +108,7 @@ def gather(root: Path, *, examples: int = EXAMPLES) -> Document:
     settings = load_settings(root)
     tables = open_report_tables(settings)
     work = _Work(settings, tables, examples)
+    work.training = work.part("training", lambda: kept_training_notes(tables.run)) or []
     provenance = provenance_of(settings)
     found = _sections(work) if tables.parts else {}
     comparison: Comparison | None = work.part("comparison", lambda: comparison_of(root))
@@ -134,7 +136,7 @@ def gather(root: Path, *, examples: int = EXAMPLES) -> Document:
             comparison=comparison,
         ),
         facts=_facts(seen, work.summary if tables.has_plan else None, domains, counts),
-        notes=_notes(work, mixture),
+        notes=_notes(work, mixture, comparison),
         scores=found.get("scores"),
         agreement=found.get("agreement"),
         samples=found.get("samples"),
@@ -162,6 +164,8 @@ class _Work:
     summary: Mapping[str, Any] | None = None
     """`plan/summary.json`."""
     survey: Survey | None = None
+    training: list[str] = field(default_factory=list[str])
+    """What speaks against the scoring models."""
     missing: dict[str, str] = field(default_factory=dict[str, str])
     """Sections that could not be made."""
 
@@ -191,7 +195,8 @@ def _sections(work: _Work) -> dict[str, Any]:
     has_scores = bool(tables.columns)
     found: dict[str, Any] = {
         "scores": scores_of(counted, _measures(work) if has_scores else {},
-                            cuts_of(tables.run, settings.plan) if tables.has_plan else {}),
+                            cuts_of(tables.run, settings.plan) if tables.has_plan else {},
+                            doubts_of(tables, work.training)),
         "agreement": agreement_of(seen),
         "mixture": work.part("mixture", lambda: _mixture(work, counted, mixer)),
         "shifts": shifts_of(seen, lengths_of(counted), names, plan,
@@ -244,9 +249,11 @@ def _facts(
     return facts
 
 
-def _notes(work: _Work, mixture: Mixture | None) -> list[str]:
+def _notes(work: _Work, mixture: Mixture | None, comparison: Comparison | None) -> list[str]:
     """What a reader must not miss."""
-    found = list(work.tables.notes)
+    found = [*work.tables.notes, *work.training]
+    if comparison is not None:
+        found += [f"in the comparison, {text}" for text in comparison.doubts]
     if work.summary is not None and work.tables.has_plan:
         why = stale_plan(work.settings)
         found += [f"the plan is older than what it would be made from now: {why}"] if why else []

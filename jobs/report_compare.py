@@ -12,6 +12,7 @@ from curate.errors import counted
 from curate.report.document import ComparedPart, ComparedPoint, Comparison, Fact, Verdict
 from jobs.compare_results import Question, last_points, values_of
 from jobs.report_bins import rounded
+from jobs.train_notes import comparison_notes
 
 _MOST_PARTS = 200
 _MOST_POINTS = 500
@@ -33,6 +34,7 @@ def comparison_of(root: Path) -> Comparison | None:
     try:
         question = value["question"]
         parts = [_part(entry) for entry in value["parts"]]
+        doubts = _doubts(value)
         return Comparison(
             metric=question["told"],
             better=question["better"],
@@ -41,10 +43,18 @@ def comparison_of(root: Path) -> Comparison | None:
             parts=parts[:_MOST_PARTS],
             num_parts=len(parts),
             facts=_facts(value),
-            notes=list(value.get("notes", ())),
+            notes=[note for note in value.get("notes", ()) if note not in doubts],
+            doubts=doubts,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise misshapen(path, f"{type(error).__name__}: {error}") from error
+
+
+def _doubts(value: Mapping[str, Any]) -> list[str]:
+    """From what each arm trained on, so that comparisons made earlier have them too."""
+    arms: Mapping[str, Mapping[str, Any]] = value.get("arms") or {}
+    # Points of a curve have a share in their name, and are no arms of the verdict.
+    return comparison_notes({arm: it.get("steps") for arm, it in arms.items() if "@" not in arm})
 
 
 def _verdict(entry: Mapping[str, Any]) -> Verdict:

@@ -133,7 +133,10 @@ def _add_lengths(found: Counted, training: pl.DataFrame, kept: NDArray[np.bool_]
 
 
 def scores_of(
-    counted: Counted, measures: Mapping[str, str], cuts: Mapping[str, list[float | None]]
+    counted: Counted,
+    measures: Mapping[str, str],
+    cuts: Mapping[str, list[float | None]],
+    doubts: Mapping[str, list[str]],
 ) -> Scores | None:
     """The columns of all scorers; None where there is none.
 
@@ -141,6 +144,7 @@ def scores_of(
         counted: of the second pass.
         measures: column -> one line on its unit and its ends.
         cuts: group of the plan, by name -> where its order is cut.
+        doubts: column -> what speaks against the model that measured it.
     """
     tables = counted.survey.tables
     if not tables.columns:
@@ -148,7 +152,7 @@ def scores_of(
     planned = planned_column(tables)
     columns = [
         _column(counted, name, measures.get(name, ""), cuts if name == planned else {},
-                is_planned=name == planned)
+                doubts.get(name, []), is_planned=name == planned)
         for name in tables.columns
     ]  # fmt: skip
     notes: list[str] = []
@@ -165,6 +169,7 @@ def _column(
     name: str,
     measures: str,
     cuts: Mapping[str, list[float | None]],
+    doubts: list[str],
     *,
     is_planned: bool,
 ) -> ScoreColumn:
@@ -177,7 +182,7 @@ def _column(
             scorer=scorer, column=column, name=name, title=title, measures=measures, edges=[],
             scale="linear", everything=nothing(counted.survey.training),
             kept=nothing(0) if has_plan else None, by_domain=[], by_label=[],
-            is_planned=is_planned,
+            is_planned=is_planned, doubts=doubts,
         )  # fmt: skip
     everything = range(len(counted.domains))
     within = counted.survey.tables.settings.plan.within
@@ -197,6 +202,7 @@ def _column(
                          cuts if within == "label" else {}),
         is_planned=is_planned,
         cuts=next(iter(cuts.values())) if len(cuts) == 1 else [],
+        doubts=doubts,
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """What was done in a few lines, and where it came from: versions, cost, how to make it again."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, software
@@ -11,9 +12,12 @@ from curate.data.mirror import shown_place
 from curate.errors import CurateError, counted
 from curate.report.document import Comparison, Fact, Provenance, Stage
 from jobs.all_stages import failures, stages_for, state_of
-from jobs.report_tables import Tables
+from jobs.report_tables import PLAN_SCORE, Tables
 from jobs.settings import Settings
 from jobs.show import loading_lines
+
+if TYPE_CHECKING:
+    from jobs.chosen import Chosen
 
 _CONFIG_CHARS = 100_000
 _FEW = 6
@@ -21,18 +25,40 @@ _FEW = 6
 
 def measures_of(settings: Settings) -> dict[str, str]:
     """Column, as `scorer.column` -> one line on its unit and its ends, as its scorer says it."""
+    found: dict[str, str] = {}
+    for entry in _chosen(settings):
+        columns: Mapping[str, str] = getattr(entry.scorer, "columns", {})
+        found |= {f"{entry.folder}.{column}": text for column, text in columns.items()}
+    return found
+
+
+def doubts_of(tables: Tables, notes: list[str]) -> dict[str, list[str]]:
+    """Column -> what speaks against the model that measured it, for columns that take a model.
+
+    Args:
+        tables: of the run.
+        notes: on its training, from `jobs.train_notes`.
+    """
+    if not notes:
+        return {}
+    needy = {entry.folder for entry in _chosen(tables.settings) if entry.needs_model}
+    columns = {name: [name] for name in tables.columns}
+    if tables.expression is not None:
+        columns[PLAN_SCORE] = list(tables.expression.columns)
+    return {
+        column: notes
+        for column, read in columns.items()
+        if any(name.partition(".")[0] in needy for name in read)
+    }
+
+
+def _chosen(settings: Settings) -> Iterator["Chosen"]:
+    """The run's scorers; one of the user's own that has gone is left out."""
     from jobs.chosen import chosen_scorers  # torch and all that comes with it
 
-    found: dict[str, str] = {}
     for name, options in settings.score.named.items():
-        try:
-            chosen = chosen_scorers({name: options})
-        except CurateError:  # a user's own scorer has gone: its numbers speak for themselves
-            continue
-        for entry in chosen:
-            columns: Mapping[str, str] = getattr(entry.scorer, "columns", {})
-            found |= {f"{entry.folder}.{column}": text for column, text in columns.items()}
-    return found
+        with suppress(CurateError):
+            yield from chosen_scorers({name: options})
 
 
 def summary_of(

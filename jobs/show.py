@@ -30,6 +30,7 @@ from jobs.plan_tables import open_tables, read_summary, score_columns
 from jobs.settings import Settings
 from jobs.status import set_aside
 from jobs.store import at_hand
+from jobs.train_notes import kept_training_notes
 
 _TEXT_CHARS = 2000
 
@@ -136,7 +137,10 @@ def shown(
         kept=_kept(summary, domain) if summary else None,
         domains=domains,
         yardsticks=yardsticks_of(summary) if summary and domain is None else {},
-        notes=summary["notes"] if summary else ["there is no plan yet: `curate plan` makes it"],
+        notes=[
+            *kept_training_notes(run),
+            *(summary["notes"] if summary else ["there is no plan yet: `curate plan` makes it"]),
+        ],
         score=text,
         highest=highest,
         lowest=lowest,

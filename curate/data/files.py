@@ -1,10 +1,12 @@
 """Writing a file so that it is either whole or not there, and digests of what was written."""
 
+import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,12 @@ from curate.data.pulse import beat
 from curate.errors import InputError, OutputError
 
 _CHUNK_BYTES = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_PLACE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS, errno.ENOENT, errno.EEXIST,
+     errno.EISDIR, errno.ENAMETOOLONG}
+)  # fmt: skip
+"""Where another place helps, and more space does not."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -29,18 +37,15 @@ def replace(target: Path, write: Callable[[Path], object], *, flush: bool = True
     Raises:
         OutputError: the disk is full or refuses the write; the message names `target`.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_for(target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         publish(temporary, target, flush=flush)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"{target} could not be written: {error.strerror or error}",
-            fix="free some space or choose another --out, then run the same command again;"
-            " what is finished is kept",
-        ) from error
+        with suppress(OSError):  # where a parent is a file, or the folder takes nothing
+            temporary.unlink(missing_ok=True)
+        raise _refused(target, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -72,14 +77,25 @@ def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
         _flush(target.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(
-            f"{target} could not be written: {error.strerror or error}",
-            fix="free some space or choose another --out, then run the same command again;"
-            " what is finished is kept",
-        ) from error
+        raise _refused(target, error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _refused(target: Path, error: OSError) -> OutputError:
+    """The error of a write that failed, with what helps against this one."""
+    if error.errno in _FULL:
+        way = "free some space or choose another place"
+    elif error.errno in _NO_PLACE:
+        way = "choose another place (--out, or run in the settings)"
+    else:
+        way = "look after the disk or choose another place"
+    why = "its parent is a file" if isinstance(error, FileExistsError) else error.strerror
+    return OutputError(
+        f"{target} could not be written: {why or error}",
+        fix=f"{way}, then run the same command again; what is finished is kept",
+    )
 
 
 def temporary_for(target: Path) -> Path:

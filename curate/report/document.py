@@ -101,6 +101,8 @@ class ScoreColumn:
     """Whether the plan's score is this column."""
     cuts: list[float | None] = field(default_factory=list[float | None])
     """Where the plan cuts this column, as in `Group.cuts`, if it has the same cut for all rows."""
+    doubts: list[str] = field(default_factory=list[str])
+    """What speaks against the model that measured it: hardly trained, nothing learned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -533,6 +535,8 @@ class Comparison:
     facts: list[Fact]
     """Seeds, budget, scale, cost."""
     notes: list[str]
+    doubts: list[str] = field(default_factory=list[str])
+    """What speaks against any verdict: arms that were hardly trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

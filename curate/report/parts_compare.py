@@ -74,9 +74,8 @@ def forest_of(it: Comparison, *, wide: bool = True, is_open: bool = False) -> li
 
 
 def _comparison(it: Comparison) -> list[Block]:
-    blocks: list[Block] = [
-        Lines(lines=[sentence(one.sentence) for one in it.verdicts if one.sentence])
-    ]
+    blocks: list[Block] = [Paragraph(text=text, tone="warning") for text in it.doubts]
+    blocks.append(Lines(lines=[sentence(one.sentence) for one in it.verdicts if one.sentence]))
     blocks += forest_of(it, is_open=True) or [_verdicts(it.verdicts)]
     points = [
         {"name": one.arm, "seed": one.seed, "value": one.value}

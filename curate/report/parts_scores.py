@@ -151,6 +151,7 @@ def _column(column: ScoreColumn) -> list[Block]:
     blocks: list[Block] = []
     if column.measures:
         blocks.append(Paragraph(text=f"{column.title}: {column.measures}."))
+    blocks += [Paragraph(text=text, tone="warning") for text in column.doubts]
     if not column.edges:
         return [*blocks, Paragraph(text="No row has a value.", tone="quiet")]
     named = [("everything", column.everything)]

@@ -1,5 +1,7 @@
 """Whole files or none, and digests."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from curate.data.files import (
     read_json,
     remove_temporaries,
     replace,
+    replace_folder,
     temporary_for,
     write_json,
 )
@@ -39,6 +42,38 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a\.bin could not be written: No space.*\n.*free some"):
         replace(tmp_path / "a.bin", full)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "helps"),
+    [
+        (errno.ENOSPC, "free some space or choose another place,"),
+        (errno.EDQUOT, "free some space or choose another place,"),
+        (errno.EACCES, "choose another place (--out"),
+        (errno.EROFS, "choose another place (--out"),
+        (errno.EIO, "look after the disk"),
+    ],
+)
+def test_what_helps_depends_on_why_a_file_could_not_be_written(
+    tmp_path: Path, number: int, helps: str
+) -> None:
+    def refused(path: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for write in (replace, replace_folder):
+        with pytest.raises(OutputError) as caught:
+            write(tmp_path / "a", refused)
+        assert caught.value.fix.startswith(helps)
+        assert os.strerror(number) in caught.value.what
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file/a.bin", "file/sub/a.bin"])
+def test_a_place_below_a_file_is_refused_and_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(OutputError, match=r"could not be written: .*\n.*choose another place"):
+        replace(tmp_path / place, lambda path: path.write_bytes(b"y"))
+    assert (tmp_path / "file").read_bytes() == b"x"
 
 
 def test_the_digest_of_a_file_is_xxh3_128_of_its_bytes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from evaluate.compared_digits import compare, digits_settings, words, write_digits
 
+from curate.cli.compare import comparison_lines
 from curate.data.layout import RunFolder
 from curate.errors import ConfigError, CurateError, InputError, MissingDependencyError
 from jobs.all_stages import load, stages_for
@@ -227,6 +228,11 @@ def test_two_seeds_give_numbers_and_no_verdict(pool: tuple[Path, Path], tmp_path
     summary = compare(settings)
     assert words(summary) == {"plan": "no verdict"}
     assert "fewer than three seeds: there is no verdict, only numbers" in summary["notes"]
+    (short,) = [note for note in summary["notes"] if "trained for 5 steps only" in note]
+    assert short.startswith("every arm: ")
+    stored = json.loads((tmp_path / "run" / "compare" / "comparison.json").read_text())
+    assert short in stored["notes"]
+    assert any(short in line for line in comparison_lines(summary, "run"))
 
 
 def test_a_domain_without_held_out_rows_is_named(tmp_path: Path):

@@ -193,7 +193,9 @@ def test_a_comparison_keeps_words_intervals_and_every_run(tmp_path: Path):
     luck = {"plan": 0.0, "random": 0.0, "everything": 0.0}
     judged = judge_table(table, list(numbers), luck, metric=None, better=None, on=None)
     cost = {"runs": 18, "steps": 1, "tokens": 1800, "seconds": 2.0}
-    more = {"seeds": list(seeds), "scale": "mlp", "cost": cost, "unit": "examples", "notes": ["n"]}
+    more = {"seeds": list(seeds), "scale": "mlp", "cost": cost, "unit": "examples", "notes": ["n"],
+            "arms": {"plan": {"steps": 6.0}, "random": {"steps": 6.0}, "plan@0.5": {"steps": 3.0},
+                     "everything": {"steps": 200.0}}}  # fmt: skip
     write_results(tmp_path / "compare", table, {"schema_version": 1, **judged, **more})
     found = comparison_of(tmp_path)
     assert found is not None
@@ -210,6 +212,9 @@ def test_a_comparison_keeps_words_intervals_and_every_run(tmp_path: Path):
     assert by_key["plan", 3] == pytest.approx(numbers["plan"][3], rel=1e-5)
     assert found.metric == "accuracy on held-out examples"
     assert {fact.name for fact in found.facts} == {"seeds", "scale", "cost"}
+    (doubt,) = found.doubts
+    assert doubt.startswith("plan, random: trained for 6 steps only")
+    assert found.notes == ["n"]
 
 
 def pixels_of(uri: str) -> np.ndarray:
