@@ -1,6 +1,7 @@
 """What a run kept, its best and worst examples, and what was set aside; for `curate show`."""
 
 import heapq
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from curate.data.card_configs import load_lines
 from curate.data.example import KEY, TRAIN
 from curate.data.files import misshapen, read_document
 from curate.data.layout import RunFolder
+from curate.data.manifest import load_manifest
 from curate.data.mirror import shown_place
 from curate.data.partitions import Partition
 from curate.data.recipe import Written
@@ -27,12 +29,15 @@ from jobs.contents import content_text, read_contents
 from jobs.lengths import CHARACTERS, lengths_digest
 from jobs.opening import load_settings
 from jobs.plan_tables import open_tables, read_summary, score_columns
+from jobs.report_labels import label_names, shown_name
 from jobs.settings import Settings
 from jobs.status import set_aside
 from jobs.store import at_hand
 from jobs.train_notes import kept_training_notes
 
 _TEXT_CHARS = 2000
+_LIKELY = "likely_label"
+"""Column of a scorer that names a class for each example."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,10 @@ class Shown:
     """What the plan says of it; None before there is a plan."""
     text: str
     """Its content, cut; as it is: escape it before it reaches a terminal."""
+    label: str | None = None
+    """The class by name, or its number."""
+    likely_label: str | None = None
+    """The class that another model finds likelier; None where it is the given one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,18 +333,39 @@ def _with_texts(
 ) -> list[Shown]:
     """The examples with their content, and what the plan says of them."""
     complete: list[Shown] = []
+    if not found:
+        return complete
+    names = label_names(load_manifest(run))
+    judge = next((s for s, own in score_columns(run).items() if _LIKELY in own), None)
     for part, example in found:
-        rows = read_examples(run, part, ["row"])["row"]
-        at = rows.index_of(example.row)
+        rows = read_examples(run, part, ["row", "label"])
+        at = rows["row"].index_of(example.row)
         assert at is not None
+        label, likely = _number(rows["label"][at]), None
+        if judge and label is not None and run.scores(part, judge).path.exists():
+            likely = _number(read_table(run.scores(part, judge).path, [_LIKELY])[_LIKELY][at])
         (fields,) = read_contents(run, part, settings.sources[part.source], [at])
         planned = run.planned(part).path
         reason = None
         if planned.exists():
             reason = read_table(planned, ["reason"])["reason"][at]
-        text = content_text(fields)[:_TEXT_CHARS]
-        complete.append(replace(example, reason=reason, text=text))
+        # Of tables and images the content begins with the number of the class.
+        text = content_text(fields).removeprefix(f"label {fields.get('label')}: ")
+        complete.append(
+            replace(
+                example,
+                reason=reason,
+                text=text[:_TEXT_CHARS],
+                label=None if label is None else shown_name(str(label), names),
+                likely_label=None if likely in (None, label) else shown_name(str(likely), names),
+            )
+        )
     return complete
+
+
+def _number(label: float | None) -> int | None:
+    """Of a class; none where there is no label."""
+    return None if label is None or math.isnan(label) else int(label)
 
 
 def loading_lines(run: RunFolder, domain: str | None) -> list[str]:

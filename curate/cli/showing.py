@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _PREVIEW_CHARS = 96
 _PLACE_CHARS = 40
 _TEXT_CHARS = 80
+_LABEL_CHARS = 60
 _BEFORE_PLACE = 28
 """Columns that the score and the reason of an example take."""
 _REASONS = {"kept": "green", "unscored": "yellow"}
@@ -48,7 +49,10 @@ def shown_lines(view: "View", *, paint: Paint = plain, width: int | None = None)
             if examples:
                 yield ""
                 yield paint(f"{title} {on_one_line(view.score)}", "bold")
-                yield from (_example(example, paint, width) for example in examples)
+                for example in examples:
+                    yield from _example(example, paint, width)
+        if view.highest or view.lowest:
+            yield paint("  (source/file:row; rows count from 0)", "dim")
     if view.set_aside:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in view.set_aside.items())
         yield ""
@@ -115,8 +119,11 @@ def _yardsticks(view: "View", paint: Paint, width: int | None) -> list[str]:
     return table(rows, right=frozenset({1, 2, 3}), width=width, paint=paint)
 
 
-def _example(example: "Shown", paint: Paint, width: int | None) -> str:
-    """Score, reason, key and text; on a terminal the text ends where the line does."""
+def _example(example: "Shown", paint: Paint, width: int | None) -> list[str]:
+    """Score, reason, key, label and text; on a terminal the text ends where the line does.
+
+    A label that would leave the text little room has a line of its own below.
+    """
     room = _PLACE_CHARS if width is None else max(16, min(_PLACE_CHARS, width // 3))
     place = preview(f"{example.source}/{example.file}:{example.row}", width=room)
     place += " " * (room - cells(place))
@@ -124,7 +131,23 @@ def _example(example: "Shown", paint: Paint, width: int | None) -> str:
     reason = f"{on_one_line(example.reason or ''):<15}"
     reason = paint(reason, _REASONS.get(example.reason or "", "red"))
     score = paint(f"{example.score:<8.4g}", "bold")
-    return f"  {score} {reason} {paint(place, 'dim')} {preview(example.text, width=rest)}"
+    label = _label(example)
+    is_below = width is not None and cells(label) > rest // 2
+    before = "" if is_below or not label else f"{label}: "
+    text = before + preview(example.text, width=max(8, rest - cells(before)))
+    lines = [f"  {score} {reason} {paint(place, 'dim')} {text}"]
+    if is_below:
+        lines.append(" " * 11 + cut_end(label, max(16, (width or 0) - 11)))
+    return lines
+
+
+def _label(example: "Shown") -> str:
+    if example.label is None:
+        return ""
+    label = f"label {preview(example.label, width=_LABEL_CHARS)}"
+    if example.likely_label is not None:
+        label += f", likely {preview(example.likely_label, width=_LABEL_CHARS)}"
+    return label
 
 
 def _share(value: float | None) -> str:

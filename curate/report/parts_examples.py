@@ -42,7 +42,8 @@ def examples_section(document: Document) -> Section:
         tab="Examples",
         title="Examples to read",
         blocks=blocks,
-        lead="The ends of each score, and some at random. Read them before you trust a number.",
+        lead="The ends of each score, and some at random. Read them before you trust a number."
+        " A place is source, file:row; rows count from 0.",
     )
 
 
@@ -67,7 +68,7 @@ def _card(example: Example, titles: dict[str, str], *, with_domain: bool) -> Car
     if example.label is not None:
         tags.append(("label", example.label))
     if example.likely_label is not None and example.likely_label != example.label:
-        tags.append(("likelier", example.likely_label))
+        tags.append(("likely label", example.likely_label))
     if example.num_tokens is not None:
         tags.append(("tokens", whole(example.num_tokens)))
     if example.copies is not None and example.copies > 1:
