@@ -12,6 +12,8 @@ from curate.data.columns import PROBLEM
 from curate.errors import ConfigError, OutputError, counted
 from curate.models.settings import Model
 from jobs.starter_look import Look, look_at, seen_classes, suitable_task, with_roles
+from jobs.starter_notes import notes_on
+from jobs.starter_roles import DOMAIN_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -141,20 +143,16 @@ def write_starter(data: Sequence[str], target: Path, *, wanted: str | None = Non
         raise OutputError(f"{target} exists", fix="choose another file with --out")
     looks = [with_roles(look_at(path, name)) for path, name in zip(data, _names(data), strict=True)]
     look = None if wanted is None else with_roles(look_at(wanted, "target"))
+    task = _task_of(looks, data)
     text = starter_text(data, looks, wanted=wanted, wanted_look=look)
     looks += [] if look is None else [look]
     files.replace(target, lambda path: path.write_text(text, encoding="utf-8"))
     found = [file for look in looks for file in look.files]
     kinds = ", ".join(dict.fromkeys(file.format for file in found))
     lines = [f"{target} written for {counted(len(found), 'file')} of format {kinds}"]
-    for look in looks:
-        if look.trouble:
-            lines.append(f"still to do: name the content column ({look.trouble})")
-        if look.source.classes:
-            lines.append(
-                f"look at the classes: they are those of the first {look.rows.num_rows:,} rows of"
-                f" {look.files[0].file}"
-            )
+    places = [*(f"sources.{name}" for name in _names(data)), "target"]
+    for where, look in zip(places, looks, strict=False):
+        lines += notes_on(look, where, task)
     return [*lines, f"next: curate run {target} --dry-run"]
 
 
@@ -173,7 +171,7 @@ def starter_text(
         wanted: examples of what is wanted, as the user wrote them, and a look at them.
     """
     names = _names(data)
-    task = _common_task([suitable_task(look, seen_classes(look)) for look in looks], data)
+    task = _task_of(looks, data)
     sources = [
         _source_text(name, path, look, is_classified="num_classes" in task)
         for name, path, look in zip(names, data, looks, strict=True)
@@ -221,17 +219,21 @@ def _source_text(name: str, data: str, look: Look, *, is_classified: bool) -> st
     columns = ", ".join(f"{field.name} ({field.type})" for field in fields)
     size_mb = sum(file.size_bytes for file in look.files) / 1e6
     source = look.source
-    chosen: dict[str, Any] = {
+    chosen: dict[str, Any] = {} if source.separator is None else {"separator": source.separator}
+    chosen |= {
         key: value[0] if len(value) == 1 else list(value)
         for key, value in source.content_columns.items()
     }
-    if not chosen:
+    if not source.content_columns:
         chosen["text"] = "COLUMN"
     if is_classified and source.label is not None:
         chosen["label"] = source.label
         if source.classes:
             chosen["classes"] = list(source.classes)
-    roles = {"domain": source.domain, "id": source.id}
+    domain = source.domain
+    if not is_classified and domain is None and source.label in DOMAIN_NAMES:
+        domain = source.label
+    roles = {"domain": domain, "id": source.id}
     chosen |= {role: column for role, column in roles.items() if column is not None}
     comment = f"# {counted(len(look.files), 'file')}, {size_mb:,.1f} MB; columns: {columns}"
     notes = "".join(note for role, note in _SOURCE_NOTES.items() if role not in chosen)
@@ -240,6 +242,10 @@ def _source_text(name: str, data: str, look: Look, *, is_classified: bool) -> st
         + _indented(to_yaml({"path": data, **chosen}), 4)
         + notes
     )
+
+
+def _task_of(looks: Sequence[Look], data: Sequence[str]) -> dict[str, Any]:
+    return _common_task([suitable_task(look, seen_classes(look)) for look in looks], data)
 
 
 def _common_task(tasks: Sequence[dict[str, Any]], data: Sequence[str]) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from curate.config import resolve
 from curate.data.columns import PROBLEM, resolve_columns
 from curate.data.example import Source
 from curate.data.formats import READERS
+from curate.data.formats.csv import default_separator, other_separator
 from curate.data.images import UnusableImageError, is_grey_file, size_of
 from curate.data.reading import field_frame
 from curate.data.sources import InputFile, find_files
 from curate.data.storage import locate, open_stream, store_errors
 from curate.errors import CurateError, InputError
-from jobs.starter_roles import num_classes, roles_of
+from jobs.starter_labels import label_rows
+from jobs.starter_roles import DOMAIN_NAMES, LABEL_NAMES, num_classes, roles_of
 
 _SAMPLE_ROWS = 2000
 _SAMPLE_BYTES = 1 << 20
@@ -39,28 +41,47 @@ class Look:
     """With the content and label columns that were recognised, if any."""
     trouble: str
     """Why the content column is not clear, or "" where it is."""
+    labels: pa.Table
+    """The columns that may be the label, over as many rows as were looked at."""
+    has_all_labels: bool
+    """Whether these are all rows there are."""
 
 
-def look_at(data: str, name: str) -> Look:
+def look_at(data: str, name: str, *, label: str | None = None) -> Look:
     """Find the files of `data` and read the first rows.
+
+    Args:
+        data: file, folder, glob or address.
+        name: of the source.
+        label: the label column, where the user names it.
 
     Raises:
         InputError: nothing is there, or it cannot be read.
     """
     source = Source(path=data)
     found = find_files(name, source)
-    rows = _first_rows(found[0], source)
+    rows, has_all = first_rows(found[0], source)
+    if found[0].format == "csv":
+        source, rows, has_all = _separated(found[0], source, rows, has_all)
+    if not rows.num_columns:
+        raise InputError(f"{found[0].file} holds no rows", fix="choose other data")
+    names = LABEL_NAMES if label is None else (label,)
+    labels = label_rows(found, source, rows, names, has_all=has_all)
     schema = pa.schema([field for field in rows.schema if field.name != PROBLEM])
     try:
-        return Look(found, rows, resolve_columns(source, schema, where=found[0].file), "")
+        resolved = resolve_columns(source, schema, where=found[0].file)
+        return Look(found, rows, resolved, "", *labels)
     except CurateError as error:
-        only = _only_candidate(source, schema, roles_of(rows))
-        return Look(found, rows, only or source, "" if only else error.what)
+        only = _only_candidate(source, schema, roles_of(rows, labels[0], names))
+        return Look(found, rows, only or source, "" if only else error.what, *labels)
 
 
 def with_roles(look: Look) -> Look:
     """The look with label, classes, id and domain, as far as the rows show them."""
-    roles = roles_of(look.rows)
+    names = look.labels.column_names
+    if not is_classifiable(look.source):
+        names = [name for name in names if name not in DOMAIN_NAMES]
+    roles = roles_of(look.rows, look.labels, names)
     used = {column for group in look.source.content_columns.values() for column in group}
     mine = {role: name for role, name in roles.items() if role == "classes" or name not in used}
     has_label = "label" in mine
@@ -74,12 +95,18 @@ def with_roles(look: Look) -> Look:
     return replace(look, source=source)
 
 
+def is_classifiable(source: Source) -> bool:
+    """Whether its content is of a kind that there is a classification of."""
+    return not {"text", "features", "image"}.isdisjoint(source.content_columns)
+
+
 def seen_classes(look: Look) -> int | None:
     """Number of classes that the label column seems to have, or None."""
     label = look.source.label
     if label is None:
         return None
-    return len(look.source.classes) or num_classes(look.rows.column(label))
+    rows = look.labels if label in look.labels.column_names else look.rows
+    return len(look.source.classes) or num_classes(rows.column(label))
 
 
 def suitable_task(look: Look, classes: int | None) -> dict[str, Any]:
@@ -114,40 +141,63 @@ def _image_task(look: Look) -> dict[str, Any]:
     return {"channels": 1 if is_grey and sizes else 3, **size}
 
 
-def _first_rows(file: InputFile, source: Source) -> pa.Table:
-    """Some rows from the start of a file, whatever its size."""
+def _separated(
+    file: InputFile, source: Source, rows: pa.Table, has_all: bool
+) -> tuple[Source, pa.Table, bool]:
+    """The separator of a CSV file whose columns seem to be one, if most rows bear it out."""
+    sign = other_separator([name for name in rows.column_names if name != PROBLEM])
+    if sign is not None:
+        other = replace(source, separator=sign)
+        parted, has_all_parted = first_rows(file, other)
+        if parted.column(PROBLEM).null_count > parted.num_rows // 2:
+            return other, parted, has_all_parted
+        source = replace(source, separator=default_separator(file.address))
+    return source, rows, has_all
+
+
+def first_rows(file: InputFile, source: Source) -> tuple[pa.Table, bool]:
+    """Some rows from the start of a file, whatever its size, and whether these are all.
+
+    A CSV file is not refused for its separator.
+    """
     if file.format == "parquet":
         system, path = locate(file.address)
         with store_errors(file.address), system.open(path, "rb") as raw:
             stored = pq.ParquetFile(raw)
             batch = next(stored.iter_batches(batch_size=_SAMPLE_ROWS), None)
-            return stored.schema_arrow.empty_table() if batch is None else pa.table(batch)
+            table = stored.schema_arrow.empty_table() if batch is None else pa.table(batch)
+            return table, table.num_rows == stored.metadata.num_rows
+    if file.format == "csv" and source.separator is None:
+        source = replace(source, separator=default_separator(file.address))
+    has_all = True
     with ExitStack() as stack:
         if file.format in ("jsonl", "csv", "text"):
             # These readers go through a file more than once; the first mebibyte is enough.
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            file = replace(file, address=str(_head(file, folder)))
+            address, has_all = _head(file, folder)
+            file = replace(file, address=str(address))
         reader = resolve(READERS, file.format, what="format")
         batches: list[pa.RecordBatch] = []
-        for batch in reader(file, source):
+        stream = iter(reader(file, source))
+        for batch in stream:
             batches.append(batch)
             rows, size = sum(b.num_rows for b in batches), sum(b.nbytes for b in batches)
             if rows >= _SAMPLE_ROWS or size >= _ENOUGH_BYTES:
+                has_all = has_all and next(stream, None) is None
                 break
-    if not batches:
-        raise InputError(f"{file.file} holds no rows", fix="choose other data")
-    return pa.Table.from_batches(batches)
+    return (pa.Table.from_batches(batches) if batches else pa.table({})), has_all
 
 
-def _head(file: InputFile, folder: Path) -> Path:
-    """The first lines of a text file, uncompressed."""
+def _head(file: InputFile, folder: Path) -> tuple[Path, bool]:
+    """The first lines of a text file, uncompressed, and whether these are all."""
     with open_stream(file.address) as stream:
         start = stream.read(_SAMPLE_BYTES)
-    if len(start) == _SAMPLE_BYTES:
+        has_all = len(start) < _SAMPLE_BYTES
+    if not has_all:
         start = start[: start.rfind(b"\n") + 1] or start
     path = folder / "head"
     path.write_bytes(start)
-    return path
+    return path, has_all
 
 
 def _flat(roles: Mapping[str, Any]) -> list[str]:

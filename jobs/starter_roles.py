@@ -1,36 +1,60 @@
 """Which columns of some data look like a label, its classes, and the user's own id."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from curate.data.kinds import is_text
 
-_LABEL_NAMES = ("label", "labels", "class", "target")
+LABEL_NAMES = ("label", "labels", "class", "target", "intent", "sentiment", "category")
+"""Names of a label column; the first that suits is taken."""
 _ID_NAMES = ("id", "_id", "uid", "uuid", "doc_id", "example_id")
-_DOMAIN_NAMES = ("domain", "source", "subset", "category", "topic", "language", "lang")
+DOMAIN_NAMES = ("domain", "source", "subset", "category", "topic", "language", "lang")
 _MOST_CLASSES = 1000
-_MOST_NAMED_CLASSES = 100
 
 
-def roles_of(rows: pa.Table) -> dict[str, Any]:
-    """`label`, `classes`, `id` and `domain` of a source, as far as the first rows show them.
+def roles_of(
+    rows: pa.Table, labels: pa.Table | None = None, names: Sequence[str] = LABEL_NAMES
+) -> dict[str, Any]:
+    """`label`, `classes`, `id` and `domain` of a source, as far as the rows show them.
 
-    A label is a column of a well-known name with whole numbers from 0, or with few different
-    texts: these are the `classes`, sorted. An id is a column whose values are all different.
+    A label is a column of a well-known name with whole numbers from 0, or with texts that repeat:
+    these are the `classes`, sorted. An id is a column whose values are all different.
+
+    Args:
+        rows: the first ones.
+        labels: more rows of the columns that may be the label.
+        names: of these.
     """
+    labels = rows if labels is None else labels
     found: dict[str, Any] = {}
-    for name in (name for name in _LABEL_NAMES if name in rows.column_names):
-        classes = class_names(rows.column(name))
-        if classes or num_classes(rows.column(name)) is not None:
+    for name in (name for name in names if name in labels.column_names):
+        column = labels.column(name)
+        if not _why_no_label(column):
+            classes = class_names(column)
             found |= {"label": name, **({"classes": classes} if classes else {})}
             break
     names = [name for name in _ID_NAMES if name in rows.column_names]
     is_id = next((name for name in names if _is_id(rows.column(name))), None)
     if is_id is not None:
         found["id"] = is_id
-    domain = next((name for name in _DOMAIN_NAMES if name in rows.column_names), None)
+    others = [name for name in DOMAIN_NAMES if name != found.get("label")]
+    domain = next((name for name in others if name in rows.column_names), None)
     return {**found, "domain": domain} if domain is not None else found
+
+
+def refused_labels(rows: pa.Table, labels: pa.Table, used: Collection[str]) -> dict[str, str]:
+    """Columns named like a label that no use was found for, and why they are none.
+
+    Args:
+        rows: the first ones.
+        labels: more rows of some columns.
+        used: columns that are something else.
+    """
+    names = [name for name in LABEL_NAMES if name in rows.column_names and name not in used]
+    tables = [labels if name in labels.column_names else rows for name in names]
+    return {n: _why_no_label(t.column(n)) for n, t in zip(names, tables, strict=True)}
 
 
 def num_classes(column: Any) -> int | None:
@@ -42,12 +66,49 @@ def num_classes(column: Any) -> int | None:
 
 
 def class_names(column: Any) -> list[str]:
-    """The different texts of a column, sorted; none where they are too many to be classes."""
+    """The different texts of a column, sorted; white space is no name."""
+    return sorted(set(_named(column))) if is_text(column.type) else []
+
+
+def num_missing(column: Any) -> int:
+    """Rows that have no label."""
+    if is_text(column.type):
+        return len(column) - len(_named(column))
+    return column.null_count
+
+
+def _why_no_label(column: Any) -> str:
+    """Why a column can be no label, or "" where it can."""
     if not is_text(column.type):
-        return []
-    names = sorted({value for value in column.to_pylist() if isinstance(value, str)})
-    most = min(_MOST_NAMED_CLASSES, max(2, len(column) // 2))
-    return names if 2 <= len(names) <= most else []
+        return _why_no_numbers(column)
+    named = _named(column)
+    kinds = len(set(named))
+    rows = f"{len(named):,} row{'s' * (len(named) != 1)}"
+    if not kinds:
+        return "it has no values"
+    if kinds == 1:
+        return f"it has one value only in {rows}"
+    if kinds > _MOST_CLASSES:
+        most = f"{_MOST_CLASSES:,} are the most"
+        return f"it has {kinds:,} different values in {rows}, and of classes {most}"
+    if kinds > max(2, len(named) // 2):
+        return f"it has {kinds:,} different values in {rows}, too few rows for so many classes"
+    return ""
+
+
+def _why_no_numbers(column: Any) -> str:
+    if column.null_count == len(column):
+        return "it has no values"
+    if not pa.types.is_integer(column.type):
+        return f"it holds {column.type}, neither whole numbers nor names"
+    if num_classes(column) is None:
+        return f"its numbers are not all from 0 to {_MOST_CLASSES - 1}"
+    return "" if len(column.drop_null().unique()) > 1 else "it has one value only"
+
+
+def _named(column: Any) -> list[str]:
+    """The texts of a column that are no mere white space."""
+    return [text for text in column.to_pylist() if isinstance(text, str) and text.strip()]
 
 
 def _is_id(column: Any) -> bool:

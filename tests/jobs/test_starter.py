@@ -22,6 +22,7 @@ from jobs.starter_look import look_at
 
 def starter(data: Path | str | list[Path], tmp_path: Path) -> tuple[dict[str, Any], str]:
     """The values and the text of the starter for `data`; it must be complete settings."""
+    tmp_path.mkdir(exist_ok=True)
     target = tmp_path / "starter.yaml"
     write_starter([str(entry) for entry in data] if isinstance(data, list) else [str(data)], target)
     text = target.read_text()
@@ -96,7 +97,104 @@ def test_labels_that_are_texts_become_classes(tmp_path: Path):
     assert values["task"]["kind"] == "text-classification"
     assert values["task"]["num_classes"] == 2
     lines = write_starter([str(tmp_path / "mail.parquet")], tmp_path / "again.yaml")
-    assert "look at the classes: they are those of the first 4 rows of mail.parquet" in lines
+    assert lines[1:-1] == ["taking label: label (2 classes)"]
+
+
+def test_many_classes_are_taken_from_the_whole_of_sorted_data(tmp_path: Path):
+    """The first rows that are looked at hold a few of the classes only."""
+    names = sorted(f"intent {n}" for n in range(150))
+    rows = {"text": [f"text {n}" for n in range(6000)], "intent": sorted(names * 40)}
+    for suffix in ("csv", "parquet", "jsonl"):
+        getattr(pl.DataFrame(rows), {"jsonl": "write_ndjson"}.get(suffix, f"write_{suffix}"))(
+            tmp_path / f"{suffix}.{suffix}"
+        )
+        values, _ = starter(tmp_path / f"{suffix}.{suffix}", tmp_path / suffix)
+        assert values["sources"][suffix]["classes"] == names
+        assert values["task"]["num_classes"] == 150
+
+
+def test_a_large_file_says_that_its_classes_are_those_of_the_first_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jobs.starter_labels._MOST_BYTES", {})
+    rows = {"text": ["a"] * 3000, "label": ["x", "y"] * 1500}
+    pl.DataFrame(rows).write_parquet(tmp_path / "mail.parquet")
+    said = told(tmp_path / "mail.parquet")
+    assert "look at the classes: they are those of the first 2,000 rows of mail.parquet" in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (["x"] * 40, "it has one value only in 40 rows"),
+        ([f"c{n}" for n in range(10)], "it has 10 different values in 10 rows, too few rows"),
+        ([f"c{n % 1500}" for n in range(3000)], "1,500 different values in 3,000 rows, and of cl"),
+        ([f"c{n}" for n in range(5000)], "it has 5,000 different values in 5,000 rows"),
+        (["", " "] * 20, "it has no values"),
+        ([0.5, 1.0] * 20, "it holds double, neither whole numbers nor names"),
+        ([-1, 1] * 20, "its numbers are not all from 0 to 999"),
+        ([7] * 20, "it has one value only"),
+    ],
+)
+def test_a_label_column_that_is_not_taken_is_told(tmp_path: Path, labels: list[Any], why: str):
+    frame = pl.DataFrame({"text": [f"t {n}" for n in range(len(labels))], "label": labels})
+    frame.write_csv(tmp_path / "mail.csv")
+    (said,) = told(tmp_path / "mail.csv")
+    assert said.startswith("still to do: label is not taken as a label: ")
+    assert why in said
+    assert "to classify all the same, set sources.mail.label" in said
+
+
+def told(data: Path) -> list[str]:
+    """What a starter for `data` says beside its first and last line."""
+    target = data.with_suffix(".yaml")
+    lines = write_starter([str(data)], target)
+    task_settings(parse_settings(read_yaml(target.read_text(), where="starter")))
+    return lines[1:-1]
+
+
+def test_rows_without_a_label_are_counted_and_are_no_class(tmp_path: Path):
+    labels = ["x", "y", "", "  ", None] * 20
+    frame = pl.DataFrame({"text": [f"t {n}" for n in range(100)], "label": labels})
+    frame.write_parquet(tmp_path / "mail.parquet")
+    values, _ = starter(tmp_path / "mail.parquet", tmp_path)
+    assert values["sources"]["mail"]["classes"] == ["x", "y"]
+    assert told(tmp_path / "mail.parquet")[1] == (
+        "still to do: 60 of 100 rows have no label and will be set aside: leave them out, or set"
+        " index.max_bad_rows to 0.6"
+    )
+
+
+def test_columns_between_semicolons_are_told_apart(tmp_path: Path):
+    lines = ["text;label", *(f"text {n}, and more;{'ab'[n % 2]}" for n in range(40))]
+    (tmp_path / "mail.csv").write_text("\n".join(lines))
+    values, _ = starter(tmp_path / "mail.csv", tmp_path)
+    source = values["sources"]["mail"]
+    assert (source["separator"], source["text"], source["classes"]) == (";", "text", ["a", "b"])
+    assert told(tmp_path / "mail.csv")[0] == "taking separator: ';'"
+    (tmp_path / "one.csv").write_text("text; as it came\nfirst\nsecond\n")
+    values, _ = starter(tmp_path / "one.csv", tmp_path / "one")
+    assert values["sources"]["one"]["text"] == "text; as it came"
+
+
+def test_a_file_that_is_not_utf8_is_to_be_saved_as_such(tmp_path: Path):
+    lines = ["text,label", *(f"caf{'é' * (n % 2)} {n},{'ab'[n // 2 % 2]}" for n in range(40))]
+    (tmp_path / "mail.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    said = "still to do: save the file as UTF-8 (20 rows of the first 40 rows of mail.csv are not)"
+    assert said in told(tmp_path / "mail.csv")
+
+
+def test_the_kind_of_an_instruction_is_its_domain(tmp_path: Path):
+    """Of a plain text a column of that name is the label."""
+    rows = {"instruction": ["a"] * 8, "response": ["b"] * 8, "category": ["x", "y"] * 4}
+    pl.DataFrame(rows).write_parquet(tmp_path / "i.parquet")
+    values, _ = starter(tmp_path / "i.parquet", tmp_path)
+    assert values["sources"]["i"]["domain"] == "category"
+    assert values["task"]["kind"] == "causal-lm"
+    pl.DataFrame(rows).rename({"response": "text"}).write_parquet(tmp_path / "t.parquet")
+    values, _ = starter(tmp_path / "t.parquet", tmp_path / "t")
+    assert values["sources"]["t"]["label"] == "category"
+    assert "domain" not in values["sources"]["t"]
 
 
 def test_texts_that_are_all_different_are_no_classes(tmp_path: Path):
