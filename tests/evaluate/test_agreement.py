@@ -39,7 +39,8 @@ def test_correlations_of_many_columns_are_scipy_s_of_each_pair_over_the_rows_bot
     found = rank_correlations(columns)
     for left, right in [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]:
         both = np.isfinite(columns[:, [left, right]]).all(axis=1)
-        expected = stats.spearmanr(columns[both, left], columns[both, right]).statistic
+        result: Any = stats.spearmanr(columns[both, left], columns[both, right])
+        expected = result.statistic
         assert found[left, right] == found[right, left] == pytest.approx(expected, abs=1e-12)
     assert np.isnan(found[3]).all()  # a constant has no order
     assert np.isnan(rank_correlations(columns[:2])).all()
