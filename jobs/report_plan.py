@@ -17,7 +17,7 @@ from jobs.report_labels import rest_name, shown_name
 from jobs.report_survey import Survey
 from jobs.report_tables import Tables
 
-_MOST = 30
+_MOST = 200
 """Domains, labels or sources that are told of one by one."""
 
 _TOLD = {

@@ -20,6 +20,13 @@ ROW = 22
 """Height of a row of a chart by names, pixels."""
 MAX_LABEL = 150
 """Width of the longest name at an axis, pixels."""
+_LABEL_CHARS = 24
+"""About as many fit."""
+SHORTENED = (
+    f"length(datum.label) > {_LABEL_CHARS} ? slice(datum.label, 0, {_LABEL_CHARS // 2 - 1}) +"
+    f" '\u2026' + slice(datum.label, -{_LABEL_CHARS // 2}) : datum.label"
+)
+"""Long names lose their middle: those of a family differ at their ends."""
 
 
 def names_axis(rows: Rows) -> dict[str, Any]:
@@ -29,7 +36,13 @@ def names_axis(rows: Rows) -> dict[str, Any]:
         "type": "nominal",
         "title": None,
         "sort": list(dict.fromkeys(str(row["name"]) for row in rows)),
-        "axis": {"labelLimit": MAX_LABEL, "domain": False, "ticks": False, "grid": False},
+        "axis": {
+            "labelExpr": SHORTENED,
+            "labelLimit": MAX_LABEL + 20,
+            "domain": False,
+            "ticks": False,
+            "grid": False,
+        },
     }
 
 

@@ -51,11 +51,16 @@ def _mixture(it: Mixture) -> list[Block]:
     blocks: list[Block] = [Paragraph(text=note, tone="quiet") for note in it.notes]
     if it.facts:
         blocks.append(Facts(facts=it.facts))
-    rows = [{"name": one.domain, "before": one.natural, "after": one.asked} for one in it.domains]
+    drawn = [one for one in it.domains if one.num_domains == 1]
+    rows = [{"name": one.domain, "before": one.natural, "after": one.asked} for one in drawn]
+    total = sum(one.num_domains for one in it.domains)
+    note = "Hollow: in the pool. Filled: in the mixture."
+    if len(drawn) < total:
+        note += f" The {len(drawn)} largest of {total:,} domains."
     blocks.append(
         Figure(
             title="From the pool's shares to the mixture's",
-            note="Hollow: in the pool. Filled: in the mixture.",
+            note=note,
             spec=charts_by_name.before_after(rows, title="share"),
             table=_mixture_table(it),
             is_open=True,

@@ -22,8 +22,12 @@ from curate.report.wording import (
     missing,
     number_cell,
     share_cell,
+    whole,
     words,
 )
+
+_DRAWN = 30
+"""Names in a figure; its table has all that there are."""
 
 
 def shifts_section(document: Document) -> Section:
@@ -52,20 +56,34 @@ def shifts_section(document: Document) -> Section:
     )
 
 
+def single(rows: Sequence[Shift]) -> list[Shift]:
+    """Those that are one name; not the sum of the rest."""
+    return [row for row in rows if row.num_names == 1]
+
+
 def shift_figure(
     what: str,
     rows: Sequence[Shift],
     unit: str,
     table: Table,
     *,
+    most: int = _DRAWN,
     wide: bool = True,
     is_open: bool = False,
 ) -> Figure:
-    """Shares before and after, a line per name."""
-    named = [{"name": row.name, "before": row.share, "after": row.kept_share} for row in rows]
+    """Shares before and after, a line per name.
+
+    Names without a line of their own are not drawn: their sum would be far longer than any line.
+    """
+    drawn = single(rows)[:most]
+    named = [{"name": row.name, "before": row.share, "after": row.kept_share} for row in drawn]
+    total = sum(row.num_names for row in rows)
+    note = "Hollow: before. Filled: kept."
+    if len(drawn) < total:
+        note += f" The {whole(len(drawn))} largest of {whole(total)} {what}s."
     return Figure(
         title=f"Shares of {unit} by {what}",
-        note="Hollow: before. Filled: kept.",
+        note=note,
         spec=charts_by_name.before_after(named, title=f"share of {unit}"),
         table=table,
         wide=wide,

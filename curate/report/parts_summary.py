@@ -14,7 +14,7 @@ from curate.report.blocks import (
 from curate.report.document import Document
 from curate.report.parts_compare import forest_of
 from curate.report.parts_scores import column_figure
-from curate.report.parts_shifts import shift_figure, shift_table
+from curate.report.parts_shifts import shift_figure, shift_table, single
 from curate.report.wording import sentence, words
 
 _GLANCE = 12
@@ -76,9 +76,8 @@ def _at_a_glance(document: Document) -> list[Block]:
         several = [("domain", shifts.domains), ("label", shifts.labels)]
         what, rows = next(((w, r) for w, r in several if len(r) > 1), ("", []))
         if rows:
-            rows = rows[:_GLANCE]
-            table = shift_table(what, rows)
-            figures.append(shift_figure(what, rows, shifts.unit, table, wide=False))
+            table = shift_table(what, single(rows)[:_GLANCE])
+            figures.append(shift_figure(what, rows, shifts.unit, table, most=_GLANCE, wide=False))
     if document.comparison is not None:
         figures += forest_of(document.comparison, wide=not len(figures) % 2)
     return figures

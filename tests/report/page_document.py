@@ -305,6 +305,30 @@ def document(*, rows: int = 1_000_000, examples: int = 60) -> d.Document:
                     kept_share=k,
                 )
                 for n, k in zip(LABELS, (0.22, 0.2, 0.31, 0.27), strict=True)
+            ]
+            + [
+                d.Shift(
+                    name=f"a_label_with_a_very_long_name_{n:02}",
+                    rows=9,
+                    tokens=90,
+                    kept_rows=4,
+                    kept_tokens=40,
+                    share=0.0001,
+                    kept_share=0.0001,
+                )
+                for n in range(40)
+            ]
+            + [
+                d.Shift(
+                    name="47 others",
+                    rows=rows,
+                    tokens=182_400_000,
+                    kept_rows=rows // 2,
+                    kept_tokens=91_200_000,
+                    share=0.9,
+                    kept_share=0.9,
+                    num_names=47,
+                )
             ],
             sources=[
                 d.Shift(

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from report import page_document
 
-from curate.report import charts
+from curate.report import charts, charts_by_name
 from curate.report.blocks import Block, Choice, Figure
 from curate.report.document import SECTIONS, Document, Mark
 from curate.report.escaping import script_json, shown, visible
 from curate.report.page import render, sections
 from curate.report.parts_examples import pieces
+from curate.report.parts_summary import summary_section
 from curate.report.wording import duration, moment, number, sentence, share, signed, whole
 
 
@@ -301,3 +302,41 @@ def _without_data(node: Any) -> Any:
     if isinstance(node, dict):
         return {k: _without_data(v) for k, v in node.items() if k != "data"}
     return [_without_data(item) for item in node] if isinstance(node, list | tuple) else node
+
+
+def test_the_rest_of_the_names_is_in_the_table_and_not_in_the_chart() -> None:
+    named = {it.title: it for it in figures(page_document.document()) if "by label" in it.title}
+    figure = named["Shares of tokens by label"]
+    drawn = {value["name"] for value in figure.spec["data"]["values"]}
+    listed = {row[0].text for row in figure.table.rows}
+    assert len(drawn) == 30
+    assert len(listed) == len(page_document.LABELS) + 41
+    assert listed - drawn >= {"47 others", "a_label_with_a_very_long_name_39"}
+    total = len(page_document.LABELS) + 40 + 47
+    assert figure.note.endswith(f"The 30 largest of {total} labels.")
+
+
+def test_the_summary_says_how_many_of_the_names_it_draws() -> None:
+    whole = page_document.document()
+    shifts = whole.shifts
+    assert shifts is not None
+    by_label = replace(whole, shifts=replace(shifts, domains=[]))
+    (figure,) = [
+        block
+        for block in summary_section(by_label).blocks
+        if isinstance(block, Figure) and "by label" in block.title
+    ]
+    assert len(figure.spec["data"]["values"]) == len(figure.table.rows) == 12
+    assert "The 12 largest of" in figure.note
+
+
+def test_long_names_at_an_axis_keep_both_ends() -> None:
+    import vl_convert
+
+    names = [f"top_up_failed_because_of_{why}_payment" for why in ("bank", "card")]
+    rows = [{"name": name, "before": 0.1, "after": 0.2} for name in [*names, "short"]]
+    spec = charts_by_name.before_after(rows, title="share") | {"width": 400}
+    svg = vl_convert.vegalite_to_svg(spec)
+    seen = set(re.findall(r">([^<>]*)</text>", svg))
+    assert "short" in seen
+    assert {"top_up_fail\u2026bank_payment", "top_up_fail\u2026card_payment"} <= seen

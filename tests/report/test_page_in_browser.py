@@ -222,6 +222,13 @@ def test_tables_sort_and_search_and_charts_show_their_numbers(open_page: Opener)
     assert means == sorted(means)
     page.locator("#comparison .find input").last.fill("forums longest")
     assert table.locator("tbody tr:visible").count() == 1
+    opened.tab("shifts")
+    labels = page.locator("#shifts figure", has=page.locator("b", has_text="by label"))
+    assert labels.locator(".find input").count() == 1  # its numbers are open from the start
+    labels.locator(".find input").fill("name_39")
+    assert labels.locator("tbody tr:visible").count() == 1
+    labels.locator(".numbers > button").click()
+    assert labels.locator(".find:visible, table:visible").count() == 0
     opened.tab("agreement")
     page.click("#agreement .numbers > button")
     assert page.locator("#agreement .numbers table").is_visible()

@@ -141,7 +141,7 @@
       one(".numbers", figure).append(table);
       sortable(one("table", table));
     }
-    if (table) table.hidden = !on;
+    for (const part of all(".numbers > .scroll, .numbers > .find", figure)) part.hidden = !on;
     button.setAttribute("aria-expanded", String(on));
     button.textContent = on ? "Hide the numbers" : "Numbers";
   }
@@ -158,6 +158,8 @@
 
   /* Tables: a heading sorts; long ones can be searched. */
   function sortable(table) {
+    if ("sortable" in table.dataset) return;
+    table.dataset.sortable = "";
     const body = table.tBodies[0];
     const key = (row, at) => {
       const cell = row.cells[at];
