@@ -47,6 +47,7 @@ from jobs.inventory import (
     quarantine_output,
     refuse_copy,
     take_stock,
+    unseen_columns,
 )
 from jobs.run import Listener, Receipt, StageState, Task, ignore, raise_failures, run_tasks
 from jobs.settings import Settings
@@ -104,6 +105,7 @@ def plan_index(settings: Settings) -> StageState:
     files = all_files(settings)
     due = [task for task in conversions(run, settings, files) if not task.is_done()]
     waiting = {task.name for task in due}
+    unseen = unseen_columns(settings, [f for f in files if f"{f.source}/{f.file}" in waiting])
     inventory = take_stock(run, settings, files, skip=waiting)
     tasks = index_tasks(run, settings, inventory.partitions)
     done = [task for task in tasks if task.is_done()]
@@ -120,6 +122,8 @@ def plan_index(settings: Settings) -> StageState:
         (len(inventory.unreadable), "file cannot be read", "files cannot be read"),
     )  # fmt: skip
     why = tuple(counted(*entry) for entry in counts if entry[0])
+    if unseen:
+        why += (f"columns of {', '.join(unseen)} are looked at when the index is made",)
     return StageState("index", len(tasks) + len(waiting), len(done), why)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate.config import plain
-from curate.data.columns import resolve_columns
+from curate.config import nearest, plain
+from curate.data.columns import PROBLEM, resolve_columns
 from curate.data.convert import conversion_fingerprint, converted, damage_detail
 from curate.data.cutting import Footer, cut, read_footer
+from curate.data.example import Source
 from curate.data.files import fingerprint
+from curate.data.formats.csv import refuse_other_separator
 from curate.data.index import (
     VERSION,
     Rules,
@@ -27,7 +29,7 @@ from curate.data.partitions import (
 from curate.data.reading import resolve_address
 from curate.data.shard_columns import refuse_taken_names
 from curate.data.sources import InputFile, find_files
-from curate.data.storage import is_damage
+from curate.data.storage import is_damage, is_local
 from curate.errors import CurateError, InputError
 from jobs.run import Task
 from jobs.settings import Settings, task_settings
@@ -96,7 +98,7 @@ def take_stock(
             if isinstance(footer, str):
                 inventory.unreadable[file.source, file.file] = footer
             elif footer.num_rows:
-                _check_columns(settings, inventory, file, footer)
+                _check_columns(settings, inventory, file, footer.schema)
                 inventory.partitions += cut(
                     file.source,
                     file.file,
@@ -106,6 +108,58 @@ def take_stock(
                     partition_rows=settings.index.partition_rows,
                 )
     return inventory
+
+
+def unseen_columns(settings: Settings, files: Iterable[InputFile]) -> list[str]:
+    """Look at the columns of inputs that are not Parquet yet, in the first file of each source.
+
+    All columns are checked where the file is small; of a larger CSV file that they are there.
+
+    Args:
+        settings: of the run.
+        files: without a Parquet form.
+
+    Returns:
+        The sources of which nothing can be said.
+
+    Raises:
+        InputError: a column is missing, or the separator is another.
+    """
+    from jobs.starter_look import first_rows
+
+    first = {file.source: file for file in reversed(list(files))}
+    unseen: list[str] = []
+    for name, file in first.items():
+        source = settings.sources[name]
+        if not is_local(file.address) or file.format not in ("csv", "jsonl"):
+            unseen.append(name)
+            continue
+        try:
+            rows, has_all = first_rows(file, source)
+        except (pa.ArrowException, OSError):  # whoever converts it will set it aside
+            unseen.append(name)
+            continue
+        schema = pa.schema([field for field in rows.schema if field.name != PROBLEM])
+        if file.format == "csv" and rows.num_columns:
+            refuse_other_separator(file, source, schema.names)
+        if has_all and schema.names:
+            _check_columns(settings, Inventory([]), file, schema)
+        elif file.format == "csv" and schema.names:
+            _check_names(source, file, schema.names)
+        else:
+            unseen.append(name)
+    return unseen
+
+
+def _check_names(source: Source, file: InputFile, names: list[str]) -> None:
+    plain_names = [name for name in source.columns if not any(sign in name for sign in "*?[")]
+    absent = next((name for name in plain_names if name not in names), None)
+    if absent is not None:
+        raise InputError(
+            f"{file.source}/{file.file} ({file.address}) has no column {absent!r}; it has"
+            f" {', '.join(names[:12])}",
+            fix=nearest(absent, names) or "correct the column's name in the settings",
+        )
 
 
 def _footer(run: RunFolder, file: InputFile) -> tuple[str, str, Footer | str]:
@@ -148,13 +202,13 @@ def _taken(name: str, columns: Any) -> str:
 
 
 def _check_columns(
-    settings: Settings, inventory: Inventory, file: InputFile, footer: Footer
+    settings: Settings, inventory: Inventory, file: InputFile, schema: pa.Schema
 ) -> None:
     source = settings.sources[file.source]
     where = f"{file.source}/{file.file} ({file.address})"
-    found = resolve_columns(source, footer.schema, where=where)
+    found = resolve_columns(source, schema, where=where)
     read = set(found.columns) - {found.domain}
-    refuse_taken_names(footer.schema.names, read, where=where)
+    refuse_taken_names(schema.names, read, where=where)
     resolved = source_settings(found)
     num_classes = _num_classes(settings)
     if num_classes is not None and resolved["label"] is None:

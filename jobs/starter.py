@@ -9,8 +9,10 @@ from typing import Any
 from curate.config import to_yaml
 from curate.data import files
 from curate.data.columns import PROBLEM
-from curate.errors import ConfigError, OutputError, counted
+from curate.data.file_names import known_format
+from curate.errors import ConfigError, CurateError, OutputError, counted
 from curate.models.settings import Model
+from jobs.own_passes import READS_LABELS
 from jobs.starter_look import Look, look_at, seen_classes, suitable_task, with_roles
 from jobs.starter_notes import notes_on
 from jobs.starter_roles import DOMAIN_NAMES
@@ -41,10 +43,10 @@ def guess_settings(data: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         "sources": {name: {"path": data}},
         "score": {"scorers": ["rds" if flags.get("target") else "el2n"]},
     }
+    scorers: list[str] = flags.get("scorer") or values["score"]["scorers"]
     if flags.get("target") and not flags.get("scorer"):
         values["plan"] = {"score": "rds_rank", "order": "easiest", "within": "all", "keep": 0.1}
     model = flags.get("model")
-    scorers: list[str] = flags.get("scorer") or values["score"]["scorers"]
     chosen = chosen_scorers({name: {} for name in scorers})
     needy = [entry.name for entry in chosen if entry.needs_model]
     if model is None:
@@ -54,9 +56,46 @@ def guess_settings(data: str, flags: Mapping[str, Any]) -> dict[str, Any]:
                 f"the score{'s' * many} {', '.join(needy)} need{'' if many else 's'} a model",
                 fix="add --model with a folder saved by transformers or a hub id",
             )
-        return values
-    values["task"] = guess_task(model, flags.get("task"))
+    else:
+        values["task"] = guess_task(model, flags.get("task"))
+    reads_labels = "num_classes" in values.get("task", {}) or not READS_LABELS.isdisjoint(scorers)
+    label = flags.get("label")
+    values["sources"][name] |= _guess_source(data, name, label, reads_labels=reads_labels)
+    if values["sources"][name].get("classes") and model is not None:
+        values["sources"][name]["classes"] = _in_order_of(model, values["sources"][name]["classes"])
     return values
+
+
+def _guess_source(data: str, name: str, label: str | None, *, reads_labels: bool) -> dict[str, Any]:
+    """Separator, label and classes, as far as the data show them; no look where none matters."""
+    if not (reads_labels or known_format(data) == "csv"):
+        return {}
+    try:
+        look = with_roles(look_at(data, name, label=label))
+    except CurateError:  # it will be told by who reads the data
+        return {}
+    source = look.source
+    found: dict[str, Any] = {} if source.separator is None else {"separator": source.separator}
+    if reads_labels and source.label is not None:
+        found |= {"label": source.label}
+        found |= {"classes": list(source.classes)} if source.classes else {}
+        classes = counted(seen_classes(look) or 0, "class", "classes")
+        log.info("%s: taking label: %s (%s)", name, source.label, classes)
+        if source.classes and not look.has_all_labels:
+            log.info("%s: these are the classes of the first %d rows", name, look.rows.num_rows)
+    elif reads_labels and label is None:
+        for line in notes_on(look, f"sources.{name}", {}):
+            log.info("%s: %s", name, line)
+    return found
+
+
+def _in_order_of(model: str, classes: list[str]) -> list[str]:
+    """The classes in the order that a saved model has them in, where it knows their names."""
+    from curate.models.saved import model_folder, read_config
+
+    names = read_config(model_folder(Model(name=model))).get("id2label") or {}
+    ordered = [str(names[key]) for key in sorted(names, key=int)]
+    return ordered if set(classes) <= set(ordered) else classes
 
 
 def guess_task(model: str, kind: str | None) -> dict[str, Any]:

@@ -70,8 +70,9 @@ def _is_compressed(file: InputFile) -> bool:
 def _columns(file: InputFile, source: Source, names: Sequence[str]) -> pa.Table:
     """Some columns of a file, of all its rows; those that it does not have are left out."""
     if file.format == "parquet":
-        there = [name for name in names if name in pq.read_schema(file.address).names]
-        return pq.read_table(file.address, columns=there, partitioning=None)
+        with pq.ParquetFile(file.address) as stored:
+            there = [name for name in names if name in stored.schema_arrow.names]
+            return stored.read(columns=there)
     reader = resolve(READERS, file.format, what="format")
     batches = [
         batch.select([name for name in names if name in batch.schema.names])

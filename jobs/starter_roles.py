@@ -27,10 +27,10 @@ def roles_of(
         labels: more rows of the columns that may be the label.
         names: of these.
     """
-    labels = rows if labels is None else labels
+    table = rows if labels is None else labels
     found: dict[str, Any] = {}
-    for name in (name for name in names if name in labels.column_names):
-        column = labels.column(name)
+    for name in (name for name in names if name in table.column_names):
+        column = table.column(name)
         if not _why_no_label(column):
             classes = class_names(column)
             found |= {"label": name, **({"classes": classes} if classes else {})}
@@ -54,7 +54,8 @@ def refused_labels(rows: pa.Table, labels: pa.Table, used: Collection[str]) -> d
     """
     names = [name for name in LABEL_NAMES if name in rows.column_names and name not in used]
     tables = [labels if name in labels.column_names else rows for name in names]
-    return {n: _why_no_label(t.column(n)) for n, t in zip(names, tables, strict=True)}
+    found = {n: _why_no_label(t.column(n)) for n, t in zip(names, tables, strict=True)}
+    return {name: why for name, why in found.items() if why}
 
 
 def num_classes(column: Any) -> int | None:

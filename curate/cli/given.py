@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
 from curate.cli.options import Common
 from curate.config import Raw, gather, put
+from curate.data.file_names import is_glob, split_glob
 from curate.data.mirror import address_in
-from curate.errors import ConfigError, InputError
+from curate.errors import ConfigError, CurateError, InputError
 from jobs.cluster_settings import ALL_KEYS, keys_of
 from jobs.opening import saved_values
 from jobs.settings import Settings, parse_settings
@@ -48,13 +50,60 @@ def read_settings(command: str, common: Common) -> tuple[Settings, Raw]:
             f"{common.config} is neither settings (.yaml) nor a run folder",
             fix=f"write settings for it with `curate init {common.config}`",
         )
-    raw = gather(paths, environment=os.environ, overrides=common.overrides or (), guesses=guesses)
+    raw = gather(
+        paths,
+        environment=os.environ,
+        overrides=common.overrides or (),
+        guesses=deepcopy(guesses),  # settings are merged into them
+    )
     if home is not None:  # the folder may have moved since its settings were written
         put(raw, "run", str(home), str(home))
     for key, value in _options(common, raw).items():
         put(raw, key, value, "option")
     _drop_of_former_kind(raw)
-    return here(parse_settings(raw.values, origins=raw.origins)), raw
+    _drop_foreign_classes(raw, guesses)
+    settings = here(parse_settings(raw.values, origins=raw.origins))
+    _look_beside(settings, [path for path in paths if home is None])
+    return settings, raw
+
+
+def _drop_foreign_classes(raw: Raw, guesses: Mapping[str, Any]) -> None:
+    """Guessed classes are those of the guessed label, and of no other that is set."""
+    for name, guess in _at(guesses, "sources").items():
+        source, key = _at(_at(raw.values, "sources"), name), f"sources.{name}.classes"
+        if source.get("label") != guess.get("label") and raw.origins.get(key) == "guess":
+            del source["classes"], raw.origins[key]
+
+
+def _look_beside(settings: Settings, paths: Sequence[Path]) -> None:
+    """Say where data lie that are missing, if that is beside the settings.
+
+    Raises:
+        InputError: they lie there, and the command runs in another folder.
+    """
+    places = {f"sources.{name}": source for name, source in settings.sources.items()}
+    places |= {} if settings.target is None else {"target": settings.target}
+    folders = [path.expanduser().absolute().parent for path in paths]
+    for where, source in places.items():
+        for path in [source.path] if isinstance(source.path, str) else source.path:
+            if "://" in path or Path(path).expanduser().is_absolute() or _is_at(path):
+                continue
+            beside = next((folder for folder in folders if _is_at(str(folder / path))), None)
+            if beside is not None:
+                raise InputError(
+                    f"{where}.path {path}: there is no {Path(path).absolute()}, but beside the"
+                    f" settings there is {beside / path}",
+                    fix="relative paths begin at the folder in which the command runs: run it in"
+                    f" {beside}, or write the whole path",
+                )
+
+
+def _is_at(path: str) -> bool:
+    """Whether there is a file, a folder, or what a glob stands for."""
+    if not is_glob(path) or Path(path).exists():
+        return Path(path).expanduser().exists()
+    prefix, pattern = split_glob(path)
+    return next(Path(prefix).expanduser().glob(pattern), None) is not None
 
 
 def _folder_of(command: str, given: str) -> Path:
@@ -105,8 +154,21 @@ def _options(common: Common, raw: Raw) -> dict[str, Any]:
     if "target" in more:
         first = next(iter(sources.values()), {})
         same = {key: first[key] for key in _TARGET_FIELDS if key in first}
+        name = next(iter(sources), "")
+        if raw.origins.get(f"sources.{name}.label") == "guess" and _lacks(more["target"], same):
+            same = {key: value for key, value in same.items() if key not in ("label", "classes")}
         found["target"] = {**same, "path": more["target"]}
     return found
+
+
+def _lacks(target: str, same: Mapping[str, Any]) -> bool:
+    """Whether the target examples have no label column of the same name."""
+    from jobs.starter_look import look_at
+
+    try:
+        return same["label"] not in look_at(target, "target").rows.column_names
+    except CurateError:  # it will be told by who reads them
+        return False
 
 
 def _set(raw: Raw, prefix: str) -> dict[str, Any]:

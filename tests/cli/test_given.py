@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import pytest
 import yaml
 
 Curate = Callable[..., Any]
@@ -68,3 +70,67 @@ def test_options_that_are_set_reach_the_mixer_that_is_given(curate: Curate, conf
     refused = curate("mix", path, "--mixer", "temperature", "--set", "mix.max_epochs=3")
     assert refused.code == 2
     assert "max_epochs" in refused.err
+
+
+def labelled(path: Path, *, separator: str = ",") -> Path:
+    """Short texts of three classes, and which of two people said so."""
+    names = ["red", "green", "blue"]
+    rows = [{"text": f"{names[n % 3]} thing {n}", "label": names[n % 3], "by": "mn"[n // 3 % 2]}
+            for n in range(60)]  # fmt: skip
+    pl.DataFrame(rows).write_csv(path, separator=separator)
+    return path
+
+
+def planned_source(result: Any) -> dict[str, Any]:
+    """What `--dry-run --json` says of the only source, defaults left out."""
+    assert result.code == 0, result.err
+    settings = json.loads(result.out)["settings"]
+    found = {key.split(".")[-1]: entry["value"] for key, entry in settings.items()
+             if key.startswith("sources.")}  # fmt: skip
+    return {key: value for key, value in found.items() if key in ("label", "classes", "separator")}
+
+
+def test_bare_data_have_their_label_and_its_classes_taken(curate: Curate, tmp_path: Path):
+    data = labelled(tmp_path / "texts.csv", separator=";")
+    given = ("score", data, "--scorer", "label_issues", "--out", tmp_path / "run")
+    result = curate(*given, "--dry-run", "--json")
+    names = ["blue", "green", "red"]
+    assert planned_source(result) == {"label": "label", "classes": names, "separator": ";"}
+    assert "texts: taking label: label (3 classes)" in result.err
+    other = curate(*given, "--label", "by", "--dry-run", "--json")
+    assert planned_source(other) == {"label": "by", "classes": ["m", "n"], "separator": ";"}
+    own = curate(*given, "--set", "sources.texts.label=by", "--dry-run", "--json")
+    assert planned_source(own) == {"label": "by", "classes": [], "separator": ";"}
+    done = curate(*given, "--set", "score.scorers=[{label_issues: {folds: 2}}]", "--json")
+    assert done.code == 0, done.err
+    plain = curate("score", data, "--scorer", "length", "--dry-run", "--json")
+    assert planned_source(plain) == {"label": None, "classes": [], "separator": ";"}
+
+
+def test_a_target_without_labels_does_not_get_the_guessed_one(curate: Curate, tmp_path: Path):
+    data = labelled(tmp_path / "texts.csv")
+    pl.DataFrame({"text": ["a", "b"]}).write_csv(tmp_path / "wanted.csv")
+    given = ("score", data, "--scorer", "label_issues", "--dry-run", "--json", "--target")
+    for target, label in ((tmp_path / "wanted.csv", None), (data, "label")):
+        result = curate(*given, target)
+        assert result.code == 0, result.err
+        assert json.loads(result.out)["settings"]["target.label"]["value"] == label
+
+
+def test_data_beside_the_settings_and_not_in_the_working_folder_are_pointed_out(
+    curate: Curate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    project.mkdir()
+    elsewhere.mkdir()
+    labelled(project / "texts.csv")
+    settings = project / "curate.yaml"
+    for path in ("texts.csv", "*.csv"):
+        settings.write_text(f"run: run\nsources: {{a: {{path: '{path}'}}}}\n")
+        monkeypatch.chdir(elsewhere)
+        result = curate("index", settings, "--dry-run")
+        assert result.code == 3
+        assert f"there is no {elsewhere / path}, but beside the settings" in result.err
+        assert f"run it in {project}, or write the whole path" in result.err
+        monkeypatch.chdir(project)
+        assert curate("index", settings, "--dry-run").code == 0

@@ -548,3 +548,30 @@ def test_a_file_that_is_not_utf8_is_to_be_saved_as_such(tmp_path: Path) -> None:
     path.write_bytes("text,n\ncafé,1\n".encode("latin-1"))
     with pytest.raises(InputError, match=r"invalid_utf8(.|\n)*then save the file as UTF-8, or"):
         run_index(settings_for(tmp_path, {"max_bad_rows": 1}, s={"path": str(path)}))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_forecast_looks_at_the_columns(tmp_path: Path, name: str) -> None:
+    frame = pl.DataFrame({"text": ["a", "b"], "label": [0, 1]})
+    write = {"a.csv": frame.write_csv, "a.jsonl": frame.write_ndjson}
+    write.get(name, frame.write_parquet)(tmp_path / name)
+    source = {"path": str(tmp_path / name), "text": "text"}
+    assert "columns" not in " ".join(plan_index(settings_for(tmp_path, s=source)).why)
+    with pytest.raises(InputError, match=r"has no column 'lable'; it has text, label\n.*label"):
+        plan_index(settings_for(tmp_path, s={**source, "label": "lable"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_forecast_of_large_files_looks_at_the_head_of_a_csv(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"text": ["a" * 1000] * 1500, "n": range(1500)})
+    frame.write_csv(tmp_path / "a.csv")
+    frame.write_ndjson(tmp_path / "a.jsonl")
+    source = {"path": str(tmp_path / "a.csv"), "text": "text"}
+    with pytest.raises(InputError, match=r"has no column 'label'; it has text, n"):
+        plan_index(settings_for(tmp_path, s={**source, "label": "label"}))
+    lines = {**source, "path": str(tmp_path / "a.jsonl"), "label": "label"}
+    why = plan_index(settings_for(tmp_path, s=lines)).why
+    assert why[-1] == "columns of s are looked at when the index is made"
+    (tmp_path / "b.csv").write_text("text;n\na;1\n")
+    with pytest.raises(InputError, match=r"set sources\.s\.separator"):
+        plan_index(settings_for(tmp_path, s={"path": str(tmp_path / "b.csv"), "text": "text"}))

@@ -42,8 +42,8 @@ def read(file: InputFile, source: Source) -> Iterator[pa.RecordBatch]:
     layout = _survey(file.address, source.header, separator)
     if layout is None:
         return
-    if source.separator is None:
-        _refuse_other_separator(file, layout)
+    if layout.has_header:
+        refuse_other_separator(file, source, layout.names)
     schema = pa.schema(
         [*zip(layout.names, (guess.type for guess in layout.guesses), strict=True),
          (PROBLEM, pa.string())]
@@ -66,14 +66,20 @@ def other_separator(names: Sequence[str]) -> str | None:
     return next((sign for sign in "\t;|," if sign in names[0].strip()), None)
 
 
-def _refuse_other_separator(file: InputFile, layout: "_Layout") -> None:
-    sign = other_separator(layout.names) if layout.has_header else None
-    if sign is not None:
+def refuse_other_separator(file: InputFile, source: Source, names: Sequence[str]) -> None:
+    """Say so where all names of a header were read as one, and the settings do not ask for it.
+
+    Raises:
+        InputError: another separator stands in the only name.
+    """
+    sign = other_separator(names)
+    if sign is not None and source.separator is None:
+        given = default_separator(file.address)
         raise InputError(
-            f"{file.address} has one column, called {layout.names[0]!r}: its fields seem to be"
+            f"{file.address} has one column, called {names[0]!r}: its fields seem to be"
             f" separated by {'tabs' if sign == chr(9) else repr(sign)}",
             fix=f"set sources.{file.source}.separator to {json.dumps(sign)}; to"
-            f" {json.dumps(layout.separator)} if it is one column indeed",
+            f" {json.dumps(given)} if it is one column indeed",
         )
 
 
