@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from curate.data.files import read_document, write_json
 from curate.data.mirror import shown_place
-from curate.errors import CurateError, InputError, OutputError
+from curate.errors import CurateError, InputError, OutputError, TryAgainError
 from curate.models.settings import Tokenizer
 from jobs.cluster import Pool
 from jobs.representations import is_read
@@ -283,6 +283,8 @@ def _note_failure(settings: Settings, stage: str, error: CurateError | None) -> 
     noted.pop(stage, None)
     if error is not None:
         noted[stage] = {"what": error.what, "tasks": list(error.tasks)}
+        if isinstance(error, TryAgainError):
+            noted[stage]["is_over"] = False  # the cluster went away: nothing of it has failed
         if error.others:
             noted[stage]["others"] = list(error.others)
     if noted != before:

@@ -146,8 +146,9 @@ def _connected(settings: Cluster) -> Generator[Opened]:
 
     address = settings.address or _address_in(Path(settings.scheduler_file or ""))
     where = "cluster.address" if settings.address else f"{settings.scheduler_file}"
+    certificates = security(settings)
     try:
-        client = Client(address, timeout=_ANSWER_SECONDS, security=security(settings))
+        client = Client(address, timeout=_ANSWER_SECONDS, security=certificates)
     except (OSError, TimeoutError) as error:
         raise TryAgainError(
             f"the Dask scheduler at {address} does not answer: {error}",
@@ -257,7 +258,8 @@ class LiveWorkers:
             raise TryAgainError(
                 f"the Dask scheduler at {address} has no workers, for"
                 f" {now - self._seen_at:,.0f} seconds now",
-                fix=f"start some (`dask worker {address} --nthreads 1`), then run the same again",
+                fix=f"start some (`dask worker {address} --nthreads 1 --memory-limit 0`),"
+                " then run the same again",
             )
         return 0
 

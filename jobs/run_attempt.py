@@ -149,8 +149,12 @@ def _announce() -> tuple[str, str]:
     if now > _last_told + _BEAT_SECONDS:
         _last_told = now
         worker.loop.add_callback(_tell, worker)
-    name = worker.name if isinstance(worker.name, str) else f"worker-{worker.name}"
-    return str(name), str(worker.contact_address)
+    return shown_name(worker.name), str(worker.contact_address)
+
+
+def shown_name(name: Any) -> str:
+    """A worker's name, for people: those of a local cluster are numbers."""
+    return f"worker-{name}" if str(name).isdecimal() else str(name)
 
 
 async def _tell(worker: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any, NamedTuple
 
-from jobs.run_attempt import PULSE
+from jobs.run_attempt import PULSE, shown_name
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def signs(client: Any) -> dict[str, Sign]:
         return found
 
     return {
-        address: Sign(name, beats, cpu, _tuples(keys), _tuples(held))
+        address: Sign(shown_name(name), beats, cpu, _tuples(keys), _tuples(held))
         for address, name, beats, cpu, keys, held in client.run_on_scheduler(told)
     }
 

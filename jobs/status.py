@@ -115,7 +115,9 @@ def _stage(stage: Stage, settings: Settings) -> StageStatus:
     else:
         total, done = state.total, state.done
         why += [] if failure else state.why
-    failed = min(len(failure["tasks"]) or 1, max(1, total - done)) if failure else 0
+    failed = 0
+    if failure and (failure["tasks"] or failure.get("is_over", True)):
+        failed = min(len(failure["tasks"]) or 1, max(1, total - done))
     return StageStatus(
         stage=stage.name,
         done=done,

@@ -73,7 +73,8 @@ def status_lines(
     )
     for stage in status.stages:
         for why in stage.why:
-            yield f"{stage.stage}: {on_one_line(why)}"
+            told = on_one_line(why)
+            yield told if told.startswith(f"{stage.stage}: ") else f"{stage.stage}: {told}"
     for reason, rows_aside in status.set_aside.items():
         yield f"set aside: {rows_aside} {on_one_line(reason)}"
     for live in status.now:

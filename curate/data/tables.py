@@ -109,6 +109,7 @@ def read_examples(
             the index as it is.
     """
     path = run.examples(part).path
+    ensure(path)
     if not path.exists():
         raise InputError(
             f"{path} is missing: {part.source}/{part.file} has not been indexed",

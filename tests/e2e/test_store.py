@@ -225,6 +225,10 @@ def test_killed_and_cut_off_runs_go_on_from_nothing_but_the_store(
     assert "in s3://bucket/killed/shards" in done.stdout
     assert before.items() <= marks("examples", "scores", "shards.done").items(), "done again"
     assert store.bytes_of("bucket/killed", *FOLDERS) == local
+    # From another machine it looks as done as it is.
+    shutil.rmtree(scratch)
+    told = json.loads(curate("status", run, "--json", environment={}).stdout)
+    assert all(not stage["remaining"] and stage["done"] for stage in told["stages"]), told
 
 
 def test_a_bucket_that_is_missing_and_credentials_that_are(
