@@ -79,6 +79,8 @@ def place(made: Path, folder: Path, page: str) -> None:
     texts = [json.dumps({"text": text}) + "\n" for text in frame["text"][:20]]
     for name in ("data/texts.jsonl", "wanted.jsonl", "failures.jsonl"):
         (folder / name).write_text("".join(texts))
+    labelled = frame.select("text").head(200).with_row_index("label")
+    labelled.with_columns(pl.format("{}", pl.col("label") % 2)).write_csv(folder / "texts.csv")
     plan = sorted((run / "plan").glob("part-*.parquet"))[0]
     stands = run / "plan" / "part-0123456789-00000.parquet"
     if not stands.exists():

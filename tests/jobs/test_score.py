@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from curate.config import plain
 from curate.data.files import read_json
-from curate.errors import ConfigError, CurateError, InputError
+from curate.errors import ConfigError, CurateError, InputError, TooManyBadError
 from curate.models.mlp import MLP
 from jobs.cluster import Cluster, InlineExecutor, Pool, open_pool
 from jobs.index import index_run
@@ -309,7 +309,7 @@ def test_a_changed_external_table_is_noticed(world: Path):
 def test_a_table_that_names_an_example_twice_is_refused_naming_it(world: Path):
     (world / "twice.csv").write_text("file,row,q\none.parquet,4,1\none.parquet,4,2\n")
     settings = settings_of(world, {"external": {"q": str(world / "twice.csv")}})
-    with pytest.raises(InputError, match=r"more than one row for file one\.parquet, row 4"):
+    with pytest.raises(TooManyBadError, match=r"more than one row for file one\.parquet, row 4"):
         score_run(settings, pool=INLINE)
 
 
