@@ -52,14 +52,14 @@ def removed_of(
             )
             for reason in order
         ],
-        rule=_rule(plan, mixer),
+        rule=rule_of(plan, mixer),
     )
 
 
-def _rule(plan: Plan, mixer: str | None) -> list[Fact]:
+def rule_of(plan: Plan, mixer: str | None) -> list[Fact]:
     """The settings of the plan in words."""
     keep = plan.keep
-    kept = f"{keep:g} of the budget" if isinstance(keep, float | int) else _asked(keep)
+    kept = f"{100 * keep:g} % of the examples" if isinstance(keep, float | int) else _asked(keep)
     found = [
         ("score", plan.score or "none: at random"),
         ("keep", kept),
@@ -78,12 +78,12 @@ def _rule(plan: Plan, mixer: str | None) -> list[Fact]:
 
 def _asked(keep: Keep) -> str:
     found = {
-        "share": keep.share,
+        "% of the examples": None if keep.share is None else 100 * keep.share,
         "examples": keep.examples,
         "tokens": keep.tokens,
-        "share of the tokens": keep.token_share,
+        "% of the tokens": None if keep.token_share is None else 100 * keep.token_share,
     }
-    return ", ".join(f"{value:,g} {name}" for name, value in found.items() if value is not None)
+    return ", ".join(f"{value:,.10g} {name}" for name, value in found.items() if value is not None)
 
 
 def shifts_of(

@@ -253,7 +253,10 @@ def _reproduce(settings: Settings, stages: Mapping[str, Any]) -> list[str]:
     versions = {entry.get("software", {}).get("curate-data") for entry in stages.values()}
     version = next(iter(sorted(filter(None, versions))), software().get("curate-data", ""))
     config = shlex.quote(f"{shown_place(settings.run)}/config.yaml")
-    lines = [f"pip install curate-data=={version}", f"curate run {config}"]
+    lines = [
+        f"pip install -e .  # in a clone of curate's repository at version {version}",
+        f"curate run {config}",
+    ]
     if "compare" in stages:
         lines.append(f"curate compare {config}")
     if "evaluate-attribution" in stages:

@@ -180,6 +180,7 @@ def yardsticks_of(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The plan itself, and what others would have kept at the same number of tokens."""
     own = {
         "rows": summary["kept"]["rows"],
+        "tokens": summary["kept"]["tokens"],
         "mean_score": summary["means"].get("plan.score", {}).get("kept"),
         "overlap": 1.0,
     }

@@ -8,6 +8,7 @@ from typing import Any
 from curate.config import parse
 from curate.data.files import digest_file, read_document
 from curate.data.layout import RunFolder
+from curate.data.manifest import load_manifest
 from curate.data.mirror import shown_place
 from curate.data.partitions import Output
 from curate.data.shard_checks import Planned
@@ -15,8 +16,9 @@ from curate.data.shard_curriculum import Phasing, find_phasing, read_phased
 from curate.data.shard_folder import DamageError, check_shards
 from curate.data.shard_settings import Curriculum
 from curate.data.shard_weights import Tally, Way, weigh
-from curate.errors import InputError
-from jobs.opening import saved_values
+from curate.errors import ConfigError, InputError
+from jobs.all_stages import failures, stages_for
+from jobs.opening import load_settings, saved_values
 from jobs.store import at_hand
 from jobs.write_curriculum import find_ordering
 from jobs.write_tasks import is_planned
@@ -35,7 +37,8 @@ def verify_shards(folder: Path, *, quick: bool = False) -> dict[str, Any]:
 
     Returns:
         Number of shards, rows, tokens and bytes; of a run, of `files` and `checkpoints` that were
-        checked too.
+        checked too, and under `unfinished` the stages that its settings ask for and that have
+        never come to their end, or that failed when they last ran.
 
     Raises:
         InputError: there is no such folder.
@@ -75,7 +78,17 @@ def verify_shards(folder: Path, *, quick: bool = False) -> dict[str, Any]:
             fix=f"remove these files and run `curate run {folder}` again: only what they were part"
             " of is redone",
         )
-    return found
+    return {**found, "unfinished": _unfinished(folder)}
+
+
+def _unfinished(folder: Path) -> list[str]:
+    """Stages of a run, by name, that the manifest does not know as finished, or that failed."""
+    ended, failed = load_manifest(RunFolder(folder))["stages"], failures(folder)
+    try:
+        names = [stage.name for stage in stages_for(load_settings(folder), "run")]
+    except ConfigError:  # settings of another version: its files can be looked at all the same
+        names = list(failed)
+    return [name for name in names if name not in ended or name in failed]
 
 
 def planned(root: Path) -> Iterator[Planned] | None:

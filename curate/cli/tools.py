@@ -78,7 +78,16 @@ def print_verification(shards: Path, *, quick: bool, as_json: bool) -> None:
         )
         looked = _not_looked(result, quick=quick)
         where = on_one_line(address_in(shards) or str(shards))
-        show(lambda paint, _: [f"{where} is {paint('whole', 'green')}: {facts}{looked}"])
+        lines = [f"{facts}{looked}"]
+        if unfinished := result.get("unfinished"):
+            again = f"`curate run {where}` goes on"
+            lines.append(f"not finished yet, or failed: {', '.join(unfinished)} ({again})")
+
+        def told(paint: Paint, _: int | None) -> Iterator[str]:
+            yield f"{where} is {paint('whole', 'green')}: {lines[0]}"
+            yield from (f"{paint('note', 'yellow')}: {line}" for line in lines[1:])
+
+        show(told)
 
 
 def _not_looked(result: Mapping[str, Any], *, quick: bool) -> str:

@@ -547,7 +547,7 @@ class Stage:
     state: str
     """done, failed, to do."""
     done: int
-    """Outputs."""
+    """Finished files that the stage has made."""
     failed: int
     """Tasks."""
     remaining: int

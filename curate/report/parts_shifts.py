@@ -91,7 +91,7 @@ def shift_figure(
     )
 
 
-def shift_table(what: str, rows: Sequence[Shift]) -> Table:
+def shift_table(what: str, rows: Sequence[Shift], unit: str) -> Table:
     """Rows, tokens and shares before and after."""
     has_tokens = any(row.tokens is not None for row in rows)
     has_random = any(row.random_share is not None for row in rows)
@@ -104,8 +104,8 @@ def shift_table(what: str, rows: Sequence[Shift]) -> Table:
     ]
     if has_tokens:
         columns += [
-            Column(title="tokens", kind="number"),
-            Column(title="kept tokens", kind="number"),
+            Column(title=unit, kind="number"),
+            Column(title=f"kept {unit}", kind="number"),
         ]
     columns += [Column(title="before", kind="number"), Column(title="after", kind="bar")]
     if has_random:
@@ -130,7 +130,7 @@ def shift_table(what: str, rows: Sequence[Shift]) -> Table:
 
 
 def _shift(what: str, rows: Sequence[Shift], unit: str) -> list[Block]:
-    table = shift_table(what, rows)
+    table = shift_table(what, rows, unit)
     if len(rows) == 1:
         return [table]
     return [shift_figure(what, rows, unit, table, is_open=True)]

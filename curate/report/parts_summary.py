@@ -76,7 +76,7 @@ def _at_a_glance(document: Document) -> list[Block]:
         several = [("domain", shifts.domains), ("label", shifts.labels)]
         what, rows = next(((w, r) for w, r in several if len(r) > 1), ("", []))
         if rows:
-            table = shift_table(what, single(rows)[:_GLANCE])
+            table = shift_table(what, single(rows)[:_GLANCE], shifts.unit)
             figures.append(shift_figure(what, rows, shifts.unit, table, most=_GLANCE, wide=False))
     if document.comparison is not None:
         figures += forest_of(document.comparison, wide=not len(figures) % 2)

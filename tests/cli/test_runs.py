@@ -441,3 +441,32 @@ def test_a_plan_without_a_tokenizer_is_told_in_characters(curate: Curate, config
     )
     assert " characters (" in line
     assert "tokens" not in line
+
+
+def test_verify_says_which_stages_of_a_run_are_not_finished(curate: Curate, config: Config):
+    path = config()
+    run = path.parent / "run"
+    assert curate("index", path, "-q").code == 0
+    result = curate("verify", run)
+    assert result.code == 0
+    assert f"{run} is whole" in result.out
+    assert "note: not finished yet, or failed: score, lengths, plan, write " in result.out
+    assert f"`curate run {run}` goes on" in result.out
+    found = json.loads(curate("verify", run, "--json").out)
+    assert (found["whole"], found["unfinished"]) == (True, STAGES[1:])
+    assert curate("run", path, "-q").code == 0
+    assert "not finished" not in curate("verify", run).out
+    assert json.loads(curate("verify", run, "--json").out)["unfinished"] == []
+
+
+@pytest.mark.parametrize("place", ["file/report.html", "file/sub/report.html"])
+def test_a_page_that_cannot_be_written_is_one_clear_error(
+    curate: Curate, done: Path, tmp_path: Path, place: str
+):
+    (tmp_path / "file").write_bytes(b"x")
+    result = curate("report", done, "--out", tmp_path / place)
+    assert result.code == 1
+    assert f"{tmp_path / place} could not be written" in result.err
+    assert "choose another place" in result.err
+    assert "bug" not in result.err
+    assert "space" not in result.err

@@ -18,8 +18,10 @@ import jobs.report_survey
 from curate.cli import main
 from curate.config import to_yaml
 from curate.errors import CurateError, InputError
+from curate.plan.settings import Keep, Plan
 from curate.report.document import QUANTILES, SECTIONS, Document, ScoreColumn, values
 from jobs.report import gather
+from jobs.report_plan import rule_of
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 EXAM = " ".join(f"q{number}" for number in range(30))
@@ -256,6 +258,37 @@ def test_before_and_after_are_the_sums_of_the_plan(document: Document, rows: pl.
     assert lengths.before.counts == before.tolist()
     assert lengths.after.counts == after.astype(int).tolist()
     assert [entry.name for entry in document.shifts.yardsticks][:2] == ["plan", "random"]
+
+
+def test_the_plan_has_its_tokens_and_its_rule_names_what_is_shared(
+    document: Document, rows: pl.DataFrame
+):
+    assert document.shifts is not None
+    assert document.removed is not None
+    kept = training(rows).filter(pl.col("keep"))
+    plan = document.shifts.yardsticks[0]
+    assert plan.name == "plan"
+    assert plan.tokens == (kept["tokens"] * kept["copies"]).sum()
+    rule = {fact.name: fact.value for fact in document.removed.rule}
+    assert rule["keep"] == "40 % of the examples"
+    assert not any("pip install curate-data" in line for line in document.provenance.reproduce)
+    assert any("-e . " in line for line in document.provenance.reproduce)
+    (index,) = [stage for stage in document.provenance.stages if stage.name == "index"]
+    assert index.done > 0
+
+
+@pytest.mark.parametrize(
+    ("keep", "told"),
+    [
+        (0.35, "35 % of the examples"),
+        (Keep(token_share=0.125), "12.5 % of the tokens"),
+        (Keep(tokens=2e9), "2,000,000,000 tokens"),
+        (Keep(examples=1500), "1,500 examples"),
+    ],
+)
+def test_what_is_kept_is_said_in_full(keep: float | Keep, told: str):
+    rule = {fact.name: fact.value for fact in rule_of(Plan(keep=keep), None)}
+    assert rule["keep"] == told
 
 
 def test_the_effective_size_is_kish_s_of_the_plan_s_weights(document: Document, rows: pl.DataFrame):

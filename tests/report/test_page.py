@@ -335,7 +335,7 @@ def test_long_names_at_an_axis_keep_both_ends() -> None:
 
     names = [f"top_up_failed_because_of_{why}_payment" for why in ("bank", "card")]
     rows = [{"name": name, "before": 0.1, "after": 0.2} for name in [*names, "short"]]
-    spec = charts_by_name.before_after(rows, title="share") | {"width": 400}
+    spec = {**charts_by_name.before_after(rows, title="share"), "width": 400}
     svg = vl_convert.vegalite_to_svg(spec)
     seen = set(re.findall(r">([^<>]*)</text>", svg))
     assert "short" in seen
