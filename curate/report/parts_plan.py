@@ -76,6 +76,7 @@ def _removed(it: Removed) -> list[Block]:
 
 
 def _yardsticks(it: Shifts) -> list[Block]:
+    has_tokens = any(one.tokens is not None for one in it.yardsticks)
     return [
         Heading(
             text="Beside other choices",
@@ -88,7 +89,7 @@ def _yardsticks(it: Shifts) -> list[Block]:
                 Column(title="choice"),
                 Column(title="what"),
                 Column(title="rows", kind="number"),
-                Column(title="tokens", kind="number"),
+                *([Column(title=it.unit, kind="number")] if has_tokens else []),
                 Column(title="mean score", kind="number", about="Of the plan's score."),
                 Column(
                     title="in the plan too",
@@ -101,7 +102,7 @@ def _yardsticks(it: Shifts) -> list[Block]:
                     words(one.name),
                     Cell(text=one.what, tone="quiet"),
                     count_cell(one.rows),
-                    count_cell(one.tokens),
+                    *([count_cell(one.tokens)] if has_tokens else []),
                     number_cell(one.mean_score),
                     bar_cell(one.overlap),
                 )

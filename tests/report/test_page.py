@@ -13,7 +13,7 @@ import pytest
 from report import page_document
 
 from curate.report import charts, charts_by_name
-from curate.report.blocks import Block, Choice, Figure
+from curate.report.blocks import Block, Choice, Figure, Table
 from curate.report.document import SECTIONS, Document, Mark
 from curate.report.escaping import script_json, shown, visible
 from curate.report.page import render, sections
@@ -340,3 +340,24 @@ def test_long_names_at_an_axis_keep_both_ends() -> None:
     seen = set(re.findall(r">([^<>]*)</text>", svg))
     assert "short" in seen
     assert {"top_up_fail\u2026bank_payment", "top_up_fail\u2026card_payment"} <= seen
+
+
+@pytest.mark.parametrize("unit", ["tokens", "characters", "examples"])
+def test_other_choices_are_counted_in_the_run_s_unit(unit: str) -> None:
+    whole = page_document.document()
+    shifts = whole.shifts
+    assert shifts is not None
+    counted = shifts.yardsticks
+    if unit == "examples":
+        counted = [replace(one, tokens=None) for one in counted]
+    changed = replace(whole, shifts=replace(shifts, unit=unit, yardsticks=counted))
+    (table,) = [
+        block
+        for section in sections(changed)
+        for block in section.blocks
+        if isinstance(block, Table) and block.caption == "Choices at an equal budget"
+    ]
+    titles = [column.title for column in table.columns]
+    assert (unit in titles) == (unit != "examples")
+    assert "tokens" not in titles or unit == "tokens"
+    assert all(len(row) == len(titles) for row in table.rows)
