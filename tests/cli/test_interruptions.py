@@ -138,7 +138,10 @@ def test_ctrl_c_on_a_terminal_reaches_the_workers_too_and_stops_them_all(
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["doctor", "--influence", "200"], "it keeps nothing"), (["train", "x"], "what was finished is kept")],
+    [
+        (["doctor", "--influence", "200"], "it keeps nothing"),
+        (["train", "x"], "what was finished is kept"),
+    ],
 )
 def test_a_command_that_keeps_nothing_does_not_claim_otherwise(
     arguments: list[str],
