@@ -16,8 +16,9 @@ from killed import curate_command, found, is_killed, run_to_end
 from tiny_models import LLAMA, byte_tokenizer, save_language_model
 from torch.nn import functional
 
+from curate.data.files import remove_folder
 from curate.data.layout import RunFolder
-from curate.errors import ConfigError, CurateError, DivergedError, InputError
+from curate.errors import ConfigError, CurateError, DivergedError, InputError, TooManyBadError
 from curate.models.sequence_losses import SequenceLosses
 from curate.models.sequences import Sequences
 from jobs import doremi, doremi_work
@@ -281,14 +282,13 @@ def test_a_round_that_is_stopped_as_it_ends_says_whether_it_rests(
     """Its result is there, and whole, before anything else is tidied up."""
     settings = settings_of(tmp_path, rounds=2, tolerance=1.0)
 
-    def stop(path: Path, **_: Any) -> None:
+    def stop(path: Path) -> None:
         if "round-2/proxy" in str(path):
             raise KeyboardInterrupt
-        rmtree(path, ignore_errors=True)
+        remove_folder(path)
 
-    rmtree = shutil.rmtree
     with monkeypatch.context() as patched:
-        patched.setattr("jobs.proxy_work.shutil.rmtree", stop)
+        patched.setattr("jobs.proxy_work.remove_folder", stop)
         with pytest.raises(KeyboardInterrupt):
             mix_run(settings, pool=INLINE)
     summary = mix_run(settings, pool=INLINE)
@@ -363,7 +363,7 @@ def test_losses_that_are_no_numbers_name_run_domain_and_step_and_others_go_on(
 
     breaks = [True]
     monkeypatch.setattr(rule, "step", step)
-    with pytest.raises(DivergedError) as caught:
+    with pytest.raises(TooManyBadError) as caught:
         mix_run(settings, pool=INLINE)
     assert "domain capital at step 3 is nan" in caught.value.what
     assert "seed-0/round-1/proxy" in caught.value.what
