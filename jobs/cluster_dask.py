@@ -24,6 +24,13 @@ _ANSWER_SECONDS = 30
 _LOOK_SECONDS = 1.0
 _WAKE_SECONDS = 0.2
 
+QUIET = {
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "5s",
+}
+"""Fifty wakes a second and two looks at the machine are three quarters of what an idle process of
+Dask's costs, clients of other schedulers too."""
+
 OURS = {
     # A model that loads or a tokenizer at work may hold the interpreter for minutes.
     "distributed.scheduler.worker-ttl": "1 hour",
@@ -36,10 +43,7 @@ OURS = {
     # The last thousand messages to each worker, every one with the settings of its task, would
     # take 20 MB a worker.
     "distributed.admin.low-level-log-length": 100,
-    # Fifty wakes a second and two looks at the machine are three quarters of what an idle cluster
-    # costs.
-    "distributed.admin.tick.interval": "500ms",
-    "distributed.admin.system-monitor.interval": "5s",
+    **QUIET,
 }
 """Configuration of Dask for schedulers and workers that we start ourselves."""
 
@@ -71,6 +75,7 @@ def open_client(settings: Cluster) -> Generator[Opened]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ExitStack() as stack:
         if settings.kind in ("address", "scheduler-file"):
+            stack.enter_context(config.set(QUIET))
             opened = stack.enter_context(_connected(settings))
         else:
             variables = environment(settings.threads)

@@ -141,8 +141,11 @@ def cluster(folder: Path, workers: int) -> Generator[Machines]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "OMP_NUM_THREADS": "1",
-        # As our own schedulers have it; Dask keeps a thousand messages to each worker.
+        # As our own schedulers have it; Dask keeps a thousand messages to each worker, and wakes
+        # fifty times a second.
         "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "100",
+        "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
+        "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
     }
     quiet: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL,
                              "stderr": subprocess.DEVNULL}  # fmt: skip
@@ -214,9 +217,9 @@ def run_client(machines: Machines, folder: Path, workers: int, tasks: int, lengt
 
 @pytest.fixture(scope="module")
 def costs(tmp_path_factory: pytest.TempPathFactory) -> list[Cost]:
-    """Workers times lengths of tasks, about half a minute each, or a few seconds."""
+    """Workers times lengths of tasks, a quarter of a minute each, or a few seconds."""
     root = tmp_path_factory.mktemp("costs")
-    seconds = 30.0 if IS_FULL else 4.0
+    seconds = 15.0 if IS_FULL else 4.0
     lengths = (0.1, 0.5, 2.0, 10.0) if IS_FULL else (0.2, 1.0)
     found: list[Cost] = []
     for workers in (1, 2, 4, 8) if IS_FULL else (1, 4):
