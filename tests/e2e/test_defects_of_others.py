@@ -153,7 +153,7 @@ def test_a_shard_that_cannot_be_written_fails_aloud_and_the_rerun_completes(tmp_
     obstacle = tmp_path / "run" / shards[1]
     (obstacle / "in the way").mkdir(parents=True)
     failed = curate("run", config(tmp_path, shards=small), check=False)
-    assert failed.returncode in (1, 5)
+    assert failed.returncode == 4  # the others are there
     assert obstacle.name in failed.stderr
     assert not (tmp_path / "run" / "shards" / "manifest.json").exists()
     whole = [path for path in shards if path != shards[1]]
