@@ -57,7 +57,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     from tiny_models import save_classifier
 
     root = tmp_path_factory.mktemp("texts")
-    rows, part = (8_000, 200) if IS_FULL else (800, 50)
+    rows, part = (6_000, 400) if IS_FULL else (800, 50)
     draws = np.random.default_rng(0)
     words = np.array(["the", "market", "rose", "in", "a", "game", "of", "two", "halves", "today"])
     lines = [" ".join(draws.choice(words, 22)) for _ in range(rows)]
