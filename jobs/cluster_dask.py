@@ -148,11 +148,17 @@ def _local(settings: Cluster) -> Generator[Any]:
 def _connected(settings: Cluster) -> Generator[Opened]:
     """A client of a scheduler that runs already."""
     from distributed import Client
+    from distributed.comm.addressing import get_address_host_port, parse_address
+    from distributed.comm.registry import get_backend
 
     address = settings.address or _address_in(Path(settings.scheduler_file or ""))
     where = "cluster.address" if settings.address else f"{settings.scheduler_file}"
     certificates = security(settings)
     try:
+        scheme, _ = parse_address(address)
+        get_backend(scheme)
+        if scheme in ("tcp", "tls"):
+            get_address_host_port(address)
         client = Client(address, timeout=_ANSWER_SECONDS, security=certificates)
     except (OSError, TimeoutError) as error:
         raise TryAgainError(

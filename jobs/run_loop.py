@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from curate.errors import CurateError, OutputError, TryAgainError
 from jobs.cluster import Pool, is_cluster_lost, is_worker_lost
 from jobs.live import Tracker
-from jobs.run_attempt import Attempt, Failed, Kind, attempt
+from jobs.run_attempt import Attempt, Failed, Kind, attempt, shown_name
 from jobs.run_failures import SetAside, forget_failure, keep_failure
 from jobs.run_order import Queue
 from jobs.run_stalls import Watch
@@ -87,7 +87,7 @@ class Loop:
         self._running: dict[Future[Attempt], _Started] = {}
         self._ready = SimpleQueue[Future[Attempt]]()
         self._histories: dict[str, _History] = {}
-        self._lost_keys: dict[Any, str] = {}
+        self._lost: dict[Any, tuple[str, Task]] = {}
         self._told: set[Any] = set()
         self._run_id = uuid.uuid4().hex[:12]
         self._number = 0
@@ -176,7 +176,7 @@ class Loop:
         elif result is not None and result.failed is not None:
             self._failed(task, result.failed, result)
         elif error is not None and is_worker_lost(error):
-            self._lost(started, error)
+            self._worker_lost(started, error)
         elif error is not None and is_cluster_lost(error):
             reason = str(error) or type(error).__name__
             raise TryAgainError(
@@ -218,16 +218,21 @@ class Loop:
             return
         self._set_aside(task, failed.error, failed.trace, result.worker, history.attempts)
 
-    def _lost(self, started: _Started, error: BaseException) -> None:
+    def _worker_lost(self, started: _Started, error: BaseException) -> None:
         """The worker died; whether of this task, or of one beside it, is often known."""
         task = started.task
         last: Any = getattr(error, "last_worker", None)
         address = str(getattr(last, "address", ""))
+        if task.is_done():  # it died before it could say so
+            self._succeeded(task, Attempt(shown_name(getattr(last, "name", "")), address, 0.0, {}))
+            return
+        self._lost = {key: lost for key, lost in self._lost.items() if lost[0] == address}
+        self._lost[started.key] = address, task
+        ours = {each.key: each.task for each in self._running.values()}
+        ours |= {key: lost for key, (_, lost) in self._lost.items()}
+        # As of its last heartbeat: what it has finished since, it did not die of.
         executing = set(getattr(last, "executing", ()) or ())
-        ours = {each.key for each in self._running.values()} | self._lost_keys.keys()
-        self._lost_keys = {k: a for k, a in self._lost_keys.items() if a == address}
-        self._lost_keys[started.key] = address
-        at_work = executing & (ours | {started.key})
+        at_work = {key for key in executing & ours.keys() if not ours[key].is_done()}
         history = self._histories.setdefault(task.name, _History())
         if at_work and started.key not in at_work:
             log.debug("%s: %s waited at a worker that died", self._phase, task.name)

@@ -100,7 +100,8 @@ def test_bare_data_have_their_label_and_its_classes_taken(curate: Curate, tmp_pa
     other = curate(*given, "--label", "by", "--dry-run", "--json")
     assert planned_source(other) == {"label": "by", "classes": ["m", "n"], "separator": ";"}
     own = curate(*given, "--set", "sources.texts.label=by", "--dry-run", "--json")
-    assert planned_source(own) == {"label": "by", "classes": [], "separator": ";"}
+    assert own.code == 3
+    assert "label column 'by' holds text\n  fix: list the class names" in own.err
     done = curate(*given, "--set", "score.scorers=[{label_issues: {folds: 2}}]", "--json")
     assert done.code == 0, done.err
     plain = curate("score", data, "--scorer", "length", "--dry-run", "--json")
