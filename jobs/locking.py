@@ -162,10 +162,13 @@ def _may_live(owner: Owner, *, has_locks: bool) -> bool:
         return abs(time.time() - owner.alive) < _BEATS_MISSED * _BEAT_SECONDS + 600
     if has_locks:
         return False
-    with suppress(ProcessLookupError, PermissionError):
+    try:
         os.kill(owner.pid, 0)
-        return owner.pid != os.getpid()
-    return False
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return owner.pid != os.getpid()
 
 
 @contextmanager

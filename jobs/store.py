@@ -23,7 +23,7 @@ Work = Callable[[dict[str, Any]], dict[str, Any]]
 
 _PARTITION = re.compile(r"part-[0-9a-f]{10}-\d{5}")
 _OF_PARTITIONS = {
-    "jobs.index.index_work",
+    "jobs.index.index_partition",
     "jobs.lengths.lengths_work",
     "jobs.measuring.measure_work",
     "jobs.score_columns.column_work",

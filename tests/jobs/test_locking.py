@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -23,6 +24,16 @@ QUICK = 0.05
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(locking, "_BEAT_SECONDS", QUICK)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch):
+    """Nobody waits."""
+
+    def refuse(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s")
+
+    monkeypatch.setattr("jobs.locking.time.sleep", refuse)
 
 
 @pytest.fixture
@@ -61,7 +72,7 @@ def test_the_second_is_told_who_is_at_work_since_when_and_on_what(tmp_path: Path
         holder = local_holder(tmp_path)
         assert holder is not None
         assert f"pid {os.getpid()} on" in holder
-        assert "0 seconds ago" in holder
+        assert re.search(r", \d+ seconds? ago", holder)
     assert local_holder(tmp_path) is None
     assert read_owner(tmp_path) is None
 
@@ -104,17 +115,15 @@ def test_another_machine_that_has_died_is_waited_for_once(tmp_path: Path, quick:
         assert owner.pid == os.getpid()
 
 
-def test_a_machine_that_has_been_silent_for_long_is_not_waited_for(tmp_path: Path):
+def test_a_machine_that_has_been_silent_for_long_is_not_waited_for(tmp_path: Path, impatient: None):
     write(tmp_path, alive=time.time() - 3600)
     assert local_holder(tmp_path) is None
-    began = time.monotonic()
     with locked(tmp_path, "score"):
         pass
-    assert time.monotonic() - began < 1
 
 
 def test_without_locks_a_process_of_this_machine_is_known_by_its_number(
-    tmp_path: Path, quick: None, without_locks: None
+    tmp_path: Path, quick: None, without_locks: None, request: pytest.FixtureRequest
 ):
     here = os.uname().nodename
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -140,10 +149,20 @@ def test_without_locks_a_process_of_this_machine_is_known_by_its_number(
     finally:
         other.communicate()
     write(tmp_path, host=here, pid=other.pid)
-    began = time.monotonic()
+    request.getfixturevalue("impatient")
     with locked(tmp_path, "score"):
         pass
-    assert time.monotonic() - began < 2 * QUICK
+
+
+def test_without_locks_a_process_of_another_user_lives(
+    tmp_path: Path, quick: None, without_locks: None, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(pid: int, signal: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("jobs.locking.os.kill", refuse)
+    write(tmp_path, host=os.uname().nodename)
+    assert "pid 77 on" in (local_holder(tmp_path) or "")
 
 
 def test_a_lock_of_an_older_version_or_half_a_file_is_free(tmp_path: Path):

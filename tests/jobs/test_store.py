@@ -1,5 +1,6 @@
 """Tasks of a run in a store: what they bring to where they run, and what comes back."""
 
+import importlib
 import os
 import time
 import uuid
@@ -176,3 +177,12 @@ def test_a_glance_tells_who_works_and_on_what_on_another_machine(
 def test_messages_name_the_address_and_not_the_working_copy(mirror: Mirror):
     said = with_addresses(f"{mirror.root}/plan is missing; run `curate plan {mirror.root}`")
     assert said == f"{mirror.address}/plan is missing; run `curate plan {mirror.address}`"
+
+
+def test_work_that_reads_its_own_partitions_alone_is_there_by_its_name():
+    from jobs.store import _OF_PARTITIONS  # pyright: ignore[reportPrivateUsage]
+
+    for address in _OF_PARTITIONS:
+        module, _, name = address.rpartition(".")
+        found = getattr(importlib.import_module(module), name)
+        assert f"{found.__module__}.{found.__qualname__}" == address
