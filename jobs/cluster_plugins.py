@@ -98,6 +98,9 @@ def _same(*, takes_gpu: bool) -> Any:
             wanted = "{} ({})".format(*self.wanted)
             reason = f"this worker has curate {has}, and the run has curate {wanted}"
             logging.getLogger("distributed.worker").error("refused: %s", reason)
+            # It may have tasks already: it leaves, or they would count as what it died of.
+            with suppress(Exception):
+                await worker.close_gracefully(restart=False, reason=reason)
             await worker.close(reason=reason)
             raise RuntimeError(reason)
 

@@ -293,13 +293,18 @@ def ending(processes: list[subprocess.Popen[str]]) -> Generator[None]:
             process.communicate()
 
 
-def test_workers_of_another_version_are_refused_and_later_ones_too(tmp_path: Path):
-    """A scheduler and workers that run already; the other version differs by one line."""
-    other = tmp_path / "other"
+def other_version(folder: Path) -> None:
+    """Our packages, which differ by one line."""
     for package in ("curate", "jobs", "mixers", "scorers"):
-        shutil.copytree(ROOT / package, other / package, ignore=shutil.ignore_patterns("*.pyc"))
-    with (other / "jobs" / "measuring.py").open("a") as file:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("*.pyc"))
+    with (folder / "jobs" / "measuring.py").open("a") as file:
         file.write("# another line\n")
+
+
+def test_workers_of_another_version_are_refused_and_later_ones_too(tmp_path: Path):
+    """A scheduler and workers that run already."""
+    other = tmp_path / "other"
+    other_version(other)
     file = tmp_path / "scheduler.json"
     options = ("--scheduler-file", str(file), "--port", "0", "--no-dashboard")
     running = [start("distributed.cli.dask_scheduler", *options), worker(file)]
@@ -316,8 +321,8 @@ def test_workers_of_another_version_are_refused_and_later_ones_too(tmp_path: Pat
         # The scheduler serves others once we are gone.
         running.append(worker(file, other))
         assert until(lambda: num_workers(file) == 3)
-        other_version = pytest.raises(MissingDependencyError, match=r"has curate .* and this is")
-        with other_version as refused, open_pool(settings):
+        told = pytest.raises(MissingDependencyError, match=r"has curate .* and this is")
+        with told as refused, open_pool(settings):
             pass
         assert refused.value.exit_code == 6
         short = Cluster(kind="scheduler-file", scheduler_file=str(file), wait_minutes=0.02)
@@ -331,6 +336,26 @@ def test_workers_of_another_version_are_refused_and_later_ones_too(tmp_path: Pat
         assert lost.value.exit_code == 75
         with pytest.raises(TryAgainError, match="has no workers, for"), open_pool(short):
             pass
+
+
+def test_what_a_refused_worker_was_given_is_not_held_against_the_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The scheduler hands it tasks before it has been asked for its version."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "0")
+    other, file, gate = tmp_path / "other", tmp_path / "scheduler.json", tmp_path / "gate"
+    other_version(other)
+    options = ("--scheduler-file", str(file), "--port", "0", "--no-dashboard")
+    running = [start("distributed.cli.dask_scheduler", *options), worker(file)]
+    settings = Cluster(kind="scheduler-file", scheduler_file=str(file), wait_minutes=0.5)
+    with ending(running), open_pool(settings) as pool:
+        waiting = [pool.executor.submit(until, gate.exists, seconds=60) for _ in range(4)]
+        for _ in range(2):
+            running.append(worker(file, other))
+            said, _ = running[-1].communicate(timeout=60)
+            assert "refused: this worker has curate" in said
+        gate.touch()
+        assert all(future.result(timeout=60) for future in waiting)
 
 
 def test_a_scheduler_file_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
