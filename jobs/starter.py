@@ -14,7 +14,7 @@ from curate.errors import ConfigError, CurateError, OutputError, counted
 from curate.models.settings import Model
 from jobs.own_passes import READS_LABELS
 from jobs.starter_look import Look, look_at, seen_classes, suitable_task, with_roles
-from jobs.starter_notes import notes_on
+from jobs.starter_notes import domain_notes, notes_on
 from jobs.starter_roles import DOMAIN_NAMES
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def write_starter(data: Sequence[str], target: Path, *, wanted: str | None = Non
         raise OutputError(f"{target} exists", fix="choose another file with --out")
     looks = [with_roles(look_at(path, name)) for path, name in zip(data, _names(data), strict=True)]
     look = None if wanted is None else with_roles(look_at(wanted, "target"))
-    task = _task_of(looks, data)
+    task = _task_of(looks, data, has_target=wanted is not None)
     text = starter_text(data, looks, wanted=wanted, wanted_look=look)
     looks += [] if look is None else [look]
     files.replace(target, lambda path: path.write_text(text, encoding="utf-8"))
@@ -191,7 +191,7 @@ def write_starter(data: Sequence[str], target: Path, *, wanted: str | None = Non
     lines = [f"{target} written for {counted(len(found), 'file')} of format {kinds}"]
     places = [*(f"sources.{name}" for name in _names(data)), "target"]
     for where, look in zip(places, looks, strict=False):
-        lines += notes_on(look, where, task)
+        lines += [*notes_on(look, where, task), *domain_notes(look)]
     return [*lines, f"next: curate run {target} --dry-run"]
 
 
@@ -210,7 +210,7 @@ def starter_text(
         wanted: examples of what is wanted, as the user wrote them, and a look at them.
     """
     names = _names(data)
-    task = _task_of(looks, data)
+    task = _task_of(looks, data, has_target=wanted is not None)
     sources = [
         _source_text(name, path, look, is_classified="num_classes" in task)
         for name, path, look in zip(names, data, looks, strict=True)
@@ -277,14 +277,18 @@ def _source_text(name: str, data: str, look: Look, *, is_classified: bool) -> st
     comment = f"# {counted(len(look.files), 'file')}, {size_mb:,.1f} MB; columns: {columns}"
     notes = "".join(note for role, note in _SOURCE_NOTES.items() if role not in chosen)
     return (
-        f"  {name}:\n    {_one_line(comment)}\n"
+        f"  {_key(name)}:\n    {_one_line(comment)}\n"
         + _indented(to_yaml({"path": data, **chosen}), 4)
         + notes
     )
 
 
-def _task_of(looks: Sequence[Look], data: Sequence[str]) -> dict[str, Any]:
-    return _common_task([suitable_task(look, seen_classes(look)) for look in looks], data)
+def _task_of(looks: Sequence[Look], data: Sequence[str], *, has_target: bool) -> dict[str, Any]:
+    task = _common_task([suitable_task(look, seen_classes(look)) for look in looks], data)
+    is_table = task["kind"] == "tabular-classification"
+    if has_target and is_table and any(look.source.label is None for look in looks):
+        return {"kind": "causal-lm", "max_tokens": 512}  # likeness needs no labels; nor does this
+    return task
 
 
 def _common_task(tasks: Sequence[dict[str, Any]], data: Sequence[str]) -> dict[str, Any]:
@@ -306,6 +310,11 @@ def _common_task(tasks: Sequence[dict[str, Any]], data: Sequence[str]) -> dict[s
         )
     most = max(tasks, key=lambda task: task.get("num_classes", 0))
     return dict(most)
+
+
+def _key(name: str) -> str:
+    """A name that YAML reads as text: of `2024.csv` it would make a number."""
+    return to_yaml({name: 0}).rpartition(":")[0]
 
 
 def _indented(text: str, width: int) -> str:

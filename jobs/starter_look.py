@@ -1,7 +1,7 @@
 """A look at the first rows of some data: columns, their roles, and the task that suits them."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,13 @@ from curate.data.sources import InputFile, find_files
 from curate.data.storage import locate, open_stream, store_errors
 from curate.errors import CurateError, InputError
 from jobs.starter_labels import label_rows
-from jobs.starter_roles import DOMAIN_NAMES, LABEL_NAMES, num_classes, roles_of
+from jobs.starter_roles import (
+    DOMAIN_NAMES,
+    LABEL_NAMES,
+    num_classes,
+    refused_labels,
+    roles_of,
+)
 
 _SAMPLE_ROWS = 2000
 _SAMPLE_BYTES = 1 << 20
@@ -72,7 +78,11 @@ def look_at(data: str, name: str, *, label: str | None = None) -> Look:
         resolved = resolve_columns(source, schema, where=found[0].file)
         return Look(found, rows, resolved, "", *labels)
     except CurateError as error:
-        only = _only_candidate(source, schema, roles_of(rows, labels[0], names))
+        roles = roles_of(rows, labels[0], names)
+        others = {*_flat(roles), *DOMAIN_NAMES}
+        if "label" not in roles:  # what is meant as one is no feature
+            others |= refused_labels(rows, labels[0], ()).keys()
+        only = _only_candidate(source, schema, others)
         return Look(found, rows, only or source, "" if only else error.what, *labels)
 
 
@@ -112,8 +122,8 @@ def seen_classes(look: Look) -> int | None:
 def suitable_task(look: Look, classes: int | None) -> dict[str, Any]:
     """Settings of the task that the columns suit."""
     content = look.source.content_columns
-    if classes is not None and "features" in content:
-        return {"kind": "tabular-classification", "num_classes": classes}
+    if "features" in content:
+        return {"kind": "tabular-classification", "num_classes": classes or 2}
     if classes is not None and "text" in content:
         return {"kind": "text-classification", "num_classes": classes, "max_tokens": 128}
     if "image" in content:
@@ -205,10 +215,15 @@ def _flat(roles: Mapping[str, Any]) -> list[str]:
     return [name for role, name in roles.items() if role != "classes"]
 
 
-def _only_candidate(source: Source, schema: pa.Schema, roles: Mapping[str, Any]) -> Source | None:
-    """The source with its one text column, or where there is none, with its number columns."""
+def _only_candidate(source: Source, schema: pa.Schema, others: Collection[str]) -> Source | None:
+    """The source with its one text column, or where there is none, with its number columns.
+
+    Args:
+        source: its settings.
+        schema: of the columns.
+        others: names of columns that are something else.
+    """
     is_text = (pa.types.is_string, pa.types.is_large_string)
-    others = set(_flat(roles))
     texts = [
         field.name
         for field in schema

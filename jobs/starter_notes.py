@@ -7,7 +7,7 @@ from typing import Any
 from curate.data.columns import PROBLEM
 from curate.errors import counted
 from jobs.starter_look import Look, is_classifiable
-from jobs.starter_roles import num_missing, refused_labels
+from jobs.starter_roles import num_missing, refused_domains, refused_labels
 
 _FEW = 0.01
 """Share of rows that may be set aside: the default of `index.max_bad_rows`."""
@@ -27,11 +27,28 @@ def notes_on(look: Look, where: str, task: Mapping[str, Any]) -> Iterator[str]:
         yield f"still to do: name the content column ({look.trouble})"
     yield from _on_encoding(look)
     if look.source.label is None:
-        yield from _on_refused(look, where)
+        refused = list(_on_refused(look, where))
+        yield from refused
+        if "num_classes" in task and not refused:
+            yield f"still to do: set {where}.label to the column of the class, and task.num_classes"
     elif "num_classes" not in task:
         yield f"the label {look.source.label} is left out: the task, {task['kind']}, reads none"
     else:
         yield from _on_label(look)
+
+
+def domain_notes(look: Look) -> Iterator[str]:
+    """Why the rows have no domain, where a column is named like one."""
+    if look.source.domain is None:
+        for column, why in refused_domains(look.rows, _used(look)).items():
+            yield f"{column} is not taken as the domain: {why}"
+
+
+def _used(look: Look) -> set[str]:
+    """Columns that have a role."""
+    source = look.source
+    used = {column for group in source.content_columns.values() for column in group}
+    return used | {c for c in (source.label, source.domain, source.id) if c is not None}
 
 
 def _on_encoding(look: Look) -> Iterator[str]:
@@ -46,12 +63,9 @@ def _on_encoding(look: Look) -> Iterator[str]:
 
 
 def _on_refused(look: Look, where: str) -> Iterator[str]:
-    source = look.source
-    if not (look.trouble or is_classifiable(source)):
+    if not (look.trouble or is_classifiable(look.source)):
         return
-    used = {column for group in source.content_columns.values() for column in group}
-    used |= {column for column in (source.domain, source.id) if column is not None}
-    for column, why in refused_labels(look.rows, look.labels, used).items():
+    for column, why in refused_labels(look.rows, look.labels, _used(look)).items():
         yield (
             f"still to do: {column} is not taken as a label: {why}; to classify all the same, set"
             f" {where}.label, classes where they are names, and the task"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate.data.kinds import is_text
+from curate.data.kinds import is_simple, is_text
 
 LABEL_NAMES = ("label", "labels", "class", "target", "intent", "sentiment", "category")
 """Names of a label column; the first that suits is taken."""
@@ -20,7 +20,8 @@ def roles_of(
     """`label`, `classes`, `id` and `domain` of a source, as far as the rows show them.
 
     A label is a column of a well-known name with whole numbers from 0, or with texts that repeat:
-    these are the `classes`, sorted. An id is a column whose values are all different.
+    these are the `classes`, sorted. An id is a column whose values are all different, a domain one
+    whose values repeat.
 
     Args:
         rows: the first ones.
@@ -39,9 +40,22 @@ def roles_of(
     is_id = next((name for name in names if _is_id(rows.column(name))), None)
     if is_id is not None:
         found["id"] = is_id
-    others = [name for name in DOMAIN_NAMES if name != found.get("label")]
-    domain = next((name for name in others if name in rows.column_names), None)
+    others = [name for name in DOMAIN_NAMES if name in rows.column_names]
+    others = [name for name in others if name != found.get("label")]
+    domain = next((name for name in others if not _why_no_domain(rows.column(name))), None)
     return {**found, "domain": domain} if domain is not None else found
+
+
+def refused_domains(rows: pa.Table, used: Collection[str]) -> dict[str, str]:
+    """Columns named like a domain that no use was found for, and why they are none.
+
+    Args:
+        rows: the first ones.
+        used: columns that are something else.
+    """
+    names = [name for name in DOMAIN_NAMES if name in rows.column_names and name not in used]
+    found = {name: _why_no_domain(rows.column(name)) for name in names}
+    return {name: why for name, why in found.items() if why}
 
 
 def refused_labels(rows: pa.Table, labels: pa.Table, used: Collection[str]) -> dict[str, str]:
@@ -94,6 +108,18 @@ def _why_no_label(column: Any) -> str:
         return f"it has {kinds:,} different values in {rows}, and of classes {most}"
     if kinds > max(2, len(named) // 2):
         return f"it has {kinds:,} different values in {rows}, too few rows for so many classes"
+    return ""
+
+
+def _why_no_domain(column: Any) -> str:
+    """Why a column can be no domain, or "" where it can."""
+    if not is_simple(column.type):
+        return f"it holds {column.type}, neither text nor numbers"
+    if column.null_count == len(column):
+        return "it has no values"
+    kinds = len(column.unique())
+    if kinds > min(_MOST_CLASSES, max(2, len(column) // 2)):
+        return f"it has {kinds:,} different values in {len(column):,} rows"
     return ""
 
 

@@ -197,6 +197,56 @@ def test_the_kind_of_an_instruction_is_its_domain(tmp_path: Path):
     assert "domain" not in values["sources"]["t"]
 
 
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [
+        ([f"https://a/{n}" for n in range(40)], "it has 40 different values in 40 rows"),
+        ([["en", "de"]] * 40, "it holds list<item: string>, neither text nor numbers"),
+        ([None] * 40, "it has no values"),
+    ],
+)
+def test_a_column_whose_values_hardly_repeat_is_no_domain(
+    tmp_path: Path, column: list[Any], why: str
+):
+    """It would make a domain of each row, or stop the index."""
+    rows = [{"text": f"t {n}", "source": value} for n, value in enumerate(column)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values, _ = starter(tmp_path / "d.jsonl", tmp_path / "c")
+    assert "domain" not in values["sources"]["d"]
+    assert told(tmp_path / "d.jsonl") == [f"source is not taken as the domain: {why}"]
+    both = [{**row, "topic": "ab"[n % 2]} for n, row in enumerate(rows)]
+    (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, both)))
+    values, _ = starter(tmp_path / "e.jsonl", tmp_path / "c2")
+    assert values["sources"]["e"]["domain"] == "topic"
+    assert told(tmp_path / "e.jsonl") == []
+
+
+def test_a_number_to_foretell_is_no_feature(tmp_path: Path):
+    columns = {"a": [0.5, 1.0, 2.0], "b": [1.0, 2.0, 3.0], "target": [1.5, 2.5, 0.5]}
+    pl.DataFrame(columns).write_csv(tmp_path / "houses.csv")
+    values, _ = starter(tmp_path / "houses.csv", tmp_path / "c")
+    assert values["sources"]["houses"]["features"] == ["a", "b"]
+    assert values["task"] == {"kind": "tabular-classification", "num_classes": 2}
+    (said,) = told(tmp_path / "houses.csv")
+    assert "target is not taken as a label: it holds double" in said
+    bare = pl.DataFrame(columns).drop("target")
+    bare.write_csv(tmp_path / "bare.csv")
+    (said,) = told(tmp_path / "bare.csv")
+    assert said == (
+        "still to do: set sources.bare.label to the column of the class, and task.num_classes"
+    )
+    likened = tmp_path / "likened.yaml"
+    write_starter([str(tmp_path / "bare.csv")], likened, wanted=str(tmp_path / "bare.csv"))
+    assert read_yaml(likened.read_text(), where="likened")["task"]["kind"] == "causal-lm"
+
+
+@pytest.mark.parametrize("name", ["2024", "no", "null", "1e5", "0x1f", "-"])
+def test_a_source_may_be_called_as_a_number_is_written(tmp_path: Path, name: str):
+    (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    values, _ = starter(tmp_path / f"{name}.jsonl", tmp_path / "c")
+    assert list(values["sources"]) == [source_name(f"{name}.jsonl")]
+
+
 def test_texts_that_are_all_different_are_no_classes(tmp_path: Path):
     frame = pl.DataFrame({"text": ["a", "b", "c", "d"], "label": ["p", "q", "r", "s"]})
     frame.write_parquet(tmp_path / "mail.parquet")
