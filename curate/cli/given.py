@@ -1,14 +1,14 @@
 """From what the command line was given to settings: files, run folders, or bare data."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
 from curate.cli.options import Common
 from curate.config import Raw, gather, put
-from curate.data.file_names import is_glob, split_glob
+from curate.data.file_names import glob_pattern, is_glob, split_glob
 from curate.data.mirror import address_in
 from curate.errors import ConfigError, CurateError, InputError
 from jobs.cluster_settings import ALL_KEYS, keys_of
@@ -103,7 +103,14 @@ def _is_at(path: str) -> bool:
     if not is_glob(path) or Path(path).exists():
         return Path(path).expanduser().exists()
     prefix, pattern = split_glob(path)
-    return next(Path(prefix).expanduser().glob(pattern), None) is not None
+    root, takes = Path(prefix).expanduser(), glob_pattern(pattern)
+    for folder, folders, names in os.walk(root):
+        place = Path(folder).relative_to(root)
+        if any(takes.fullmatch((place / name).as_posix()) for name in names):
+            return True
+        if "**" not in pattern and len(place.parts) == pattern.count("/"):
+            folders.clear()  # no file further down can match
+    return False
 
 
 def _folder_of(command: str, given: str) -> Path:
@@ -134,15 +141,14 @@ def _options(common: Common, raw: Raw) -> dict[str, Any]:
     if "model" in more:
         found |= {"model.name": more["model"], "model.revision": None, "model.config": None}
     if "mixer" in more and _at(values, "mix").get("mixer") != more["mixer"]:
-        # Options of another mixer would not fit; those of `--set` are meant for this one.
-        found["mix"] = {"mixer": more["mixer"]}
-        found |= {key: at for key, at in _set(raw, "mix.").items() if key != "mix.mixer"}
+        found |= _section(raw, "mix", {"mixer": more["mixer"]})
     if "task" in more and _at(values, "task").get("kind") != more["task"]:
-        found["task"] = {"kind": more["task"]}
+        found |= _section(raw, "task", {"kind": more["task"]})
     if "embed" in more:
-        kinds = ("ngrams", "values")
-        given = {"kind": more["embed"]} if more["embed"] in kinds else {"model": more["embed"]}
-        found["embed"] = {given.get("kind", "model"): given}
+        is_kind = more["embed"] in ("ngrams", "values")
+        name, key = (more["embed"], "kind") if is_kind else ("model", "model")
+        given = {name: {key: more["embed"]}}
+        found |= _section(raw, "embed", given, flags=(f"{name}.{key}",))
     for key in ("metric", "better", "redrawn"):  # of compare
         if key in more:
             found[f"compare.{key}"] = more[key]
@@ -157,8 +163,27 @@ def _options(common: Common, raw: Raw) -> dict[str, Any]:
         name = next(iter(sources), "")
         if raw.origins.get(f"sources.{name}.label") == "guess" and _lacks(more["target"], same):
             same = {key: value for key, value in same.items() if key not in ("label", "classes")}
-        found["target"] = {**same, "path": more["target"]}
+        found |= _section(raw, "target", {**same, "path": more["target"]}, flags=("path",))
     return found
+
+
+def _section(
+    raw: Raw, where: str, values: Mapping[str, Any], *, flags: Collection[str] = ()
+) -> dict[str, Any]:
+    """Dotted key -> value of a section that a flag replaces.
+
+    What it had for something else would not fit; what `--set` says is meant for this one.
+
+    Args:
+        raw: the settings as they are.
+        where: dotted key of the section.
+        values: its new ones.
+        flags: keys below the section that the flag itself says, beside which `--set` counts for
+            nothing; by default those of `values`.
+    """
+    own = {f"{where}.{key}" for key in flags or values}
+    more = {key: value for key, value in _set(raw, f"{where}.").items() if key not in own}
+    return {where: dict(values), **more}
 
 
 def _lacks(target: str, same: Mapping[str, Any]) -> bool:

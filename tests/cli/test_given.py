@@ -135,3 +135,39 @@ def test_data_beside_the_settings_and_not_in_the_working_folder_are_pointed_out(
         assert f"run it in {project}, or write the whole path" in result.err
         monkeypatch.chdir(project)
         assert curate("index", settings, "--dry-run").code == 0
+
+
+def test_what_is_set_beside_a_flag_of_the_same_section_counts(
+    curate: Curate, data: Path, tmp_path: Path
+):
+    """The flag names the file, the task or the vectors; what is set is meant for these."""
+    wanted = tmp_path / "wanted.jsonl"
+    wanted.write_text(json.dumps({"wish": "a text", "text": "no"}) + "\n")
+    given = ("score", data, "--text", "text", "--dry-run", "--json", "--task", "causal-lm",
+             "--set", "task.max_tokens=77", "--scorer", "rds", "--embed", "ngrams",
+             "--set", "embed.ngrams.dim=64", "--target", wanted,
+             "--set", "target.text=wish", "--set", "target.path=elsewhere")  # fmt: skip
+    result = curate(*given)
+    assert result.code == 0, result.err
+    settings = json.loads(result.out)["settings"]
+    keys = ("task.kind", "task.max_tokens", "embed.ngrams.dim", "target.text", "target.path")
+    assert [settings[key]["value"] for key in keys] == [
+        "causal-lm", 77, 64, "wish", str(wanted),
+    ]  # fmt: skip
+
+
+def test_data_that_are_missing_are_looked_for_with_any_glob(
+    curate: Curate, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`**.jsonl` is a pattern of ours; it is none of pathlib's."""
+    path = config(sources={"texts": {"path": "data/**.jsonl", "text": "text"}})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    result = curate("index", path, "--dry-run")
+    assert "bug" not in result.err
+    (path.parent / "data" / "deep").mkdir(parents=True)
+    (path.parent / "data" / "deep" / "a.jsonl").write_text('{"text": "a"}\n')
+    result = curate("index", path, "--dry-run")
+    assert result.code == 3
+    assert "but beside the settings there is" in result.err
