@@ -10,7 +10,17 @@ from itertools import pairwise
 from typing import Any
 
 from curate.report.blocks import Spec
-from curate.report.charts_axes import FIT, MAX_LABEL, SHORT, Rows, binned, colours, rule_at, tip
+from curate.report.charts_axes import (
+    FIT,
+    MAX_LABEL,
+    SHORT,
+    Rows,
+    binned,
+    colours,
+    in_order,
+    rule_at,
+    tip,
+)
 
 
 def histogram(
@@ -139,15 +149,17 @@ def heatmap(cells: Rows, names: Sequence[str], *, title: str) -> Spec:
     wide, high, font = (64, 34, 11) if len(names) <= 7 else (40, 30, 10)
     if len(names) > 14:
         wide, high, font = (28, 24, 8)
+    known = {cell["a"] for cell in cells} | {cell["b"] for cell in cells}
+    order = in_order([name for name in names if name in known])
     axis = {"title": None, "labelLimit": MAX_LABEL, "domain": False, "ticks": False, "grid": False}
     place = {
         "x": {
             "field": "b",
             "type": "nominal",
-            "sort": list(names),
+            **order,
             "axis": {**axis, "labelAngle": -40, "orient": "bottom"},
         },
-        "y": {"field": "a", "type": "nominal", "sort": list(names), "axis": axis},
+        "y": {"field": "a", "type": "nominal", **order, "axis": axis},
     }
     tips = [tip("a", "score"), tip("b", "and"), tip("value", title, "+.3f")]
     return {
@@ -209,8 +221,7 @@ def lines(points: Rows, *, x: str, y: str, names: Sequence[str], percent: bool =
             "field": "name",
             "type": "nominal",
             "title": None,
-            "sort": list(names),
-            "scale": {"domain": list(names)},
+            **in_order(names),
             "legend": {"orient": "bottom", "columns": 3, "symbolLimit": 24, "labelLimit": 110},
         },
     }

@@ -35,7 +35,7 @@ def names_axis(rows: Rows) -> dict[str, Any]:
         "field": "name",
         "type": "nominal",
         "title": None,
-        "sort": list(dict.fromkeys(str(row["name"]) for row in rows)),
+        **in_order([str(row["name"]) for row in rows]),
         "axis": {
             "labelExpr": SHORTENED,
             "labelLimit": MAX_LABEL + 20,
@@ -44,6 +44,15 @@ def names_axis(rows: Rows) -> dict[str, Any]:
             "grid": False,
         },
     }
+
+
+def in_order(names: Sequence[str]) -> dict[str, Any]:
+    """Names stand in this order.
+
+    Given as `sort` they would come to stand in an expression, and Vega's parser takes a text such
+    as `constructor` for something else.
+    """
+    return {"sort": None, "scale": {"domain": list(dict.fromkeys(names))}}
 
 
 def by_name(rows: Rows, layers: list[dict[str, Any]]) -> Spec:

@@ -195,6 +195,33 @@ def test_fields_of_charts_are_never_names_from_the_data() -> None:
     }  # fmt: skip
 
 
+def test_names_from_the_data_stand_in_no_expression_of_a_chart() -> None:
+    import vl_convert
+
+    name = "constructor"  # which Vega's parser takes for a function, and draws nothing
+    row = {"name": name, "before": 0.1, "after": 0.2, "estimate": 0.1, "low": 0.0, "high": 0.2,
+           "word": "helps", "seed": 0, "value": 0.5, "count": 3, "at": 0.3, "x": 1,
+           "y": 2}  # fmt: skip
+    row |= {f"q{share}": float(share) for share in ("05", "25", "50", "75", "95")}
+    other = {**row, "name": "other"}
+    rows = [row, other]
+    for spec in (
+        charts_by_name.before_after(rows, title="t"),
+        charts_by_name.boxes(rows, title="t", own_cuts=rows),
+        charts_by_name.forest(rows, title="t"),
+        charts_by_name.strip(rows, title="t"),
+        charts.heatmap([{"a": name, "b": "other", "value": 0.5}], [name, "other"], title="t"),
+        charts.lines(rows, x="x", y="y", names=[name, "other"]),
+    ):
+        vega: dict[str, Any] = vl_convert.vegalite_to_vega({**spec, "width": 300})
+        computed = json.dumps([_expressions(part) for part in (vega["marks"], vega["data"])])
+        assert name not in computed
+        (scale,) = [
+            s for s in vega["scales"] if s["name"] in ("y", "color") and "other" in s["domain"]
+        ]
+        assert set(scale["domain"]) <= {name, "other"}
+
+
 def test_a_run_that_has_done_nothing_says_so_everywhere() -> None:
     reader = Reader()
     reader.feed(render(page_document.empty()))
@@ -296,6 +323,17 @@ def test_program_text_keeps_its_columns_and_prose_does_not() -> None:
     reader.feed(render(replace(document, samples=samples, leakage=None)))
     bodies = [a["class"] for _, a in reader.elements if a.get("class", "").startswith("body")]
     assert bodies == ["body code", "body"]
+
+
+def _expressions(node: Any) -> Any:
+    """What a compiled chart computes: all but its values, and texts that are no name of a field."""
+    if isinstance(node, dict):
+        return [
+            value if key in ("expr", "test", "signal", "update") and isinstance(value, str)
+            else _expressions(value)
+            for key, value in node.items() if key != "values"
+        ]  # fmt: skip
+    return [_expressions(item) for item in node] if isinstance(node, list) else None
 
 
 def _without_data(node: Any) -> Any:

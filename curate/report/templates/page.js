@@ -74,8 +74,9 @@
   const drawn = new Map();
   let specs = [];
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+  const plain = new Set(["data", "datasets", "domain", "title"]); // names from the data stand there
   const coloured = (node, key) => {
-    if (key === "data" || key === "datasets") return node;
+    if (plain.has(key)) return node;
     if (typeof node === "string") return node[0] === "@" ? colour(node.slice(1)) : node;
     if (Array.isArray(node)) return node.map((item) => coloured(item));
     if (!node || typeof node !== "object") return node;
