@@ -1,54 +1,19 @@
 """The page in a headless browser, opened from the file: it works, asks for nothing, stays quiet."""
 
 import re
-import shutil
 from collections.abc import Generator
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser
 from report import page_document
+from report.opened_page import CHROMIUM, DESK, PHONE, Opener, chromium
 
 from curate.report.page import render
 
-CHROMIUM = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-        if (found := shutil.which(name))
-    ),
-    None,
-)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-DESK = {"width": 1200, "height": 900}
-PHONE = {"width": 390, "height": 844}
-
-
-@dataclass
-class Opened:
-    """A page and all it asked for and complained of."""
-
-    page: Page
-    requests: list[str] = field(default_factory=list[str])
-    messages: list[str] = field(default_factory=list[str])
-
-    def tab(self, name: str) -> None:
-        self.page.click(f"#tab-{name}")
-
-    def drawn(self, panel: str) -> int:
-        """Charts of a panel, after the first one that is in the window has been drawn."""
-        self.page.wait_for_selector(f"#{panel} figure[data-drawn] svg")
-        return self.page.locator(f"#{panel} figure[data-drawn] svg").count()
-
-    def texts(self) -> list[str]:
-        return self.page.locator(".card:visible .body").all_inner_texts()
 
 
 @pytest.fixture(scope="module")
@@ -60,42 +25,15 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-class Opener:
-    """Opens the page anew, with a profile of its own, and closes all at the end."""
-
-    def __init__(self, browser: Browser, file: Path) -> None:
-        self.browser, self.file = browser, file
-        self.contexts: list[BrowserContext] = []
-
-    def __call__(self, size: dict[str, int], *, dark: bool = False, scripts: bool = True) -> Opened:
-        context = self.browser.new_context(
-            viewport={"width": size["width"], "height": size["height"]},
-            color_scheme="dark" if dark else "light",
-            java_script_enabled=scripts,
-        )
-        context.set_default_timeout(20_000)
-        self.contexts.append(context)
-        page = context.new_page()
-        opened = Opened(page=page)
-        page.on("request", lambda request: opened.requests.append(request.url))
-        page.on("console", lambda message: opened.messages.append(message.text))
-        page.on("pageerror", lambda error: opened.messages.append(str(error)))
-        page.goto(self.file.as_uri())
-        return opened
 
 
 @pytest.fixture
 def open_page(browser: Browser, file: Path) -> Generator[Opener]:
     opener = Opener(browser, file)
     yield opener
-    for context in opener.contexts:
-        context.close()
+    opener.close()
 
 
 def colours(picture: bytes) -> int:
@@ -109,9 +47,7 @@ def test_every_tab_opens_draws_and_asks_the_network_for_nothing(
 ) -> None:
     opened = open_page(DESK)
     assert opened.page.title() == "demo · curate report"
-    names = [
-        (link.get_attribute("href") or "")[1:] for link in opened.page.locator(".tabs a").all()
-    ]
+    names = opened.tabs()
     assert len(names) == 10
     with_charts = {"summary", "scores", "agreement", "selection", "shifts", "mixture", "comparison"}
     for name in names:
