@@ -22,11 +22,15 @@ BINS = 40
 _FINE = 25
 """Fine bins in a bin: quantiles are read off them."""
 _BUCKETS = 1 << 16
-_LONG = 4.0
-"""Tails are cut off where the whole range is that many times as wide as all but 0.2 % of it."""
+_LARGEST = float(np.finfo(np.float32).max)
+_LONG = ((0.001, 4.0), (0.01, 20.0))
+"""Such shares of both ends are cut off where the range is that many times as wide as the rest."""
 _SKEWED = 30.0
 """A range of positive values is logarithmic where the largest is that many times the median."""
-_TAIL = 0.001
+_LANDMARKS = np.unique(np.concatenate([
+    np.arange(1, 101) / 100, 0.01 / 2 ** np.arange(1, 15), 1 - 0.01 / 2 ** np.arange(1, 15)
+]))  # fmt: skip
+"""Where many values lie, and in the tails, fine bins have edges at these shares of the values."""
 
 
 @dataclass(slots=True)
@@ -45,20 +49,31 @@ class Spread:
 
     def add(self, values: NDArray[Any]) -> None:
         """Add (N,) values; those that are not finite are missing."""
-        narrow = values.astype(np.float32)
-        narrow = narrow[np.isfinite(narrow)]
-        self.rows += len(narrow)
-        self.missing += len(values) - len(narrow)
-        if not len(narrow):
+        known = values[np.isfinite(values)]
+        self.rows += len(known)
+        self.missing += len(values) - len(known)
+        if not len(known):
             return
-        self.low = min(self.low, float(narrow.min()))
-        self.high = max(self.high, float(narrow.max()))
+        self.low = min(self.low, float(known.min()))
+        self.high = max(self.high, float(known.max()))
+        narrow = np.clip(known, -_LARGEST, _LARGEST).astype(np.float32)
         self._buckets += np.bincount(_bucket(narrow), minlength=_BUCKETS)
 
     def quantile(self, share: float) -> float:
         """Roughly: the lower end of the bucket in which that share of the values is reached."""
-        at = int(np.searchsorted(np.cumsum(self._buckets), share * self.rows, side="left"))
-        return float(np.clip(_bucket_start(min(at, _BUCKETS - 1)), self.low, self.high))
+        return float(self._starts(self._reached(np.array([share])))[0])
+
+    def landmarks(self) -> Floats:
+        """(M,) both ends of the buckets in which certain shares of the values are reached."""
+        at = self._reached(_LANDMARKS)
+        return np.unique(self._starts(np.concatenate([at, at + 1])))
+
+    def _reached(self, shares: Floats) -> Codes:
+        at = np.searchsorted(np.cumsum(self._buckets), shares * self.rows, side="left")
+        return np.minimum(at, _BUCKETS - 2)
+
+    def _starts(self, buckets: Codes) -> Floats:
+        return np.clip(_bucket_starts(buckets), self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +81,26 @@ class Bins:
     """Where values are counted."""
 
     scale: Literal["linear", "log"]
+    bounds: Floats
+    """(B + 1,) edges of the bins."""
     fine: Floats
-    """(F + 1,) edges of the fine bins; each `_FINE`th is the edge of a bin."""
+    """(F + 1,) edges of the fine bins, those of the bins among them; some may lie in the tails."""
 
     @property
     def edges(self) -> list[float]:
         """(B + 1,)"""
-        return self.fine[::_FINE].tolist()
+        return self.bounds.tolist()
+
+    @property
+    def places(self) -> Codes:
+        """(B + 1,) of the edges of the bins among those of the fine bins."""
+        return np.searchsorted(self.fine, self.bounds)
 
     def codes(self, values: Floats) -> Codes:
         """(N,) 0 below, F + 1 above, else the number of the fine bin from 1."""
         found = np.searchsorted(self.fine, values, side="right")
-        found[values == self.fine[-1]] = len(self.fine) - 1  # the last bin holds its upper edge
+        for edge in (self.bounds[-1], self.fine[-1]):  # the last bin holds its upper edge
+            found[values == edge] = np.searchsorted(self.fine, edge)
         return found
 
 
@@ -88,20 +111,27 @@ def bins_for(spread: Spread, *, num_bins: int = BINS) -> Bins | None:
     low, high = spread.low, spread.high
     if low == high:
         width = max(abs(low) / 2, 0.5)
-        return Bins("linear", np.linspace(low - width, high + width, _FINE + 1))
-    steps = num_bins * _FINE + 1
+        return _bins("linear", np.linspace(low - width, high + width, _FINE + 1))
+    steps, known = num_bins * _FINE + 1, spread.landmarks()
     if low > 0 and high > _SKEWED * spread.quantile(0.5):
-        return Bins("log", _with_ends(np.geomspace(low, high, steps), low, high))
-    inner = spread.quantile(_TAIL), spread.quantile(1 - _TAIL)
-    if inner[0] < inner[1] and high - low > _LONG * (inner[1] - inner[0]):
-        low, high = inner
-    return Bins("linear", _with_ends(np.linspace(low, high, steps), low, high))
+        return _bins("log", _with_ends(np.geomspace(low, high, steps), low, high), known)
+    for tail, times in _LONG:
+        inner = spread.quantile(tail), spread.quantile(1 - tail)
+        if inner[0] < inner[1] and high - low > times * (inner[1] - inner[0]):
+            low, high = inner
+    return _bins("linear", _with_ends(np.linspace(low, high, steps), low, high), known)
 
 
 def length_bins(longest: int) -> Bins:
     """Bins for counts from 1 up, on a logarithmic scale; 0 is below."""
     high = float(max(2, longest))
-    return Bins("log", _with_ends(np.geomspace(1.0, high, BINS * _FINE + 1), 1.0, high))
+    return _bins("log", _with_ends(np.geomspace(1.0, high, BINS * _FINE + 1), 1.0, high))
+
+
+def _bins(scale: Literal["linear", "log"], fine: Floats, more: Floats | None = None) -> Bins:
+    """Each `_FINE`th edge is that of a bin; `more` are further edges of fine bins."""
+    parts = fine if more is None else np.concatenate([fine, more])
+    return Bins(scale, fine[::_FINE], np.unique(parts))
 
 
 class Tally:
@@ -142,6 +172,7 @@ class Tally:
         chosen = list(groups)
         fine = self._counts.reshape(self._groups, self._width)[chosen].sum(axis=0)
         rows = int(fine.sum())
+        inside = np.cumsum(fine)[self._bins.places]
         mean = std = None
         if rows:
             middle = float(self._sums[chosen].sum()) / rows
@@ -155,9 +186,9 @@ class Tally:
             mean=rounded(mean),
             std=rounded(std),
             quantiles=self._quantiles(fine, chosen) if rows else [],
-            counts=fine[1:-1].reshape(-1, _FINE).sum(axis=1).tolist(),
-            below=int(fine[0]),
-            above=int(fine[-1]),
+            counts=np.diff(inside).tolist(),
+            below=int(inside[0]),
+            above=rows - int(inside[-1]),
         )
 
     def rows_of(self, group: int) -> int:
@@ -201,7 +232,8 @@ def _bucket(values: NDArray[np.float32]) -> NDArray[np.uint32]:
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)) >> np.uint32(16)
 
 
-def _bucket_start(bucket: int) -> float:
-    ordered = bucket << 16
-    bits = ordered ^ (1 << 31) if ordered >> 31 else ~ordered & 0xFFFF_FFFF
-    return float(np.array([bits], np.uint32).view(np.float32)[0])
+def _bucket_starts(buckets: Codes) -> Floats:
+    """(N,) the least number of each bucket."""
+    ordered = buckets.astype(np.uint32) << np.uint32(16)
+    bits = np.where(ordered >> 31, ordered ^ np.uint32(1 << 31), ~ordered)
+    return bits.view(np.float32).astype(np.float64)

@@ -94,6 +94,44 @@ def test_quantiles_are_near_those_of_all_values(kind: str):
     assert found.below + found.above <= 0.003 * len(numbers)  # long tails lie outside
 
 
+def test_a_few_values_far_off_do_not_move_the_quantiles_of_the_rest():
+    """Not those of all, nor those of groups that lie in one bin, or beyond the last one."""
+    random = np.random.default_rng(0)
+    numbers = np.concatenate([random.normal(size=2997), [1e9, 2e9, 3e9], 1e5 + np.arange(9.0)])
+    groups = np.concatenate([np.arange(2997) % 2, [0, 0, 0], np.full(9, 2)])
+    spread = Spread()
+    for piece in np.array_split(numbers, 5):
+        spread.add(piece)
+    bins = bins_for(spread)
+    assert bins is not None
+    tally = Tally(bins, 3)
+    tally.add(numbers, groups)
+    for chosen in ([0], [1], [2], [0, 1, 2]):
+        own = numbers[np.isin(groups, chosen)]
+        found = tally.distribution(chosen)
+        exact = np.quantile(own, QUANTILES)
+        assert np.array(found.quantiles)[1:-2] == pytest.approx(exact[1:-2], rel=0.02, abs=0.05)
+        assert found.counts == np.histogram(own, bins.edges)[0].tolist()
+        assert found.below == (own < bins.edges[0]).sum()
+        assert found.above == (own > bins.edges[-1]).sum()
+    assert sum(tally.distribution([0, 1, 2]).counts) > 2900
+    assert np.count_nonzero(tally.distribution([0, 1, 2]).counts) > 20  # there is something to see
+
+
+def test_values_that_float32_rounds_are_not_beyond_the_ends():
+    numbers = np.array([0.1, 0.2, 0.7, 1e39])  # the first is less, the third more, as float32
+    for own in (numbers[:3], numbers):
+        spread = Spread()
+        spread.add(own)
+        bins = bins_for(spread)
+        assert bins is not None
+        tally = Tally(bins, 1)
+        tally.add(own, np.zeros(len(own), np.int64))
+        found = tally.distribution([0])
+        assert (found.below, found.above, sum(found.counts)) == (0, 0, len(own))
+        assert (found.rows, spread.rows) == (len(own), len(own))
+
+
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 8), st.integers(1, 7))
 def test_the_best_rows_are_the_first_of_all_sorted(keys: list[int], count: int, pieces: int):
     random = np.random.default_rng(0)
