@@ -14,6 +14,12 @@ from typing import Literal
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "polars", "pyarrow",
               "numpy", "pydantic", "typer")  # fmt: skip
 _FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12", "faiss-gpu-cuvs")
+_OF_DASK = {
+    "bokeh": ("Dask's dashboard and --profile", "profile"),
+    "dask-jobqueue": ("cluster.kind slurm", "slurm"),
+    "dask-cuda": ("cluster.kind cuda", "cuda"),
+}
+"""Distribution -> what needs it, and the extra that brings it."""
 _LOW_DISK_BYTES = 2e9
 
 
@@ -33,6 +39,7 @@ def checks() -> Iterator[Check]:
     yield _python()
     yield from _libraries()
     yield _dask()
+    yield from _beside_dask()
     yield _faiss()
     yield _machine()
     yield _devices()
@@ -60,6 +67,17 @@ def _dask() -> Check:
     if dask != distributed:
         return Check("dask", "bad", f"{text}: they belong together", "install the same version")
     return Check("dask", "ok", text)
+
+
+def _beside_dask() -> Iterator[Check]:
+    """What some clusters need; where none of them is wanted, nothing is missing."""
+    for name, (what, extra) in _OF_DASK.items():
+        found = installed(name)
+        if found is None:
+            text = f"not installed; {what} needs it"
+            yield Check(name, "note", text, f"pip install 'curate-data[{extra}]'")
+        else:
+            yield Check(name, "ok", found)
 
 
 def _faiss() -> Check:

@@ -1,8 +1,10 @@
 """The doctor finds what is missing, doubled, foreign, or computed wrongly."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -30,6 +32,7 @@ from jobs import doctor
 from jobs.doctor import Check, checks
 from jobs.model_check import check_model
 
+ROOT = Path(__file__).parents[2]
 GRADIENTS = [f"model: {name}" for name in ("gradients", "slopes", "rounding", "slow way", "time")]
 
 
@@ -72,6 +75,42 @@ def test_two_faiss_packages_are_told(versions: Callable[..., None]):
     assert check.state == "bad"
     assert check.text.startswith("faiss-cpu 1.15.1, faiss-gpu 1.15.1: all of them own")
     assert "uninstall all of them" in check.fix
+
+
+def test_what_clusters_need_is_named_with_its_extra(versions: Callable[..., None]):
+    versions(bokeh="3.4", dask_jobqueue=None, dask_cuda=None)
+    found = by_name(checks())
+    names = ("bokeh", "dask-jobqueue", "dask-cuda")
+    assert [found[name].state for name in names] == ["ok", "note", "note"]
+    assert found["bokeh"].text == "3.4"
+    assert found["dask-jobqueue"].text == "not installed; cluster.kind slurm needs it"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    versions(bokeh=None, dask_jobqueue=None, dask_cuda=None)
+    for name in names:
+        fix = by_name(checks())[name].fix
+        extra = fix.partition("[")[2].removesuffix("]'")
+        assert fix == f"pip install 'curate-data[{extra}]'"
+        assert [need.partition(">")[0] for need in extras[extra]] == [name]
+
+
+def test_every_extra_that_a_hint_names_exists():
+    """In code, documents and examples."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    rooms = ("curate", "jobs", "mixers", "scorers", "docs", "configs")
+    files = [file for room in rooms for file in (ROOT / room).rglob("*")]
+    texts = [file.read_text() for file in files if file.suffix in (".py", ".md", ".yaml", ".j2")]
+    named = {
+        name.strip()
+        for text in [*texts, (ROOT / "README.md").read_text()]
+        for group in re.findall(r"curate-data\[([^\]]+)\]", text)
+        for name in group.split(",")
+    }
+    assert {"cuda", "report", "s3"} <= named
+    assert named - {"{extra}"} <= extras.keys()  # of the doctor, which the test above reads
 
 
 def test_no_faiss_is_only_a_note(versions: Callable[..., None]):
