@@ -16,6 +16,8 @@ class CurateError(Exception):
     """Names of the tasks that failed, where the error sums up a stage."""
     others: Sequence[str] = ()
     """What went wrong beside it, a sentence each, where the error sums up a stage."""
+    is_told = False
+    """Whether a JSON document on stdout has it already."""
 
     def __init__(self, what: str, *, fix: str) -> None:
         super().__init__(f"{what}\n  fix: {fix}")

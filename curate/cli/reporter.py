@@ -192,6 +192,19 @@ def print_json(command: str, values: Mapping[str, Any]) -> None:
     print(json.dumps(document, indent=1, ensure_ascii=False, default=str))
 
 
+def print_error(command: str, error: Mapping[str, Any], *, as_event: bool) -> None:
+    """How a command failed, on one line of stdout, for who reads its results there.
+
+    Args:
+        command: its name.
+        error: `what`, `fix` and `exit_code`.
+        as_event: the lines before were events, of which this is the last.
+    """
+    event = {"event": "error", "time": round(time.time(), 3)} if as_event else {}
+    document = {**event, "schema_version": SCHEMA_VERSION, "command": command, "error": error}
+    print(json.dumps(document, ensure_ascii=False), flush=True)
+
+
 def _open_events(events: str | None, stack: contextlib.ExitStack) -> TextIO | None:
     if events is None or events == "-":
         return sys.stdout if events else None

@@ -65,8 +65,10 @@ def print_verification(shards: Path, *, quick: bool, as_json: bool) -> None:
         if as_json:
             problems = error.problems if isinstance(error, DamageError) else []
             place = address_in(shards) or str(shards)
+            said = {"what": error.what, "fix": error.fix, "exit_code": error.exit_code}
             result = {"folder": place, "whole": False, "what": error.what}
-            print_json("verify", {**result, "problems": problems})
+            print_json("verify", {**result, "problems": problems, "error": said})
+            error.is_told = True
         raise
     if as_json:
         print_json("verify", {**result, "whole": True, "problems": []})

@@ -204,11 +204,6 @@ def test_a_bug_keeps_its_traceback_and_says_what_it_is(
     assert "error: this is a bug" in result.err
 
 
-def test_json_leaves_stdout_empty_on_an_error(curate: Curate, config: Config):
-    result = curate("index", config(plan={"keeep": 1}), "--json")
-    assert (result.code, result.out) == (2, "")
-
-
 def test_quiet_leaves_stderr_empty_on_success(curate: Curate, config: Config):
     result = curate("index", config(), "--quiet", "--json")
     assert (result.code, result.err) == (0, "")
@@ -273,3 +268,55 @@ def test_a_line_break_in_a_name_cannot_break_a_message(
     told = message(curate("mix", path), 2)
     assert "the runs say nothing of the domain 'a' | " in told
     assert told.endswith("they are one, so\\nrare\\x1b")
+
+
+def told(result: Any, code: int) -> dict[str, Any]:
+    """The one line on stdout, which says what stderr says."""
+    assert result.code == code, result.err
+    assert result.out.count("\n") == 1
+    document = json.loads(result.out)
+    assert document["schema_version"] == 1
+    error = document["error"]
+    assert error["exit_code"] == code
+    if code != 2 or "error: " in result.err:
+        assert result.err.endswith(f"error: {error['what']}\n  fix: {error['fix']}\n")
+    return document
+
+
+def test_a_program_is_told_as_json_what_went_wrong(
+    curate: Curate, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wrong = config("wrong.yaml", plan={"keeep": 0.5})
+    found = told(curate("index", wrong, "--json"), 2)
+    assert found.keys() == {"schema_version", "command", "error"}
+    assert (found["command"], found["error"]["fix"]) == ("index", "did you mean keep?")
+    missing = config("gone.yaml", sources={"a": {"path": str(tmp_path / "gone"), "text": "text"}})
+    told(curate("run", missing, "--json", "-q"), 3)
+    nothing = told(curate("status", tmp_path / "nothing", "--json", "--watch"), 3)
+    assert nothing["command"] == "status"
+    usage = told(curate("index", wrong, "--json", "--nonsense"), 2)
+    assert "--nonsense" in usage["error"]["what"]
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("jobs.methods.all_methods", broken)
+    assert "bug in curate" in told(curate("methods", "--json"), 1)["error"]["what"]
+    assert curate("index", wrong).out == ""
+
+
+def test_events_on_stdout_end_with_what_went_wrong(curate: Curate, config: Config, data: Path):
+    data.write_bytes(b"no table")
+    result = curate("run", config(), "-q", "--events", "-")
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    assert [line["event"] for line in lines[-1:]] == ["error"]
+    assert lines[-1]["error"]["exit_code"] == result.code > 0
+
+
+def test_one_document_says_that_shards_are_damaged(curate: Curate, config: Config, tmp_path: Path):
+    assert curate("run", config(), "-q").code == 0
+    next((tmp_path / "run" / "shards").rglob("*.parquet")).write_bytes(b"no table")
+    result = curate("verify", tmp_path / "run" / "shards", "--json")
+    found = json.loads(result.out)
+    assert (result.code, found["error"]["exit_code"], found["whole"]) == (1, 1, False)
+    assert found["error"]["what"] == found["what"]
