@@ -18,7 +18,7 @@ from curate.errors import CurateError, MissingDependencyError, OutputError
 from curate.report.document import SECTIONS, Comparison, Document, Fact, Mixture
 from jobs.opening import load_settings
 from jobs.plan_tables import read_summary
-from jobs.report_compare import comparison_of
+from jobs.report_compare import compared
 from jobs.report_found import duplicates_of, quarantine_of
 from jobs.report_labels import label_names
 from jobs.report_leaks import find_leaks, leakage_of
@@ -29,7 +29,14 @@ from jobs.report_scores import Counted, agreement_of, count, lengths_of, scores_
 from jobs.report_stability import stability_of
 from jobs.report_survey import Survey, survey
 from jobs.report_tables import PLAN_SCORE, Tables, open_report_tables
-from jobs.report_told import doubts_of, measures_of, provenance_of, stale_plan, summary_of
+from jobs.report_told import (
+    doubts_of,
+    measures_of,
+    provenance_of,
+    stale_plan,
+    stale_shards,
+    summary_of,
+)
 from jobs.settings import Settings
 from jobs.show import domains_of, yardsticks_of
 from jobs.store import at_hand
@@ -111,7 +118,7 @@ def gather(root: Path, *, examples: int = EXAMPLES) -> Document:
     work.training = work.part("training", lambda: kept_training_notes(tables.run)) or []
     provenance = provenance_of(settings)
     found = _sections(work) if tables.parts else {}
-    comparison: Comparison | None = work.part("comparison", lambda: comparison_of(root))
+    comparison: Comparison | None = work.part("comparison", lambda: compared(settings))
     quarantine = work.part("quarantine", lambda: quarantine_of(root, count=min(5, examples)))
     counts = quarantine.counts if quarantine else {}
     mixture: Mixture | None = found.get("mixture")
@@ -257,6 +264,8 @@ def _notes(work: _Work, mixture: Mixture | None, comparison: Comparison | None) 
     if work.summary is not None and work.tables.has_plan:
         why = stale_plan(work.settings)
         found += [f"the plan is older than what it would be made from now: {why}"] if why else []
+        why = stale_shards(work.settings)
+        found += [f"the shards are not those of the plan as it is now: {why}"] if why else []
         found += work.summary["notes"]
     if mixture is not None:
         found += [note for note in mixture.notes if note not in found]

@@ -1,6 +1,7 @@
 """What `curate compare` found, for the page."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from curate.errors import counted
 from curate.report.document import ComparedPart, ComparedPoint, Comparison, Fact, Verdict
 from jobs.compare_results import Question, last_points, values_of
 from jobs.report_bins import rounded
+from jobs.report_told import stale_comparison
+from jobs.settings import Settings
 from jobs.train_notes import comparison_notes
 
 _MOST_PARTS = 200
@@ -48,6 +51,20 @@ def comparison_of(root: Path) -> Comparison | None:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise misshapen(path, f"{type(error).__name__}: {error}") from error
+
+
+def compared(settings: Settings) -> Comparison | None:
+    """The same, with a doubt where it was not this plan that was compared.
+
+    Raises:
+        InputError: the results are damaged.
+    """
+    found = comparison_of(Path(settings.run))
+    why = stale_comparison(settings) if found is not None else None
+    if found is None or why is None:
+        return found
+    older = f"what was compared is not the plan as it is now: {why}"
+    return replace(found, doubts=[older, *found.doubts])
 
 
 def _doubts(value: Mapping[str, Any]) -> list[str]:

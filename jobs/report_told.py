@@ -185,14 +185,34 @@ def _stage(name: str, entry: Mapping[str, Any], failure: Mapping[str, Any] | Non
 
 def stale_plan(settings: Settings) -> str | None:
     """Why the plan is not what settings and scores ask for now; None where it is."""
-    stage = next((s for s in stages_for(settings, "run") if s.name == "plan"), None)
-    if stage is None:
-        return None
     try:
-        state = state_of(stage, settings)
+        return _due(settings, "plan")
     except CurateError as error:
         return error.what
-    if state.done == state.total:
+
+
+def stale_shards(settings: Settings) -> str | None:
+    """Why the shards are not those of the plan; None where they are, or nobody can tell."""
+    written = "write" in load_manifest(RunFolder(Path(settings.run)))["stages"]
+    with suppress(CurateError):
+        return _due(settings, "write") if written else None
+
+
+def stale_comparison(settings: Settings) -> str | None:
+    """Why what was compared is not this plan; None where it is, or nobody can tell."""
+    with suppress(CurateError):
+        return _due(settings, "compare")
+
+
+def _due(settings: Settings, name: str) -> str | None:
+    """What a stage would do now, in words.
+
+    Raises:
+        CurateError: an input has gone, say.
+    """
+    stage = next((s for s in stages_for(settings, name) if s.name == name), None)
+    state = state_of(stage, settings) if stage is not None else None
+    if state is None or state.done == state.total:
         return None
     return "; ".join(state.why) or f"{state.total - state.done} of its tables are due"
 

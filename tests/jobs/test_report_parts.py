@@ -347,3 +347,35 @@ def test_seeds_are_held_against_each_other_on_what_each_has_measured(tmp_path: P
     told = json.dumps([fact.name for fact in found.samples.examples[0].facts]) if (
         found.samples) else ""  # fmt: skip
     assert "spread of loss over seeds" in told
+
+
+def test_results_of_an_earlier_plan_are_told(tmp_path: Path):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(80, 3)).astype(np.float32)
+    pl.DataFrame({"x": x, "label": (x[:, 0] > 0).astype(int)}).write_parquet(tmp_path / "d.parquet")
+    source = {"path": str(tmp_path / "d.parquet"), "features": "x", "label": "label"}
+    values: dict[str, Any] = {
+        "sources": {"a": source},
+        "task": {"kind": "tabular-classification", "num_classes": 2},
+        "model": {"config": {"model_type": "mlp", "hidden": [2]}},
+        "checkpoints": {"train": {"epochs": 1, "seeds": [0], "batch_tokens": 16, "lr": 0.02}},
+        "index": {"held_out": 0.3},
+        "score": {"scorers": ["random"]},
+        "plan": {"score": "random", "keep": 0.5},
+        "compare": {"seeds": [0, 1, 2], "steps": 2, "arms": ["plan", "random"], "plot": "none"},
+    }
+    run_of(tmp_path, values, "write")
+    run = run_of(tmp_path, values, "compare")
+
+    def older() -> list[str]:
+        found = gather(run, examples=0)
+        assert found.comparison is not None
+        told = [note for note in found.notes if "not the plan as it is now" in note]
+        assert len(told) == sum("not the plan as it is" in text for text in found.comparison.doubts)
+        return told + [note for note in found.notes if "shards are not those" in note]
+
+    assert older() == []
+    run_of(tmp_path, {**values, "plan": {"score": "random", "keep": 0.25}}, "plan")
+    assert len(older()) == 2
+    run_of(tmp_path, {**values, "plan": {"score": "random", "keep": 0.5}}, "plan")
+    assert older() == []  # it is the plan that was compared and written
