@@ -107,7 +107,8 @@ def summary_of(
 
 
 def _scored(tables: Tables) -> str:
-    scorers = list(dict.fromkeys(name.partition(".")[0] for name in tables.columns))
+    own = (name for name in tables.columns if name != PLAN_SCORE)
+    scorers = list(dict.fromkeys(name.partition(".")[0] for name in own))
     if not scorers:
         return "Nothing was scored."
     more = f" and {len(scorers) - _FEW} more" if len(scorers) > _FEW else ""

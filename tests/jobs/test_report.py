@@ -96,7 +96,7 @@ def rows(world: Path) -> pl.DataFrame:
     names = [part["name"] for part in json.loads((run / "examples" / "partitions.json").read_text())
              ["partitions"]]  # fmt: skip
     frames: list[pl.DataFrame] = []
-    for folder in ("examples", "plan", "lengths/*", "scores/quality", "scores/length",
+    for folder in ("examples", "plan", "scores/quality", "scores/length",
                    "scores/duplicates", "scores/random"):  # fmt: skip
         (found,) = run.glob(folder)
         tables = [pq.read_table(found / f"{name}.parquet") for name in names]
@@ -104,8 +104,9 @@ def rows(world: Path) -> pl.DataFrame:
         keep = [c for c in table.column_names if c not in ("source", "file", "row")]
         keep = table.column_names if folder == "examples" else keep
         frame = pl.DataFrame({name: table.column(name).to_pylist() for name in keep})
-        frames.append(frame.rename({"num_tokens": "tokens"} if "lengths" in folder else {}))
-    frames[4] = frames[4].drop("num_tokens", "num_chars")
+        frames.append(frame)
+    frames[0] = frames[0].with_columns(tokens="num_chars")
+    frames[3] = frames[3].drop("num_tokens", "num_chars")
     return pl.concat(frames, how="horizontal")
 
 
@@ -194,6 +195,7 @@ def test_a_plan_by_an_expression_has_a_column_of_its_own(world: Path):
     first = found.scores.columns[0]
     assert (first.name, first.title, first.is_planned) == ("plan.score", "plan.score", True)
     assert text in first.measures
+    assert "Scored them by quality, " in found.summary[1]  # the expression is no scorer
     tables = curate.open(run)
     frame = pl.concat(
         [tables.examples, tables.scores.select("quality", "duplicate_keep"),
