@@ -185,7 +185,10 @@ def _column(
             is_planned=is_planned, doubts=doubts,
         )  # fmt: skip
     everything = range(len(counted.domains))
-    within = counted.survey.tables.settings.plan.within
+    settings = counted.survey.tables.settings
+    within = settings.plan.within
+    # A mixture gives each domain its share: what is chosen from everything has a cut in each.
+    of_domains = within == "domain" or (within == "all" and bool(settings.mix))
     return ScoreColumn(
         scorer=scorer,
         column=column,
@@ -197,7 +200,7 @@ def _column(
         everything=tally.by_domain.distribution(everything),
         kept=tally.kept_by_domain.distribution(everything) if has_plan else None,
         by_domain=_groups(counted.domains, tally.by_domain, tally.kept_by_domain, has_plan,
-                          cuts if within == "domain" else {}),
+                          cuts if of_domains else {}),
         by_label=_groups(counted.labels, tally.by_label, tally.kept_by_label, has_plan,
                          cuts if within == "label" else {}),
         is_planned=is_planned,

@@ -186,6 +186,23 @@ def test_what_is_kept_lies_between_the_cuts_of_its_domain(document: Document, ro
     assert not any(group.cuts for group in column(document, "quality.odd").by_domain)
 
 
+def test_a_mixture_has_a_cut_in_each_domain_whatever_the_plan_chooses_within(world: Path):
+    plan = {"score": "quality.quality", "keep": 0.3, "within": "all"}
+    score = {"scorers": [{"external": {"quality": str(world / "quality.parquet")}}]}
+    mix = {"mixer": "natural"}
+    run = made(world, run="shared", plan=plan, mix=mix, evaluation={}, score=score)
+    found = column(gather(run, examples=0), "quality.quality")
+    tables = curate.open(run)
+    scores, planned = tables.scores.select("quality"), tables.plan.select("keep")
+    frame = pl.concat([tables.examples, scores, planned], how="horizontal").collect()
+    for group in found.by_domain:
+        low, high = group.cuts
+        own = frame.filter(pl.col("domain") == group.name, pl.col("keep"))
+        assert low is not None
+        assert high is None
+        assert low - 1e-5 < of(own, "quality").min() < low + 0.5
+
+
 def test_a_plan_by_an_expression_has_a_column_of_its_own(world: Path):
     text = "0.7*rank(quality.quality) + 0.3*rank(num_chars)"
     rule = {"score": text, "keep": 0.3, "drop": "duplicate_keep == 0"}
