@@ -151,6 +151,11 @@ def test_tables_sort_and_search_and_charts_show_their_numbers(open_page: Opener)
     table.locator("thead button", has_text="mean").click()
     means = [float(t) for t in table.locator("tbody td:nth-child(5)").all_inner_texts()]
     assert means == sorted(means)
+    differences = table.locator("tbody td:nth-child(7)")
+    for _ in range(2):
+        table.locator("thead button", has_text="to random").click()
+        told = differences.all_inner_texts()
+        assert "–" not in told[: -told.count("–")]  # last in both orders  # noqa: RUF001
     page.locator("#comparison .find input").last.fill("forums longest")
     assert table.locator("tbody tr:visible").count() == 1
     opened.tab("shifts")

@@ -164,7 +164,8 @@
     const body = table.tBodies[0];
     const key = (row, at) => {
       const cell = row.cells[at];
-      return cell.dataset.sort === undefined ? cell.textContent : Number(cell.dataset.sort);
+      if (cell.dataset.sort !== undefined) return Number(cell.dataset.sort);
+      return cell.textContent === "–" ? "" : cell.textContent; // what was not measured comes last
     };
     all("thead th", table).forEach((head, at) => {
       const button = make("button", { type: "button" }, ...head.childNodes);
