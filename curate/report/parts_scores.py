@@ -90,11 +90,12 @@ def column_figure(column: ScoreColumn, *, wide: bool = True) -> Figure:
         rest = [max(0, a - b) for a, b in zip(everything.counts, kept.counts, strict=True)]
         series = [("kept", kept.counts), ("left out", rest)]
     cuts = cuts_of(column.cuts)
+    inside = [cut for cut in cuts if column.edges[0] <= cut <= column.edges[-1]]
     return Figure(
         title=f"{column.title} over all examples",
         note=_outside(everything, cuts),
         spec=charts.histogram(
-            column.edges, series, title=column.title, log=column.scale == "log", cuts=cuts
+            column.edges, series, title=column.title, log=column.scale == "log", cuts=inside
         ),
         table=_bins_table(column.title, column.edges, series),
         wide=wide,

@@ -18,6 +18,7 @@ from curate.report.document import SECTIONS, Document, Mark
 from curate.report.escaping import script_json, shown, visible
 from curate.report.page import render, sections
 from curate.report.parts_examples import pieces
+from curate.report.parts_scores import column_figure
 from curate.report.parts_summary import summary_section
 from curate.report.wording import duration, moment, number, sentence, share, signed, whole
 
@@ -399,3 +400,14 @@ def test_other_choices_are_counted_in_the_run_s_unit(unit: str) -> None:
     assert (unit in titles) == (unit != "examples")
     assert "tokens" not in titles or unit == "tokens"
     assert all(len(row) == len(titles) for row in table.rows)
+
+
+def test_a_cut_in_the_tail_that_is_not_drawn_is_told_and_not_drawn() -> None:
+    scores = page_document.document().scores
+    assert scores is not None
+    (planned,) = [column for column in scores.columns if column.is_planned]
+    drawn = planned.edges[1]
+    figure = column_figure(replace(planned, cuts=[drawn, 50 * planned.edges[-1]]))
+    rules = [layer["data"]["values"][0]["at"] for layer in figure.spec["layer"][1:]]
+    assert rules == [drawn]
+    assert f" and {number(50 * planned.edges[-1])}." in figure.note
