@@ -151,7 +151,8 @@ def _connected(settings: Cluster) -> Generator[Opened]:
     from distributed.comm.addressing import get_address_host_port, parse_address
     from distributed.comm.registry import get_backend
 
-    address = settings.address or _address_in(Path(settings.scheduler_file or ""))
+    file = Path(settings.scheduler_file or "").expanduser()
+    address = settings.address or _address_in(file)
     where = "cluster.address" if settings.address else f"{settings.scheduler_file}"
     certificates = security(settings)
     try:
@@ -175,9 +176,9 @@ def _connected(settings: Cluster) -> Generator[Opened]:
 
 
 def _address_in(path: Path) -> str:
-    """What a scheduler has written of itself; it may be about to start."""
+    """What a scheduler has written of itself; it may be about to start, or just writing."""
     end = time.monotonic() + _ANSWER_SECONDS
-    while time.monotonic() < end and not path.is_file():
+    while time.monotonic() < end and not (path.is_file() and path.stat().st_size):
         time.sleep(0.2)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -237,6 +238,7 @@ class LiveWorkers:
             wait_seconds: how long there may be none.
         """
         self._client, self._problem = opened
+        self._address = opened.client.scheduler.address
         self._wait_seconds = wait_seconds
         self._number = 0
         self._seen_at = time.monotonic()
@@ -246,9 +248,14 @@ class LiveWorkers:
         """Of all workers together; what it was the last time, where the scheduler is silent.
 
         Raises:
-            TryAgainError: there has been no worker for too long.
+            TryAgainError: there has been no worker for too long, or the scheduler has gone.
             CurateError: none will come any more.
         """
+        if self._client.status == "closed":  # by itself, when it cannot connect again
+            raise TryAgainError(
+                f"the Dask scheduler at {self._address} has gone",
+                fix="start one, then run the same again; what is finished is kept",
+            )
         now = time.monotonic()
         if now - self._asked_at < _LOOK_SECONDS:
             return self._number
@@ -265,11 +272,10 @@ class LiveWorkers:
         if problem is not None:
             raise problem
         if now - self._seen_at > self._wait_seconds:
-            address = self._client.scheduler.address
             raise TryAgainError(
-                f"the Dask scheduler at {address} has no workers, for"
+                f"the Dask scheduler at {self._address} has no workers, for"
                 f" {now - self._seen_at:,.0f} seconds now",
-                fix=f"start some (`dask worker {address} --nthreads 1 --memory-limit 0`),"
+                fix=f"start some (`dask worker {self._address} --nthreads 1 --memory-limit 0`),"
                 " then run the same again",
             )
         return 0
@@ -277,5 +283,6 @@ class LiveWorkers:
 
 def forget_everywhere(client: Any) -> None:
     """Have every worker let go of its models; nobody waits for those that are busy or gone."""
-    with suppress(OSError, TimeoutError):
+    # Where the client has closed itself, it has no scheduler to ask: the next stage will tell.
+    with suppress(OSError, TimeoutError, AttributeError):
         client.run(forget_here, wait=False, on_error="ignore")

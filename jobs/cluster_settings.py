@@ -60,7 +60,8 @@ class Slurm:
     """Folder that all nodes see for the jobs' output; by default Slurm's own place."""
 
     def __post_init__(self) -> None:
-        if min(self.cores or 1, self.processes or 1) < 1 or self.gpus < 0:
+        given = [number for number in (self.cores, self.processes) if number is not None]
+        if min(given, default=1) < 1 or self.gpus < 0:
             raise ConfigError("slurm.cores and slurm.processes start at 1, slurm.gpus at 0",
                               fix="raise them")  # fmt: skip
         if self.gpus and self.gpus != self.num_processes:

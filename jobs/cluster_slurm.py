@@ -56,6 +56,7 @@ def job_options(settings: Cluster) -> dict[str, Any]:
     if job.gpus:
         extra += ["--resources", "GPU=1"]
     gpus = [f"--gres=gpu:{job.gpus}"] if job.gpus else []
+    logs = job.log_directory and str(Path(job.log_directory).expanduser())
     exports = [f"export {name}={value}" for name, value in environment(settings.threads).items()]
     return {
         "queue": job.partition,
@@ -72,7 +73,7 @@ def job_options(settings: Cluster) -> dict[str, Any]:
         "worker_extra_args": extra,
         "python": job.python,
         "interface": job.interface,
-        "log_directory": job.log_directory,
+        "log_directory": logs,
         "death_timeout": 300,
     }
 
@@ -90,7 +91,8 @@ def job_script(settings: Cluster) -> str:
 
     protocol = "tls" if settings.tls_ca_file else "tcp"
     # dask-jobqueue would make the folder of the logs at once.
-    options = {**job_options(settings), "log_directory": None}
+    asked = job_options(settings)
+    options = {**asked, "log_directory": None}
     job = SLURMJob(
         scheduler=f"{protocol}://{socket.gethostname()}:PORT",  # known once it runs
         name="curate-0",
@@ -98,7 +100,7 @@ def job_script(settings: Cluster) -> str:
         security=security(settings),
         **options,
     )
-    script, logs = str(job.job_script()), settings.job.log_directory
+    script, logs = str(job.job_script()), asked["log_directory"]
     if logs is None:
         return script
     first = f"#SBATCH -J {options['job_name']}\n"

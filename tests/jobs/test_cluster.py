@@ -50,6 +50,8 @@ NO_MODELS = {("jobs.store", "_refreshed")}
         ({"kind": "slurm", "tls_cert": "c.pem"}, "tls_ca_file is not"),
         ({"kind": "slurm", "slurm": {"partion": "gpu"}}, r"slurm\.partion"),
         ({"kind": "slurm", "slurm": {"gpus": 4, "processes": 2}}, "each process works on one GPU"),
+        ({"kind": "slurm", "slurm": {"cores": 0}}, "start at 1"),
+        ({"kind": "slurm", "slurm": {"processes": 0}}, "start at 1"),
         ({"kind": "slurm", "slurm": {"walltime": "a day"}}, "walltime is 'a day'"),
     ],
 )
@@ -364,10 +366,47 @@ def test_a_scheduler_file_that_is_none_is_told(tmp_path: Path, monkeypatch: pyte
     settings = Cluster(kind="scheduler-file", scheduler_file=str(file))
     with pytest.raises(TryAgainError, match="there is no scheduler file"), open_pool(settings):
         pass
-    for text in ("nothing", "[]", json.dumps({"id": "x"})):
+    for text in ("", "nothing", "[]", json.dumps({"id": "x"})):
         file.write_text(text)
         with pytest.raises(InputError, match="is no scheduler file"), open_pool(settings):
             pass
+
+
+def test_a_scheduler_file_is_found_at_home_and_awaited_until_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The scheduler makes the file first, and then writes into it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "scheduler.json"
+    file.touch()
+    asked: list[float] = []
+
+    def write(seconds: float) -> None:
+        asked.append(seconds)
+        file.write_text(json.dumps({"address": "nowhere://h:1"}))
+
+    monkeypatch.setattr("jobs.cluster_dask.time.sleep", write)
+    settings = Cluster(kind="scheduler-file", scheduler_file="~/scheduler.json")
+    with pytest.raises(ConfigError, match="nowhere"), open_pool(settings):
+        pass
+    assert len(asked) == 1
+
+
+def test_a_scheduler_that_has_gone_is_told_while_workers_are_awaited_too():
+    """The client closes itself when it cannot connect again, and has no scheduler from then on."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=1, processes=False, protocol="tcp://",
+        host="127.0.0.1", dashboard_address="127.0.0.1:0",
+    ) as cluster:  # fmt: skip
+        address = str(getattr(cluster, "scheduler_address"))  # noqa: B009 - has no type
+        with open_pool(Cluster(kind="address", address=address)) as pool:
+            pool.client.sync(pool.client._close)  # as it does itself
+            pool.forget()
+            with pytest.raises(TryAgainError, match=f"at {address} has gone") as gone:
+                assert pool.window
+    assert gone.value.exit_code == 75
 
 
 @pytest.mark.skipif(not CAN_BE_MADE, reason="openssl makes the certificates")

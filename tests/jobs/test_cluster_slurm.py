@@ -135,6 +135,16 @@ def test_the_script_of_a_job_is_what_dask_jobqueue_submits(tmp_path: Path):
     assert "--nthreads 1 " in found
 
 
+def test_logs_at_home_are_not_in_a_folder_called_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Slurm reads the path as it stands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    script = job_script(replace(FULL, slurm=replace(FULL.job, log_directory="~/logs")))
+    assert f"#SBATCH -o {tmp_path}/logs/curate-%J.out\n" in script
+    assert "~" not in script
+
+
 def test_certificates_go_to_the_workers_as_paths(tmp_path: Path):
     paths: dict[str, Any]
     paths = {name: str(tmp_path / name) for name in ("tls_ca_file", "tls_cert", "tls_key")}
