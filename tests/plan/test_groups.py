@@ -10,7 +10,7 @@ from curate.plan.groups import add_up
     "most",
     [
         10,
-        1 << 52,  # one row is exact as a float, the sum of a batch is not
+        1 << 52,
         (1 << 53) + 1,  # no float has it
         (1 << 58) + 3,
     ],
@@ -30,9 +30,11 @@ def test_sums_are_those_of_whole_numbers(most: int):
     assert all(sums[:, 4] == 0)
 
 
-@pytest.mark.parametrize("extra", [0, 1])
-def test_the_first_sum_that_floats_may_lose_is_exact(extra: int):
+@pytest.mark.parametrize(
+    "amounts", [[1 << 53, 1], [(1 << 53) - 1, 2], [(1 << 53) - 1, 1, 1], [(1 << 53) + 1]]
+)
+def test_the_first_sum_that_floats_lose_is_exact(amounts: list[int]):
     """2^53 + 1 is the least whole number that no float has."""
     sums = np.zeros((1, 1), np.int64)
-    add_up(sums, np.zeros(2, np.int64), np.array([1 << 53, extra]))
-    assert sums.tolist() == [[(1 << 53) + extra]]
+    add_up(sums, np.zeros(len(amounts), np.int64), np.array(amounts))
+    assert sums.tolist() == [[(1 << 53) + 1]]
