@@ -15,7 +15,7 @@ from curate.data import files
 from curate.data.manifest import load_manifest, software
 from curate.data.mirror import address_in, shown_place
 from curate.errors import CurateError, MissingDependencyError, OutputError
-from curate.report.document import SECTIONS, Comparison, Document, Fact, Mixture
+from curate.report.document import SECTIONS, Comparison, Document, Fact, Mixture, Provenance
 from jobs.opening import load_settings
 from jobs.plan_tables import read_summary
 from jobs.report_compare import compared
@@ -143,7 +143,7 @@ def gather(root: Path, *, examples: int = EXAMPLES) -> Document:
             comparison=comparison,
         ),
         facts=_facts(seen, work.summary if tables.has_plan else None, domains, counts),
-        notes=_notes(work, mixture, comparison),
+        notes=[*_failed(provenance), *_notes(work, mixture, comparison)],
         scores=found.get("scores"),
         agreement=found.get("agreement"),
         samples=found.get("samples"),
@@ -254,6 +254,15 @@ def _facts(
     if total := sum(aside.values()):
         facts.append(Fact(name="set aside", value=f"{total:,}"))
     return facts
+
+
+def _failed(it: Provenance) -> list[str]:
+    """Stages whose last run did not end well."""
+    return [
+        f"{stage.name} has failed: {'; '.join(stage.why)}"
+        for stage in it.stages
+        if stage.state == "failed"
+    ]
 
 
 def _notes(work: _Work, mixture: Mixture | None, comparison: Comparison | None) -> list[str]:

@@ -84,12 +84,14 @@ def summary_of(
         mixer: whose mixture there is.
         comparison: what `curate compare` found.
     """
+    total = sum(aside.values())
+    if not rows and total:
+        return [f"No example could be used: {counted(total, 'row')} set aside."]
     if not rows:
         return ["Nothing has been indexed yet."]
     sources = counted(len(tables.settings.sources), "source")
     line = f"Looked at {counted(rows, 'example')} in {counted(domains, 'domain')} from {sources}"
     line += f"; {held_out:,} are held out" if held_out else ""
-    total = sum(aside.values())
     found = [f"{line}; {counted(total, 'row')} set aside." if total else f"{line}."]
     found.append(_scored(tables))
     if mixer is not None:

@@ -379,3 +379,15 @@ def test_results_of_an_earlier_plan_are_told(tmp_path: Path):
     assert len(older()) == 2
     run_of(tmp_path, {**values, "plan": {"score": "random", "keep": 0.5}}, "plan")
     assert older() == []  # it is the plan that was compared and written
+
+
+def test_a_run_whose_index_has_failed_says_so(tmp_path: Path):
+    pl.DataFrame({"text": ["", "", ""]}).write_parquet(tmp_path / "d.parquet")
+    values = {"run": str(tmp_path / "run"),
+              "sources": {"a": {"path": str(tmp_path / "d.parquet"), "text": "text"}}}  # fmt: skip
+    (tmp_path / "config.yaml").write_text(to_yaml(values), encoding="utf-8")
+    assert main(["index", str(tmp_path / "config.yaml"), "--quiet"]) != 0
+    found = gather(tmp_path / "run")
+    assert found.summary == ["No example could be used: 3 rows set aside."]
+    (note,) = found.notes
+    assert note.startswith("index has failed: 3 of 3 rows were set aside")
