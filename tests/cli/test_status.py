@@ -20,10 +20,11 @@ from typing import Any
 
 import pytest
 
+import jobs.status
 from curate.cli.colour import plain
 from curate.cli.status import status_lines
 from curate.cli.text import duration_text, rate_text
-from jobs.live import live, read_live
+from jobs.live import Live, live, read_live
 from jobs.locking import locked
 from jobs.status import StageStatus, Status, run_status
 
@@ -125,31 +126,51 @@ def idle(curate: Curate, config: Config, tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def working(run: Path, seconds: float) -> Generator[None]:
-    """Somebody works there for a while, in a thread that stands for another process."""
-    begun = Event()
+def working(run: Path) -> Generator[Event]:
+    """Somebody works there, in a thread that stands for another process, until the event is set."""
+    begun, over = Event(), Event()
 
     def work() -> None:
-        with locked(run, "run"), live(run, "columns", total=100) as tracker:
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
+        with locked(run, "run"), live(run, "columns", total=10_000) as tracker:
+            while not over.wait(0.1):
                 tracker.finished("part-1", "w", 0.1, {"rows": 10})
-                time.sleep(0.1)
                 begun.set()
 
     thread = Thread(target=work)
     thread.start()
-    assert begun.wait(20)
-    yield
-    thread.join()
+    try:
+        assert begun.wait(60)
+        yield over
+    finally:
+        over.set()
+        thread.join()
 
 
-def test_watching_tells_the_state_again_and_again_until_the_run_ends(curate: Curate, idle: Path):
-    with working(idle, 2.0):
+@contextlib.contextmanager
+def looked_at(run: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Somebody works there until three looks have shown that more is done."""
+    real, told = jobs.status.at_work, set[int]()
+
+    def at_work(root: Path) -> tuple[str | None, list[Live]]:
+        owner, now = real(root)
+        told.update(one.done for one in now)
+        if len(told) > 2:
+            over.set()
+        return owner, now
+
+    monkeypatch.setattr(jobs.status, "at_work", at_work)
+    with working(run) as over:
+        yield
+
+
+def test_watching_tells_the_state_again_and_again_until_the_run_ends(
+    curate: Curate, idle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with looked_at(idle, monkeypatch):
         result = curate("status", idle, "--watch", "--every", 0.3)
     assert result.code == 0
     assert "\x1b" not in result.out
-    counts = [int(n) for n in re.findall(r"now: columns, (\d+) of 100 done", result.out)]
+    counts = [int(n.replace(",", "")) for n in re.findall(r"columns, ([\d,]+) of 1", result.out)]
     assert len(counts) >= 3
     assert counts == sorted(counts)
     assert counts[-1] > counts[0]
@@ -158,8 +179,10 @@ def test_watching_tells_the_state_again_and_again_until_the_run_ends(curate: Cur
     assert last.endswith("the run has ended\n")
 
 
-def test_watching_as_json_is_one_document_a_line(curate: Curate, idle: Path):
-    with working(idle, 1.5):
+def test_watching_as_json_is_one_document_a_line(
+    curate: Curate, idle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with looked_at(idle, monkeypatch):
         result = curate("status", idle, "--watch", "--json", "--every", 0.3)
     looks = [json.loads(line) for line in result.out.splitlines()]
     assert len(looks) >= 3
@@ -169,12 +192,17 @@ def test_watching_as_json_is_one_document_a_line(curate: Curate, idle: Path):
 
 
 def test_on_a_terminal_the_page_is_drawn_anew_and_the_last_one_stays(idle: Path):
-    with working(idle, 8.0):
+    with working(idle) as over:
         command = [sys.executable, "-m", "curate", "status", str(idle), "--watch", "--every", "0.5"]
-        seen, code = on_a_terminal(command, columns=100)
+
+        def look(seen: bytes) -> None:
+            if seen.count(b"of 10,000 done") > 2:
+                over.set()
+
+        seen, code = on_a_terminal(command, columns=100, look=look)
     assert code == 0
     assert "━" in seen
-    assert len(re.findall("of 100 done", seen)) >= 2
+    assert len(re.findall("of 10,000 done", seen)) >= 2
     assert "\x1b[1A" in seen, "the cursor goes up"
     assert "the run has ended" in seen.split("\x1b[2K")[-1]
 
@@ -192,8 +220,10 @@ def test_ctrl_c_ends_watching_with_130(idle: Path):
         assert watcher.communicate()[1].startswith("error: interrupted")
 
 
-def on_a_terminal(command: list[str], *, columns: int, **more: str) -> tuple[str, int]:
-    """What a command shows on a terminal of its own, and its exit code."""
+def on_a_terminal(
+    command: list[str], *, columns: int, look: Callable[[bytes], None], **more: str
+) -> tuple[str, int]:
+    """What a command shows on a terminal of its own, and its exit code; `look` sees it grow."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", **more}
@@ -205,6 +235,7 @@ def on_a_terminal(command: list[str], *, columns: int, **more: str) -> tuple[str
     with contextlib.suppress(OSError):  # how a terminal ends on Linux
         while chunk := os.read(leader, 4096):
             seen += chunk
+            look(bytes(seen))
     os.close(leader)
     return seen.decode(), process.wait()
 
