@@ -13,6 +13,7 @@ from curate.report.blocks import Spec
 from curate.report.charts_axes import (
     FIT,
     MAX_LABEL,
+    PLAIN,
     SHORT,
     Rows,
     binned,
@@ -209,7 +210,7 @@ def lines(points: Rows, *, x: str, y: str, names: Sequence[str], percent: bool =
         names: the order of the lines.
         percent: the numbers are shares.
     """
-    form = ".0%" if percent else "~g"
+    labels = {"format": ".0%"} if percent else PLAIN
     place: dict[str, Any] = {
         "x": {
             "field": "x",
@@ -230,7 +231,7 @@ def lines(points: Rows, *, x: str, y: str, names: Sequence[str], percent: bool =
         "type": "quantitative",
         "title": y,
         "scale": {"zero": percent},
-        "axis": {"format": form, "tickCount": 5},
+        "axis": {**labels, "tickCount": 5},
     }
     tips = [tip("name", "what"), tip("x", x, ",~g"), tip("y", y, ".2%" if percent else ".4~g")]
     dense = len(points) > 30 * max(1, len(names))

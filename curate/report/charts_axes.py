@@ -11,6 +11,8 @@ FIT = {"type": "fit-x", "contains": "padding"}
 """As wide as the page, as high as it has to be."""
 SHORT = "format(datum.value, '~s')"
 """Ticks one by one: 0, 500, 1k."""
+PLAIN = {"labelExpr": "format(datum.value, '~g')"}
+"""Of an axis: 10, 20, 30. With `format` the step would set the digits: 1e+1, 2e+1, 3e+1."""
 ROUND = (
     "indexof([1, 2, 5], round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))) < 0"
     f" ? '' : {SHORT}"
@@ -88,7 +90,7 @@ def tip(field: str, title: str, form: str = "") -> dict[str, str]:
 def binned(edges: Sequence[float], title: str, log: bool) -> dict[str, Any]:
     """The horizontal axis and both ends of each bin."""
     kind = ("log" if edges[0] > 0 else "symlog") if log else "linear"
-    ticks = {"linear": {"format": "~g"}, "symlog": {"labelExpr": SHORT}}
+    ticks = {"linear": PLAIN, "symlog": {"labelExpr": SHORT}}
     return {
         "x": {
             "field": "low",

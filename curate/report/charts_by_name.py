@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from curate.report.blocks import Spec
-from curate.report.charts_axes import Rows, by_name, names_axis, rule_at, tip
+from curate.report.charts_axes import PLAIN, Rows, by_name, names_axis, rule_at, tip
 
 _SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+~g')"
 
@@ -23,7 +23,7 @@ def boxes(groups: Rows, *, title: str, cuts: Sequence[float] = (), own_cuts: Row
         "type": "quantitative",
         "scale": {"zero": False},
         "title": title,
-        "axis": {"tickCount": 7, "format": "~g"},
+        "axis": {"tickCount": 7, **PLAIN},
     }
     tips = [
         tip("name", "group"),
@@ -174,7 +174,7 @@ def strip(points: Rows, *, title: str) -> Spec:
         "type": "quantitative",
         "title": title,
         "scale": {"zero": False},
-        "axis": {"tickCount": 6, "format": "~g"},
+        "axis": {"tickCount": 6, **PLAIN},
     }
     tips = [tip("name", "arm"), tip("seed", "seed", "d"), tip("value", title, ".4~g")]
     return by_name(

@@ -411,3 +411,20 @@ def test_a_cut_in_the_tail_that_is_not_drawn_is_told_and_not_drawn() -> None:
     rules = [layer["data"]["values"][0]["at"] for layer in figure.spec["layer"][1:]]
     assert rules == [drawn]
     assert f" and {number(50 * planned.edges[-1])}." in figure.note
+
+
+def test_round_numbers_at_an_axis_are_written_out() -> None:
+    import vl_convert
+
+    rows = [{"name": name, "count": 1, "x": at, "y": at, "value": at, "seed": 0,
+             **{f"q{share}": at for share in ("05", "25", "50", "75", "95")}}
+            for name, at in (("a", 5.0), ("b", 45.0))]  # fmt: skip
+    for spec in (
+        charts.histogram([float(edge) for edge in range(0, 50, 5)], [("n", [1] * 9)], title="t"),
+        charts_by_name.boxes(rows, title="t"),
+        charts_by_name.strip(rows, title="t"),
+        charts.lines(rows, x="x", y="y", names=["a", "b"]),
+    ):
+        seen = re.findall(r">([^<>]*)</text>", vl_convert.vegalite_to_svg({**spec, "width": 500}))
+        assert {"10", "20", "40"} <= set(seen)
+        assert not [text for text in seen if "e+" in text]
