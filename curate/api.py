@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import polars as pl
 
 from curate.config import parse, read_yaml_file, resolve
+from curate.data.counts import EXAMPLES, are_tokens
 from curate.data.files import read_json
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
@@ -133,7 +134,11 @@ class Run:
         facts = self.manifest["stages"].get("lengths", {}).get("summary")
         if facts is None:
             raise InputError(f"{self.root} has no lengths", fix=f"run `curate plan {self.root}`")
-        return self._table(f"lengths/{facts['digest']}")
+        if are_tokens(digest := str(facts["digest"])):
+            return self._table(f"lengths/{digest}")
+        one = pl.lit(1, pl.Int64)
+        counts = one if digest == EXAMPLES else pl.max_horizontal("num_chars", one)
+        return self.examples.select(*_KEY, num_tokens=counts)
 
     @property
     def mixture(self) -> Mixture:

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from curate.config import plain
+from curate.data.counts import EXAMPLES, counts_output
 from curate.data.files import fingerprint, read_json
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
@@ -22,7 +23,6 @@ from curate.plan.rules import Thresholds
 from curate.plan.stored import from_values
 from jobs.compare_settings import ARMS, ArmSettings, Compare
 from jobs.domains_use import domain_digests
-from jobs.lengths import EXAMPLES
 from jobs.plan_tables import score_columns, score_digests
 from jobs.settings import Settings
 
@@ -159,7 +159,7 @@ class Making:
             inputs=[
                 [
                     _digest(run.examples(part)),
-                    _digest(run.lengths(part, lengths)),
+                    _digest(counts_output(run, part, lengths)),
                     *domain_digests(settings, part),
                 ]
                 for part in run.partitions()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from curate.data.counts import EXAMPLES
 from curate.data.files import read_json
 from curate.errors import ConfigError, InputError
 from jobs.compare_arms import PLAN, RANDOM, specs
@@ -23,7 +24,6 @@ from jobs.compare_results import (
     verdicts_of,
 )
 from jobs.compare_tasks import Work, commands_alone
-from jobs.lengths import EXAMPLES
 from jobs.settings import Settings
 from jobs.train_notes import comparison_notes
 

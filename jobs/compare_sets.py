@@ -245,7 +245,9 @@ def _link(run: RunFolder, folder: RunFolder) -> None:
     """Make a set's folder look like a run: links, relative, so that the run can be moved."""
     folder.root.mkdir(parents=True, exist_ok=True)
     up = Path(*[".."] * len(folder.root.relative_to(run.root).parts))
-    names = ["examples", "lengths"]
+    names = ["examples"]
+    if (run.root / "lengths").is_dir():
+        names.append("lengths")
     if run.clusters.mark() is not None:
         names.append("domains")
     for name in names:

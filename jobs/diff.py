@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from curate.data.buckets import Buckets
+from curate.data.counts import read_counts
 from curate.data.example import KEY
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
@@ -158,7 +159,7 @@ def _facts(run: RunFolder, part: Partition, tokenizer: str | None) -> pl.DataFra
     meet(plan, examples)
     tokens: Any = pl.lit(None, pl.Int64)
     if tokenizer is not None:
-        lengths = read_table(run.lengths(part, tokenizer).path)
+        lengths = read_counts(run, part, tokenizer)
         meet(plan, lengths)
         tokens = lengths["num_tokens"]
     keep = pl.col("keep").fill_null(value=False)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from curate.data.counts import read_counts
 from curate.data.example import TRAIN
 from curate.data.partitions import Partition
 from curate.data.tables import read_examples, read_table
@@ -105,7 +106,7 @@ def read_pool(work: Work, prepared: Prepared, start: Start, tokens: str | None) 
     distances = table["distance"].fill_null(np.nan).to_numpy()
     costs = np.ones(table.height, dtype=np.int64)
     if tokens is not None:
-        counts = [read_table(work.run.lengths(part, tokens).path, ["num_tokens"]) for part in parts]
+        counts = [read_counts(work.run, part, tokens)["num_tokens"].to_frame() for part in parts]
         costs = pl.concat(counts)["num_tokens"].to_numpy()
     free = np.isfinite(distances)
     free[start.chosen] = False

@@ -171,6 +171,7 @@ def index_partition(payload: dict[str, Any]) -> Receipt:
         rows=examples.height,
         bad=counts_by_reason(quarantine),
         content_digest=content_digest(examples),
+        num_counted=int(examples["num_chars"].clip(1).sum()),
         **facts,
     )
     return {"rows": examples.height, "bad": quarantine.height}

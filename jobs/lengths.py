@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from curate.config import plain
+from curate.data.counts import CHARACTERS, EXAMPLES, are_tokens, counts_output, read_counts
 from curate.data.example import KEY, Source
 from curate.data.files import fingerprint
 from curate.data.index import LATER_FIELDS, content_digest
@@ -28,11 +29,6 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 """Of what is counted: raised when the same text and tokenizer would give another number."""
-
-CHARACTERS = "characters"
-"""In place of a tokenizer's digest where none is set: characters are counted."""
-EXAMPLES = "examples"
-"""In place of a tokenizer's digest where examples are rows of numbers or images: each is 1."""
 
 _CONTENT = ("text", "prompt", "response", "messages", "features")
 
@@ -97,19 +93,25 @@ def lengths_run(settings: Settings, *, pool: Pool, listener: Listener = ignore) 
     tasks = _tasks(run, settings, partitions, digest)
     outcome = run_tasks("lengths", tasks, lengths_work, pool=pool, listener=listener)
     remove_strays(run.root / "lengths" / digest, {part.name for part in partitions})
-    marks = [mark for task in tasks if (mark := task.output.mark())]
-    summary = {
+    facts = {
         "digest": digest,
         "tokenizer": _described(settings, digest),
-        "rows": sum(mark["rows"] for mark in marks),
-        "tokens": sum(mark["tokens"] for mark in marks),
-        "partitions": len(tasks),
-        "done": len(outcome.done),
-        "skipped": len(outcome.skipped),
+        **_sums(run, partitions, digest),
+    }
+    known = load_manifest(run)["stages"].get("lengths", {}).get("summary")
+    is_new = known is None or bool(outcome.done)
+    done, skipped = len(outcome.done), len(outcome.skipped)
+    if not tasks:
+        is_new = known != facts
+        done, skipped = (len(partitions), 0) if is_new else (0, len(partitions))
+    summary = {
+        **facts,
+        "partitions": len(partitions),
+        "done": done,
+        "skipped": skipped,
         "seconds": round(outcome.seconds, 3),
     }
-    if outcome.done or "lengths" not in load_manifest(run)["stages"]:
-        facts = {key: summary[key] for key in ("digest", "tokenizer", "rows", "tokens")}
+    if is_new:
         outputs = [task.output for task in tasks]
         record_stage(
             run, "lengths", outputs=outputs, seconds=outcome.seconds, facts={"summary": facts}
@@ -129,6 +131,8 @@ def plan_lengths(settings: Settings) -> StageState:
     except InputError as error:
         return StageState("lengths", len(partitions), 0, (error.what,))
     tasks = _tasks(run, settings, partitions, digest)
+    if not tasks:
+        return StageState("lengths", len(partitions), len(partitions))
     due = [task for task in tasks if not task.is_done()]
     new = sum(task.output.mark() is None for task in due)
     counts = {
@@ -145,24 +149,27 @@ def lengths_work(payload: dict[str, Any]) -> dict[str, Any]:
     run = RunFolder(Path(settings.run))
     part = Partition(**payload["partition"])
     digest: str = payload["digest"]
-    source = settings.sources[part.source]
-    columns = [*KEY, "num_chars"] if digest == CHARACTERS else KEY
-    examples = read_examples(run, part, columns)
-    counts = pl.Series("num_tokens", [1], dtype=pl.Int64).new_from_index(0, examples.height)
-    if digest not in (CHARACTERS, EXAMPLES):
-        counts = _counted(settings, run, part, digest)
-    elif digest == CHARACTERS and source.features is None and source.image is None:
-        counts = examples["num_chars"].alias("num_tokens")  # the index has counted them
-    examples = examples.select(KEY)
-    table = examples.with_columns(counts)
+    counts = _counted(settings, run, part, digest)
+    table = read_examples(run, part, KEY).with_columns(counts)
     run.lengths(part, digest).write(
         lambda path: write_table(table, path),
         payload["fingerprint"],
         rows=table.height,
         tokens=int(counts.sum()),
     )
-    is_tokens = digest not in (CHARACTERS, EXAMPLES)
-    return {"rows": table.height} | ({"num_tokens": int(counts.sum())} if is_tokens else {})
+    return {"rows": table.height, "num_tokens": int(counts.sum())}
+
+
+def _sums(run: RunFolder, partitions: Sequence[Partition], digest: str) -> dict[str, int]:
+    """Rows and tokens of all partitions that have been counted."""
+    outputs = ((part, counts_output(run, part, digest)) for part in partitions)
+    marks = [(part, mark) for part, output in outputs if (mark := output.mark())]
+    known = {CHARACTERS: "num_counted", EXAMPLES: "rows"}.get(digest, "tokens")
+    tokens = [
+        mark[known] if known in mark else int(read_counts(run, part, digest)["num_tokens"].sum())
+        for part, mark in marks
+    ]
+    return {"rows": sum(mark["rows"] for _, mark in marks), "tokens": sum(tokens)}
 
 
 def _counted(settings: Settings, run: RunFolder, part: Partition, digest: str) -> pl.Series:
@@ -177,7 +184,12 @@ def _counted(settings: Settings, run: RunFolder, part: Partition, digest: str) -
 
 
 def length_tasks(settings: Settings, digest: str) -> list[Task]:
-    """One task for each partition; `digest` as `tokenizer_for` gave it."""
+    """One task for each partition; none where the index knows the counts.
+
+    Args:
+        settings: of the run.
+        digest: as `tokenizer_for` gave it.
+    """
     run = RunFolder(Path(settings.run))
     return _tasks(run, settings, run.partitions(), digest)
 
@@ -200,7 +212,7 @@ def _tasks(
 ) -> list[Task]:
     values = plain(settings)
     found: list[Task] = []
-    for part in partitions:
+    for part in partitions if are_tokens(digest) else ():
         stamp = fingerprint(
             stage="lengths",
             version=VERSION,

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from curate.config import plain
+from curate.data.counts import counts_output, read_counts
 from curate.data.example import KEY, TRAIN
 from curate.data.files import fingerprint, read_json
 from curate.data.files import replace as replace_file
@@ -138,7 +139,7 @@ def mix_fingerprint(settings: Settings, lengths: str, passes: MixPasses | None =
     run = RunFolder(Path(settings.run))
     inputs: list[list[str]] = []
     for part in run.partitions():
-        marks = [run.examples(part).mark(), run.lengths(part, lengths).mark()]
+        marks = [run.examples(part).mark(), counts_output(run, part, lengths).mark()]
         if any(mark is None for mark in marks):
             raise InputError(
                 f"{part.source}/{part.file} has no index or no token counts yet",
@@ -199,7 +200,7 @@ def budget_tokens(keep: Keep, sizes: Mapping[str, DomainSize]) -> float:
 def _sizes_of(run: RunFolder, part: Partition, lengths: str, split: str) -> pl.DataFrame:
     """domain, examples, tokens of the rows of a split in a partition."""
     examples = read_examples(run, part, [*KEY, "domain", "split"])
-    counted = read_table(run.lengths(part, lengths).path)
+    counted = read_counts(run, part, lengths)
     meet(examples, counted)
     rows = examples.with_columns(counted["num_tokens"]).filter(pl.col("split") == split)
     return rows.group_by("domain", maintain_order=True).agg(

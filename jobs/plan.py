@@ -16,6 +16,7 @@ import numpy as np
 
 from curate.config import plain
 from curate.data.choice import repeats_of
+from curate.data.counts import EXAMPLES, counts_output
 from curate.data.files import discard, fingerprint, misshapen, read_document
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest, record_stage
@@ -33,7 +34,7 @@ from curate.plan.yardsticks import yardstick_arms
 from jobs.cluster import Pool
 from jobs.domains_use import domain_digests
 from jobs.leakage_report import read_report, report_is_due, report_output, write_report
-from jobs.lengths import EXAMPLES, lengths_digest, lengths_run
+from jobs.lengths import lengths_digest, lengths_run
 from jobs.mix import mix_fingerprint, mixer_for, mixture_output
 from jobs.plan_tables import (
     complete_scorers,
@@ -168,7 +169,7 @@ class _Work:
         scorers = sorted({name.partition(".")[0] for name in columns if name != PLACE})
         inputs: dict[str, list[str]] = {}
         for part in run.partitions():
-            tables = [run.examples(part).mark(), run.lengths(part, lengths).mark()]
+            tables = [run.examples(part).mark(), counts_output(run, part, lengths).mark()]
             if any(mark is None for mark in tables):
                 raise InputError(
                     f"{part.source}/{part.file} has no index or no token counts yet",

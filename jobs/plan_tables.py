@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from curate.data.counts import are_tokens, known_counts
 from curate.data.example import KEY
 from curate.data.files import misshapen, read_document
 from curate.data.layout import RunFolder
@@ -112,6 +113,9 @@ def read_frame(
     frame = read_examples(run, part, _INDEX)
     if lengths is None:
         frame = frame.with_columns(num_tokens=pl.lit(None, pl.Int64))
+    elif not are_tokens(lengths):
+        counts = known_counts(frame["num_chars"].to_numpy(), lengths)
+        frame = frame.hstack([pl.Series("num_tokens", counts)])
     else:
         frame = _beside(frame, read_table(run.lengths(part, lengths).path), {"num_tokens": ""})
     if PLACE in columns:

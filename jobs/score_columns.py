@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from curate.config import plain
+from curate.data.counts import CHARACTERS, are_tokens, read_counts
 from curate.data.example import KEY
 from curate.data.files import fingerprint
 from curate.data.layout import RunFolder
@@ -19,7 +20,7 @@ from curate.models.quantities import TABLE
 from curate.models.settings import TabularClassification
 from jobs.chosen import Chosen, chosen_scorers
 from jobs.history import log_digest, read_log, stacked
-from jobs.lengths import CHARACTERS, content_of
+from jobs.lengths import content_of
 from jobs.measurers import Measurer
 from jobs.own_passes import OwnPasses
 from jobs.run import Task as Work
@@ -215,7 +216,8 @@ def _table_quantities(
         return {}
     tokens = None
     if "num_tokens" in needs and lengths != CHARACTERS:
-        counted = _meeting(run.lengths(part, lengths), examples.select(KEY))
+        counted = read_counts(run, part, lengths)
+        meet(examples, counted)
         tokens = counted["num_tokens"].to_numpy()
     return table_quantities(
         examples.select(KEY).rows(), examples["num_chars"].to_numpy(), tokens, seed=settings.seed
@@ -241,7 +243,7 @@ def _inputs(
     outputs = [run.quantities(part, slug) for slug, _ in used if slug]
     if any(output.path in stale for output in outputs):
         return None
-    if "num_tokens" in entry.needs:
+    if "num_tokens" in entry.needs and are_tokens(lengths):
         outputs.append(run.lengths(part, lengths))
     marks = [output.mark() for output in outputs]
     digests = [mark["digest"] if mark else None for mark in marks]

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from curate.data.card_configs import load_lines
+from curate.data.counts import CHARACTERS, counts_output
 from curate.data.example import KEY, TRAIN
 from curate.data.files import misshapen, read_document
 from curate.data.layout import RunFolder
@@ -26,7 +27,7 @@ from curate.plan.groups import Grouping
 from curate.plan.plan import run_together
 from curate.plan.scoring import scoring_passes
 from jobs.contents import content_text, read_contents
-from jobs.lengths import CHARACTERS, lengths_digest
+from jobs.lengths import lengths_digest
 from jobs.opening import load_settings
 from jobs.plan_tables import open_tables, read_summary, score_columns
 from jobs.report_labels import label_names, shown_name
@@ -249,9 +250,9 @@ def _ends(
     settings: Settings, run: RunFolder, count: int, score: str | None, domain: str | None
 ) -> tuple[str | None, list[Shown], list[Shown]]:
     """The score that is shown, and the examples at its two ends."""
-    if not any((run.root / "lengths").glob("*")) and score is None:
-        return None, [], []
     scorers = score_columns(run)
+    if score is None and not scorers and "lengths" not in load_manifest(run)["stages"]:
+        return None, [], []
     first = next((f"{name}.{names[0]}" for name, names in scorers.items()), None)
     text = score or settings.plan.score or first
     if text is None or not count:
@@ -284,7 +285,7 @@ def _lengths(settings: Settings, run: RunFolder, *, is_needed: bool) -> str | No
         if is_needed:
             raise
         return None
-    if all(run.lengths(part, digest).path.exists() for part in run.partitions()):
+    if all(counts_output(run, part, digest).path.exists() for part in run.partitions()):
         return digest
     if is_needed:
         raise InputError(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from curate.config import parse, plain
+from curate.data.counts import are_tokens
 from curate.data.example import Source
 from curate.data.layout import RunFolder
 from curate.data.partitions import Output, Partition
@@ -38,7 +39,7 @@ def inputs_of(
     found: list[Any] = []
     for part in partitions:
         tables = [run.planned(part), run.examples(part)]
-        if tokenizer is not None:
+        if tokenizer is not None and are_tokens(tokenizer):
             tables.append(run.lengths(part, tokenizer))
         marks = [table.mark() or {} for table in tables]
         digests = [mark.get("digest") for mark in marks]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from curate.data.counts import are_tokens, known_counts
 from curate.data.example import KEY
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
@@ -69,9 +70,9 @@ class Choice:
         """How many examples of each component are written once, how many twice, and so on."""
         found: dict[Component, list[int]] = {}
         for phase, copies in self.copies.items():
-            most = int(copies.max(initial=0))
-            table = np.zeros((len(self.names), most + 1), dtype=np.int64)
-            np.add.at(table, (self.domains, copies), 1)
+            width = int(copies.max(initial=0)) + 1
+            cells = np.bincount(self.domains * width + copies, minlength=len(self.names) * width)
+            table = cells.reshape(len(self.names), width)
             for name, numbers in zip(self.names, table[:, 1:], strict=True):
                 if numbers.any():
                     found[Component(phase, name)] = np.trim_zeros(numbers, "b").tolist()
@@ -129,10 +130,14 @@ def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Ch
         CurateError: plan, index and token counts are not of the same examples.
     """
     plan = read_arrow(run.planned(part).path, [*KEY, "keep", "weight", "copies", "phases"])
-    examples = examples_arrow(run, part, [*KEY, "domain"])
+    is_known = tokenizer is not None and not are_tokens(tokenizer)
+    columns = [*KEY, "domain", *(["num_chars"] if is_known else [])]
+    examples = examples_arrow(run, part, columns)
     meet_arrow(plan, examples)
     tokens = None
-    if tokenizer is not None:
+    if tokenizer is not None and is_known:
+        tokens = known_counts(examples.column("num_chars").to_numpy(), tokenizer)
+    elif tokenizer is not None:
         lengths = read_arrow(run.lengths(part, tokenizer).path, [*KEY, "num_tokens"])
         meet_arrow(plan, lengths)
         tokens = lengths.column("num_tokens").to_numpy().astype(np.int64)

@@ -27,6 +27,7 @@ import pyarrow as pa
 import xxhash
 
 from curate.data.choice import Choice, IntArray, read_choice
+from curate.data.counts import are_tokens, known_counts
 from curate.data.example import KEY
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
@@ -81,8 +82,8 @@ class Ordering:
         scorer, dot, column = self.column.partition(".")
         if dot:
             table = read_arrow(run.scores(part, scorer).path, [*KEY, column])
-        elif self.column == "num_chars":
-            column = self.column
+        elif self.column == "num_chars" or self._known:
+            column = "num_chars"
             table = examples_arrow(run, part, [*KEY, column])
         else:
             assert self.tokenizer is not None
@@ -95,7 +96,15 @@ class Ordering:
                 f"shards.curriculum.score is {self.column}, which holds no numbers",
                 fix="name a score, such as el2n",
             )
+        if self._known:
+            return known_counts(values.to_numpy(), self._known).astype(np.float64)
         return values.cast(pl.Float64).to_numpy()
+
+    @property
+    def _known(self) -> str | None:
+        """What the index counts, where that is asked for and no tokenizer counts."""
+        is_known = self.column == "num_tokens" and self.tokenizer and not are_tokens(self.tokenizer)
+        return self.tokenizer if is_known else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ Curate = Callable[..., Any]
 Config = Callable[..., Path]
 """Writes settings."""
 
-TABLES = ("examples", "quarantine", "lengths/characters", "scores/random", "plan")
+TABLES = ("examples", "quarantine", "scores/random", "plan")
 
 
 def tear(path: Path) -> None:

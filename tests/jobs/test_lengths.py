@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import curate
+from curate.data.counts import read_counts
 from curate.data.layout import RunFolder
 from curate.data.reading import read_fields
-from curate.data.tables import read_table
 from curate.models.tokens import count_tokens
 from jobs.cluster import open_pool
 from jobs.index import index_run
@@ -38,10 +39,10 @@ def settings_of(root: Path, sources: dict[str, dict[str, str]]) -> Settings:
     return parse_settings({"run": str(root / "run"), "sources": sources})
 
 
-def indexed(settings: Settings) -> None:
+def indexed(settings: Settings) -> dict[str, Any]:
     with open_pool(settings.cluster) as pool:
         index_run(settings, pool=pool)
-        lengths_run(settings, pool=pool)
+        return lengths_run(settings, pool=pool)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,13 +50,17 @@ def test_the_index_has_counted_what_the_fields_hold(tmp_path: Path, kind: str):
     columns, rows = KINDS[kind]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = settings_of(tmp_path, {"own": {"path": str(tmp_path / "a.jsonl"), **columns}})
-    indexed(settings)
+    summary = indexed(settings)
     run = RunFolder(tmp_path / "run")
     (part,) = run.partitions()
-    table = read_table(run.lengths(part, "characters").path)
+    table = read_counts(run, part, "characters")
     fields = read_fields(run, part, settings.sources["own"])
-    assert table["num_tokens"].to_list() == count_tokens(fields, None).tolist()
+    counts = count_tokens(fields, None).tolist()
+    assert table["num_tokens"].to_list() == counts
     assert table.height >= 2
+    assert (summary["rows"], summary["tokens"]) == (len(counts), sum(counts))
+    assert curate.open(run.root).lengths.collect()["num_tokens"].to_list() == counts
+    assert not (run.root / "lengths").exists()
 
 
 def test_rows_of_numbers_beside_texts_count_as_one_each(tmp_path: Path):
@@ -69,10 +74,11 @@ def test_rows_of_numbers_beside_texts_count_as_one_each(tmp_path: Path):
             "rows": {"path": str(tmp_path / "x.parquet"), "features": "x"},
         },
     )
-    indexed(settings)
+    summary = indexed(settings)
+    assert (summary["rows"], summary["tokens"]) == (5, 14)
     run = RunFolder(tmp_path / "run")
     found = {
-        part.source: read_table(run.lengths(part, "characters").path)["num_tokens"].to_list()
+        part.source: read_counts(run, part, "characters")["num_tokens"].to_list()
         for part in run.partitions()
     }
     assert found == {"rows": [1, 1, 1], "texts": [4, 7]}

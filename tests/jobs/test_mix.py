@@ -12,6 +12,7 @@ from curate.plan.mixture import load_mixture
 from jobs.mix import budget_tokens, mix_run, plan_mix
 from jobs.settings import parse_settings
 from tests.jobs.scored_run import POOL, scored_run, tables
+from tests.tiny_models import byte_tokenizer
 
 
 def test_sizes_are_the_training_rows_and_the_default_budget_is_the_share_of_the_tokens(
@@ -56,10 +57,12 @@ def test_it_is_made_once_and_again_when_budget_options_or_data_change(tmp_path: 
 
 
 def test_a_domain_without_training_tokens_is_left_out_and_named(tmp_path: Path):
-    settings = scored_run(tmp_path, mix={"mixer": "uniform"})
+    byte_tokenizer(merges=False).save_pretrained(tmp_path / "bytes")
+    plan = {"tokenizer": str(tmp_path / "bytes")}
+    settings = scored_run(tmp_path, mix={"mixer": "uniform"}, plan=plan)
     run = tmp_path / "run"
     mix_run(settings, pool=POOL)
-    for path in (run / "lengths" / "characters").glob("*.parquet"):
+    for path in (run / "lengths").glob("*/*.parquet"):
         table = pl.read_parquet(path)
         if table["file"][0] == "small.parquet":
             table.with_columns(num_tokens=pl.lit(0, pl.Int64)).write_parquet(path)

@@ -138,14 +138,14 @@ def test_a_mixture_is_realised_in_phases_with_copies(tmp_path: Path):
     )
     mix_run(settings, pool=POOL)
     summary = plan_run(settings, pool=POOL)
-    plan, lengths = tables(settings, "plan"), tables(settings, "lengths/characters")
+    plan = tables(settings, "plan")
     assert plan["phases"].dtype == pl.List(pl.UInt16)
     assert (plan["phases"].list.sum() == plan["copies"]).all()
     examples = tables(settings, "examples")
     mixture = json.loads((tmp_path / "run/mixtures/cooldown/mixture.json").read_text())
     for phase in (0, 1):
         copies = plan["phases"].list.get(phase)
-        tokens = (copies * lengths["num_tokens"]).to_numpy()
+        tokens = (copies * examples["num_chars"]).to_numpy()
         for domain in SIZES:
             asked = 3000 * mixture["phases"][phase]["weights"][domain]
             own = tokens[(examples["domain"] == domain).to_numpy()].sum()
@@ -167,9 +167,9 @@ def test_more_than_repeats_allow_is_a_shortfall_that_is_said(tmp_path: Path):
     summary = plan_run(settings, pool=POOL)
     assert summary["asked"] == 30_000
     assert summary["shortfall"] == 30_000 - 2 * sum(
-        lengths
-        for lengths, reason in zip(
-            tables(settings, "lengths/characters")["num_tokens"],
+        num_chars
+        for num_chars, reason in zip(
+            tables(settings, "examples")["num_chars"],
             tables(settings, "plan")["reason"],
             strict=True,
         )

@@ -324,6 +324,18 @@ def test_the_effective_size_is_kish_s_of_the_plan_s_weights(document: Document, 
     assert document.weights.by_copies == [("1", kept.height)]
 
 
+def test_steep_weights_are_counted_on_a_logarithmic_scale_and_say_so(world: Path):
+    weights = {"score": "odd", "clip": [1e-3, 1e3]}
+    plan = {"score": "quality.quality", "keep": 0.4, "weights": weights, "force": True}
+    score = {"scorers": [{"external": {"quality": str(world / "quality.parquet")}}]}
+    run = made(world, run="steep", plan=plan, evaluation={}, score=score)
+    found = gather(run, examples=0).weights
+    assert found is not None
+    assert found.scale == "log"
+    steps = np.diff(np.log(found.edges))
+    assert steps == pytest.approx(steps.mean(), rel=1e-6)
+
+
 def test_agreement_is_spearman_s_over_rows_that_both_have(document: Document, rows: pl.DataFrame):
     found = document.agreement
     assert found is not None
@@ -510,6 +522,8 @@ def test_of_very_many_domains_the_largest_are_told_and_the_rest_together(tmp_pat
         assert len(named) <= 201
     assert sum(shift.rows for shift in found.shifts.domains) == length.everything.rows
     assert sum(domain.asked for domain in found.mixture.domains) == pytest.approx(1, abs=1e-4)
+    (budget,) = [fact.value for fact in found.mixture.facts if fact.name == "budget"]
+    assert budget.endswith(" characters")  # as no tokenizer is set
     assert found.mixture.domains[-1].domain == f"{found.mixture.domains[-1].num_domains:,} others"
     assert length.by_label == found.shifts.labels == []
     assert len(json.dumps(values(found))) < 300_000

@@ -114,19 +114,19 @@ def test_every_damaged_file_of_a_run_is_named(tmp_path: Path):
     write_json(root / "config.yaml", {"run": str(root), "sources": {}})
     whole = verify_shards(root)
     tables = len(RunFolder(root).partitions())
-    assert whole["files"] == 5 * tables + 2  # index, lengths, el2n, loss, plan; two documents
+    assert whole["files"] == 4 * tables + 2  # index, el2n, loss, plan; two documents
     write_run(settings, pool=POOL)
     assert verify_shards(root)["rows"] == verify_shards(root / "shards")["rows"]
     part, other = RunFolder(root).partitions()[:2]
     damaged = {
         "scores/el2n": RunFolder(root).scores(part, "el2n"),
         "plan": RunFolder(root).planned(other),
-        "lengths/characters": RunFolder(root).lengths(part, "characters"),
+        "scores/loss": RunFolder(root).scores(part, "loss"),
         "examples": RunFolder(root).examples(part),
     }
     flip(damaged["scores/el2n"].path)
     flip(damaged["plan"].path)
-    damaged["lengths/characters"].path.unlink()
+    damaged["scores/loss"].path.unlink()
     damaged["examples"].mark_path.write_text("[]")
     shard = next((root / "shards").rglob("*.parquet"))
     flip(shard)
@@ -135,7 +135,7 @@ def test_every_damaged_file_of_a_run_is_named(tmp_path: Path):
     assert sorted(caught.value.problems) == sorted([
         f"scores/el2n/{part.name}.parquet: changed: its digest is another",
         f"plan/{other.name}.parquet: changed: its digest is another",
-        f"lengths/characters/{part.name}.parquet: missing",
+        f"scores/loss/{part.name}.parquet: missing",
         f"examples/{part.name}.parquet: its mark is damaged",
         f"{shard.relative_to(root).as_posix()}: changed: its digest is another",
     ])  # fmt: skip

@@ -27,7 +27,7 @@ pc: Any = pyarrow.compute
 
 _BLOCK_BYTES = 1 << 22
 _LONGEST_ROW_BYTES = 1 << 29
-_NULLS = pa.array(["", "#N/A", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null"], pa.binary())
+_NULLS = (b"", b"#N/A", b"N/A", b"NA", b"NULL", b"NaN", b"n/a", b"nan", b"null")
 _CANDIDATES = (pa.int64(), pa.float64(), pa.bool_())
 _DETAIL_CHARS = 80
 
@@ -99,7 +99,7 @@ class _Guess:
     def observe(self, cells: pa.Array) -> None:
         if self.at == len(_CANDIDATES):
             return
-        cells = cells.filter(pc.invert(pc.is_in(cells, _NULLS))).drop_null()
+        cells = cells.filter(pc.invert(pc.is_in(cells, pa.array(_NULLS, pa.binary())))).drop_null()
         if not len(cells):
             return
         self.seen = True
@@ -280,7 +280,7 @@ def _cast(texts: pa.Array, guess: _Guess) -> pa.Array:
         return texts
     if pa.types.is_null(kind):
         return pa.nulls(len(texts))
-    nothing = pc.is_in(texts, _NULLS.cast(pa.large_string()))
+    nothing = pc.is_in(texts, pa.array(_NULLS, pa.binary()).cast(pa.large_string()))
     return pc.if_else(nothing, pa.scalar(None, pa.large_string()), texts).cast(kind)
 
 
