@@ -84,6 +84,10 @@ class Shards:
     compression_level: int | None = None
     """Level of the codec: 1 to 22 for zstd, 1 to 9 for gzip, 1 to 12 for lz4; None is the codec's
     own default."""
+    content_chunks: bool = False
+    """Parquet pages end where the content says, so that a store that keeps equal chunks once, such
+    as the Hugging Face Hub, takes in only what a new plan has changed; a tenth of the time of
+    encoding."""
     packing: Packing = field(default_factory=Packing)
     """For `packed` and `megatron`."""
 

@@ -1,6 +1,7 @@
 import io
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,24 @@ def test_a_codec_and_level_that_pass_can_be_written(codec: Any, level: int | Non
     found = pq.read_metadata(io.BytesIO(sink.getvalue())).row_group(0).column(0).compression
     wanted = {"none": "UNCOMPRESSED"}.get(codec, codec.upper())
     assert found == wanted
+
+
+def test_pages_that_end_where_the_content_says_are_the_same_behind_a_row_more():
+    generator = np.random.default_rng(0)
+    rows = pa.array([generator.bytes(2000) for _ in range(4000)])
+    more = pa.concat_arrays([pa.array([generator.bytes(700)]), rows])
+    for wanted in (False, True):
+        settings = Shards(content_chunks=wanted, compression="none")
+        one, other = (written(values, settings) for values in (rows, more))
+        # Some pages of 1 MB at most, with their heads.
+        assert (one[len(one) // 2 :][: 3 << 20] in other) == wanted
+
+
+def written(values: pa.Array, settings: Shards) -> bytes:
+    sink = io.BytesIO()
+    options: dict[str, Any] = {**writer_options(settings), "use_dictionary": False}
+    pq.write_table(pa.table({"n": values}), sink, **options)
+    return sink.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Parquet, the default: files with a page index, and pages cut by content.
+"""Parquet, the default: files with a page index.
 
 data/<domain>/train-00000-of-00024.parquet
 """
@@ -16,6 +16,7 @@ from curate.data.shard_dictionaries import compared_columns, repeating_columns
 from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Shard
 from curate.data.shard_settings import Shards
+from curate.errors import ConfigError
 
 
 def writer_options(settings: Shards) -> dict[str, Any]:
@@ -25,9 +26,12 @@ def writer_options(settings: Shards) -> dict[str, Any]:
         "compression_level": settings.compression_level,
         "write_page_index": True,
     }
-    if int(pa.__version__.split(".")[0]) >= 21:
-        # Pages are cut where the content says, so that a store that keeps equal chunks once
-        # takes in only what a new plan changed.
+    if settings.content_chunks:
+        if int(pa.__version__.split(".")[0]) < 21:
+            raise ConfigError(
+                f"shards.content_chunks needs pyarrow 21 or newer, and this is {pa.__version__}",
+                fix="install a newer pyarrow, or remove shards.content_chunks",
+            )
         options["use_content_defined_chunking"] = True
     return options
 
