@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
@@ -81,6 +82,11 @@ def _lasting(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def software() -> dict[str, str]:
     """Versions of what the numbers depend on, and the kind of machine."""
+    return dict(_software())
+
+
+@cache
+def _software() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": f"{sys.platform}-{platform.machine()}"}
     for package in _PACKAGES:
         try:

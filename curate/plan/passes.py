@@ -13,7 +13,7 @@ from curate.errors import CurateError
 from curate.plan.expression import Expression, Values
 from curate.plan.groups import Batch, Cells, Groups, add_up, wide_enough
 from curate.plan.realise import Demand, Ints, Supply
-from curate.plan.rules import Order, Thresholds, Weighing, Window, decide, weights_of
+from curate.plan.rules import Order, Thresholds, Weighing, Window, copies_of, weights_of
 from curate.plan.scoring import Moments, MomentSums, Passes, scoring_passes
 from curate.plan.select import Block, Found, Search, Target, is_before
 from curate.plan.weights import WeightSums, check_effective_share, effective_size
@@ -190,7 +190,7 @@ def weigh_passes(plan: Thresholds, expression: Expression) -> Passes[Thresholds]
     raw, clipped = WeightSums(), WeightSums()
 
     def add_raw(batch: Batch) -> None:
-        raw.add(np.maximum(scoring.values(batch), 0), decide(batch, plan).copies)
+        raw.add(np.maximum(scoring.values(batch), 0), copies_of(batch, plan))
 
     yield add_raw
     if plan.kept_rows and not raw.mean > 0:
@@ -201,8 +201,8 @@ def weigh_passes(plan: Thresholds, expression: Expression) -> Passes[Thresholds]
     weighed = replace(plan, weighing=Weighing(scoring, raw.mean or 1.0, 1.0))
 
     def add_clipped(batch: Batch) -> None:
-        decision = decide(batch, weighed)
-        clipped.add(weights_of(batch, decision, weighed), decision.copies)
+        copies = copies_of(batch, weighed)
+        clipped.add(weights_of(batch, copies, weighed), copies)
 
     yield add_clipped
     settings = plan.settings

@@ -166,7 +166,7 @@ def apply_plan(frame: pl.DataFrame, plan: Thresholds) -> pl.DataFrame:
     copies = np.zeros(frame.height, np.uint32)
     copies[training] = decision.copies
     weight = np.zeros(frame.height, np.float32)
-    weight[training] = weights_of(batch, decision, plan)
+    weight[training] = weights_of(batch, decision.copies, plan)
     reason = np.full(frame.height, REASONS.index("held_out"), np.int8)
     reason[training] = decision.reason
     table = frame.select(KEY).with_columns(

@@ -5,7 +5,7 @@ Shapes: N training rows of a partition, G groups, P phases.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,14 +190,27 @@ class Order:
 class Decision:
     """What a plan says of the training rows of a partition."""
 
-    group: NDArray[np.int64]
-    """(N,) -1 where a row was dropped."""
     copies: NDArray[np.int64]
     """(N,)"""
     by_phase: NDArray[np.int64]
     """(N, P)"""
     reason: NDArray[np.int8]
     """(N,) index into `REASONS`."""
+
+
+class _Reached(NamedTuple):
+    """How far a plan comes with rows that it does not drop."""
+
+    group: NDArray[np.int64]
+    """(N,) index into the rules."""
+    copies: NDArray[np.int64]
+    """(N, P) by the end of each phase."""
+    scored: NDArray[np.bool_]
+    """(N,) whether they have all that the order needs."""
+    dropped: NDArray[np.bool_]
+    """(N,) whether they are at the end that `drop_first` leaves out."""
+    drawn: NDArray[np.bool_] | bool
+    """(N,) whether a draw, and not the score, decides on them."""
 
 
 def decide(batch: Batch, plan: Thresholds) -> Decision:
@@ -207,17 +220,37 @@ def decide(batch: Batch, plan: Thresholds) -> Decision:
     rest = ~plan.drop.holds(batch)
     inner = _decide(batch.take(rest), plan)
     found = Decision(
-        np.full(len(rest), -1, np.int64),
         np.zeros(len(rest), np.int64),
         np.zeros((len(rest), len(plan.phases)), np.int64),
         np.full(len(rest), _CODES["dropped"], np.int8),
     )
-    found.group[rest], found.copies[rest] = inner.group, inner.copies
-    found.by_phase[rest], found.reason[rest] = inner.by_phase, inner.reason
+    found.copies[rest], found.by_phase[rest] = inner.copies, inner.by_phase
+    found.reason[rest] = inner.reason
+    return found
+
+
+def copies_of(batch: Batch, plan: Thresholds) -> NDArray[np.int64]:
+    """(N,) how often each training row is used: of a decision, what most ask for."""
+    if plan.drop is None:
+        return _reach(batch, plan).copies[:, -1]
+    rest = ~plan.drop.holds(batch)
+    found = np.zeros(len(rest), np.int64)
+    found[rest] = _reach(batch.take(rest), plan).copies[:, -1]
     return found
 
 
 def _decide(batch: Batch, plan: Thresholds) -> Decision:
+    group, copies, scored, dropped, drawn = _reach(batch, plan)
+    no_share = np.array([rule.share <= 0 for rule in plan.rules], np.bool_)[group]
+    reason = np.where(drawn, np.int8(_CODES["draw"]), np.int8(_CODES["score"]))
+    # From the weakest to the strongest.
+    for name, holds in (("dropped_extreme", dropped), ("unscored", ~scored),
+                        ("no_share", no_share), ("kept", copies[:, -1] > 0)):  # fmt: skip
+        reason = np.where(holds, np.int8(_CODES[name]), reason)
+    return Decision(copies[:, -1], np.diff(copies, axis=1, prepend=0), reason)
+
+
+def _reach(batch: Batch, plan: Thresholds) -> _Reached:
     groups = Groups(plan.grouping, [rule.group for rule in plan.rules])
     group = groups.of(batch)
     if len(groups) > len(plan.rules):
@@ -238,21 +271,14 @@ def _decide(batch: Batch, plan: Thresholds) -> Decision:
         scored &= ~np.isnan(places)
         key = order.by_place(scores, places, hashes)
     eligible = scored & ~dropped
-    reached = np.zeros((len(group), len(plan.phases)), np.int64)
+    copies = np.zeros((len(group), len(plan.phases)), np.int64)
     for phase in range(len(plan.phases)):
         windows = [rule.windows[phase] for rule in plan.rules]
-        reached[:, phase] = eligible * copies_by_windows(windows, group, key, hashes)
-    no_share = np.array([rule.share <= 0 for rule in plan.rules], np.bool_)[group]
-    drawn = np.full(len(group), scores is None or order.is_drawn)
+        copies[:, phase] = eligible * copies_by_windows(windows, group, key, hashes)
+    drawn: NDArray[np.bool_] | bool = scores is None or order.is_drawn
     if places is not None and scores is not None:
         drawn = places != NO_CANDIDATE
-    reason = np.select(
-        [reached[:, -1] > 0, no_share, ~scored, dropped, drawn],
-        [_CODES[name] for name in ("kept", "no_share", "unscored", "dropped_extreme", "draw")],
-        _CODES["score"],
-    )
-    by_phase = np.diff(reached, axis=1, prepend=0)
-    return Decision(group, reached[:, -1], by_phase, reason.astype(np.int8))
+    return _Reached(group, copies, scored, dropped, drawn)
 
 
 def copies_by_windows(
@@ -265,12 +291,17 @@ def copies_by_windows(
     return full[group] + (high & ~low)
 
 
-def weights_of(batch: Batch, decision: Decision, plan: Thresholds) -> Values:
-    """(N,) loss weights: mean 1 over kept copies, 0 for rows that are not kept."""
-    weight = np.ones(len(decision.copies))
-    if plan.weighing is not None and plan.settings.weights is not None:
-        values = plan.weighing.scoring.values(batch)
-        clip = plan.settings.weights.clip
-        weight = relative_weights(values, mean=plan.weighing.mean, clip=clip)
-        weight = weight / plan.weighing.clipped_mean
-    return np.where(decision.copies > 0, weight, 0.0)
+def weights_of(batch: Batch, copies: NDArray[np.int64], plan: Thresholds) -> Values:
+    """(N,) loss weights: mean 1 over kept copies, 0 for rows that are not kept.
+
+    Args:
+        batch: (N,) training rows.
+        copies: (N,) how often each is used.
+        plan: the plan.
+    """
+    if plan.weighing is None or plan.settings.weights is None:
+        return (copies > 0).astype(np.float64)
+    values = plan.weighing.scoring.values(batch)
+    clip = plan.settings.weights.clip
+    weight = relative_weights(values, mean=plan.weighing.mean, clip=clip)
+    return np.where(copies > 0, weight / plan.weighing.clipped_mean, 0.0)

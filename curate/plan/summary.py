@@ -14,7 +14,15 @@ from curate.plan.batches import Tables
 from curate.plan.expression import Values
 from curate.plan.groups import PLACE, Batch, Cells, add_up, wide_enough
 from curate.plan.positions import number_of
-from curate.plan.rules import REASONS, Decision, Rule, Thresholds, decide, weights_of
+from curate.plan.rules import (
+    REASONS,
+    Decision,
+    Rule,
+    Thresholds,
+    copies_of,
+    decide,
+    weights_of,
+)
 from curate.plan.select import END
 from curate.plan.weights import WeightSums
 from curate.plan.yardsticks import YARDSTICKS
@@ -41,7 +49,7 @@ def summarise(
     """
     columns = sorted(f"{scorer}.{c}" for scorer, names in tables.scorers.items() for c in names)
     own = _Tally(plan, [*columns, "num_tokens"])
-    others = {name: _Tally(other, ["num_tokens"]) for name, other in yardsticks.items()}
+    others = {name: _Beside(other) for name, other in yardsticks.items()}
     held_out = 0
     read = [*columns, *([PLACE] if plan.settings.is_diverse else [])]
     with_labels = plan.grouping.within == "label"
@@ -49,11 +57,11 @@ def summarise(
         held_out += batch.held_out
         score = None if plan.scoring is None else plan.scoring.values(batch)
         decision = decide(batch, plan)
-        own.add(batch, decision, score, decision)
+        own.add(batch, decision, score)
         for tally in others.values():
-            tally.add(batch, decide(batch, tally.plan), score, decision)
-    for tally in (own, *others.values()):
-        tally.finish()
+            tally.add(batch, decision.copies, score)
+    for sums in (own.kept_rows, own.dropped_rows, *(tally.kept_rows for tally in others.values())):
+        sums.finish()
     return _report(plan, own, others, held_out)
 
 
@@ -66,8 +74,10 @@ class _Mean:
 
     def add(self, values: Values, counts: NDArray[np.int64]) -> None:
         finite = np.isfinite(values)
-        self.total += float((values[finite] * counts[finite]).sum())
-        self.count += int(counts[finite].sum())
+        if not finite.all():
+            values, counts = np.where(finite, values, 0.0), np.where(finite, counts, 0)
+        self.total += float((values * counts).sum())
+        self.count += int(counts.sum())
 
     @property
     def value(self) -> float | None:
@@ -75,47 +85,67 @@ class _Mean:
 
 
 @dataclass(slots=True)
+class _Sums:
+    """Whole numbers of rows, summed up by cell, then by domain."""
+
+    size: int
+    cells: Cells = field(default_factory=lambda: Cells(False))
+    _by_cell: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """(size, cells)"""
+    domains: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
+    """Domain -> (size,), once all batches have been added."""
+
+    def add(self, batch: Batch, *amounts: NDArray[np.int64]) -> None:
+        """Add `size` numbers of each row."""
+        self.cells = batch.cells
+        known = self._by_cell if len(self._by_cell) else np.zeros((self.size, 0), np.int64)
+        self._by_cell = wide_enough(known, len(self.cells.cells))
+        add_up(self._by_cell, batch.cell, *amounts)
+
+    def finish(self) -> None:
+        for cell, own in zip(self.cells.cells, self._by_cell.T, strict=False):
+            self.domains[cell.domain] = self.domains.get(cell.domain, 0) + own
+
+    def of(self, domain: str) -> list[int]:
+        """(size,)"""
+        return self.domains.get(domain, np.zeros(self.size, np.int64)).tolist()
+
+    @property
+    def total(self) -> list[int]:
+        """(size,) of all domains."""
+        return self._by_cell.sum(axis=1).tolist() if len(self._by_cell) else [0] * self.size
+
+
+@dataclass(slots=True)
 class _Tally:
-    """What one plan does with all rows."""
+    """What a plan does with all rows."""
 
     plan: Thresholds
     columns: list[str]
     """Columns whose means are shown."""
     reasons: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(REASONS), np.int64))
-    cells: Cells = field(default_factory=lambda: Cells(False))
-    _kept_by_cell: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 0), np.int64))
-    """(3, cells) kept rows, copies and tokens."""
-    _dropped_by_cell: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
-    """(2, cells) rows and tokens that `drop` left out."""
+    kept_rows: _Sums = field(default_factory=lambda: _Sums(3))
+    """Kept rows, copies and tokens."""
+    dropped_rows: _Sums = field(default_factory=lambda: _Sums(2))
+    """Rows and tokens that `drop` left out."""
     weights: WeightSums = field(default_factory=WeightSums)
     kept: dict[str, _Mean] = field(default_factory=dict[str, _Mean])
     dropped: dict[str, _Mean] = field(default_factory=dict[str, _Mean])
     most_copies: int = 0
     repeated: int = 0
     """Rows with more than one copy."""
-    shared: int = 0
-    """Rows that the plan beside it keeps too."""
-    domains: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
-    """Domain -> kept rows, copies and tokens."""
-    dropped_of: dict[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
-    """Domain -> rows and tokens that `drop` left out."""
 
-    def add(self, batch: Batch, decision: Decision, score: Values | None, beside: Decision) -> None:
+    def add(self, batch: Batch, decision: Decision, score: Values | None) -> None:
         copies = decision.copies
         is_kept = copies > 0
         self.reasons += np.bincount(decision.reason, minlength=len(REASONS))
-        self.weights.add(weights_of(batch, decision, self.plan), copies)
+        self.weights.add(weights_of(batch, copies, self.plan), copies)
         self.repeated += int((copies > 1).sum())
         self.most_copies = max(self.most_copies, int(copies.max(initial=0)))
-        self.shared += int((is_kept & (beside.copies > 0)).sum())
-        self.cells = batch.cells
-        self._kept_by_cell = wide_enough(self._kept_by_cell, len(self.cells.cells))
-        amounts = (is_kept.astype(np.int64), copies, copies * batch.tokens)
-        add_up(self._kept_by_cell, batch.cell, *amounts)
+        self.kept_rows.add(batch, is_kept.astype(np.int64), copies, copies * batch.tokens)
         if self.plan.drop is not None:
             out = decision.reason == REASONS.index("dropped")
-            self._dropped_by_cell = wide_enough(self._dropped_by_cell, len(self.cells.cells))
-            add_up(self._dropped_by_cell, batch.cell, out.astype(np.int64), out * batch.tokens)
+            self.dropped_rows.add(batch, out.astype(np.int64), out * batch.tokens)
         values = {column: batch.column(column) for column in self.columns}
         if score is not None:
             values["plan.score"] = score
@@ -123,35 +153,41 @@ class _Tally:
             self.kept.setdefault(name, _Mean()).add(column, copies)
             self.dropped.setdefault(name, _Mean()).add(column, (~is_kept).astype(np.int64))
 
-    def finish(self) -> None:
-        """Sum up by domain, once all batches have been added."""
-        self.domains = _by_domain(self.cells, self._kept_by_cell)
-        self.dropped_of = _by_domain(self.cells, self._dropped_by_cell)
-
     def there(self, domain: str) -> tuple[int, int]:
         """Training rows and tokens of a domain, what was dropped included."""
         rows, tokens = self.plan.domains.get(domain, (0, 0))
-        more = self.dropped_of.get(domain, np.zeros(2, np.int64)).tolist()
+        more = self.dropped_rows.of(domain)
         return rows + more[0], tokens + more[1]
 
-    def kept_of(self, domain: str) -> list[int]:
-        """Kept rows, copies and tokens of a domain."""
-        return self.domains.get(domain, np.zeros(3, np.int64)).tolist()
 
+@dataclass(slots=True)
+class _Beside:
+    """What a yardstick does with all rows."""
 
-def _by_domain(cells: Cells, amounts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-    found: dict[str, NDArray[np.int64]] = {}
-    for cell, own in zip(cells.cells, amounts.T, strict=False):
-        found[cell.domain] = found.get(cell.domain, 0) + own
-    return found
+    plan: Thresholds
+    kept_rows: _Sums = field(default_factory=lambda: _Sums(3))
+    """Kept rows, copies and tokens."""
+    shared: int = 0
+    """Rows that the plan keeps too."""
+    score: _Mean = field(default_factory=_Mean)
+    """Of the plan."""
+
+    def add(self, batch: Batch, own: NDArray[np.int64], score: Values | None) -> None:
+        """Add rows; `own` is the plan's (N,) copies, `score` its (N,) values."""
+        copies = copies_of(batch, self.plan)
+        is_kept = copies > 0
+        self.shared += int((is_kept & (own > 0)).sum())
+        self.kept_rows.add(batch, is_kept.astype(np.int64), copies, copies * batch.tokens)
+        if score is not None:
+            self.score.add(score, copies)
 
 
 def _report(
-    plan: Thresholds, own: _Tally, others: Mapping[str, _Tally], held_out: int
+    plan: Thresholds, own: _Tally, others: Mapping[str, _Beside], held_out: int
 ) -> dict[str, Any]:
-    domains = sorted({*plan.domains, *own.dropped_of})
+    domains = sorted({*plan.domains, *own.dropped_rows.domains})
     rows, tokens = (sum(own.there(domain)[i] for domain in domains) for i in range(2))
-    dropped = [sum(int(sizes[i]) for sizes in own.dropped_of.values()) for i in range(2)]
+    dropped = own.dropped_rows.total
     reasons = dict(zip(REASONS, own.reasons.tolist(), strict=True)) | {"held_out": held_out}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -244,11 +280,11 @@ def _there(plan: Thresholds, rule: Rule) -> int:
 def _emptied(plan: Thresholds, own: _Tally) -> list[str]:
     """Domains that a score nearly wipes out, which nobody asked for."""
     rows = sum(sizes[0] for sizes in plan.domains.values())
-    gone = sorted(set(own.dropped_of) - set(plan.domains))
+    gone = sorted(set(own.dropped_rows.domains) - set(plan.domains))
     lost = [f"plan.drop leaves nothing of the domain {', '.join(gone[:5])}"] if gone else []
     if plan.weights is not None or plan.kept_rows < _FEW_OF_MANY * rows:
         return lost
-    left = {name: own.kept_of(name)[0] / sizes[0] for name, sizes in plan.domains.items()}
+    left = {name: own.kept_rows.of(name)[0] / sizes[0] for name, sizes in plan.domains.items()}
     few = [f"{name} ({100 * share:.2g} %)" for name, share in left.items() if share < _FEW]
     if not few:
         return lost
@@ -263,7 +299,7 @@ def _emptied(plan: Thresholds, own: _Tally) -> list[str]:
 def _domain(plan: Thresholds, own: _Tally, domain: str) -> dict[str, Any]:
     rows, tokens = own.there(domain)
     left = plan.domains.get(domain, (0, 0))[1]
-    kept_rows, copies, kept_tokens = own.kept_of(domain)
+    kept_rows, copies, kept_tokens = own.kept_rows.of(domain)
     asked = None if plan.weights is None else plan.weights.get(domain, 0.0)
     return {
         "rows": rows,
@@ -299,19 +335,19 @@ def _cut_score(plan: Thresholds, cut: int) -> float | None:
     return _number(-value if plan.settings.order == "hardest" else value)
 
 
-def _yardstick(name: str, tally: _Tally, own: _Tally) -> dict[str, Any]:
+def _yardstick(name: str, tally: _Beside, own: _Tally) -> dict[str, Any]:
     plan = tally.plan
-    score = tally.kept.get("plan.score")
-    named = sorted({*plan.domains, *own.plan.domains, *own.dropped_of})
-    domains = {domain: tally.kept_of(domain) for domain in named}
+    named = sorted({*plan.domains, *own.plan.domains, *own.dropped_rows.domains})
+    domains = {domain: tally.kept_rows.of(domain) for domain in named}
+    _, copies, tokens = tally.kept_rows.total
     return {
         "what": YARDSTICKS.get(name, name),
         "rows": plan.kept_rows,
         "copies": plan.kept_copies,
         "tokens": plan.kept_tokens,
         "overlap": _number(tally.shared / own.plan.kept_rows) if own.plan.kept_rows else None,
-        "mean_score": None if score is None else score.value,
-        "mean_tokens": tally.kept["num_tokens"].value,
+        "mean_score": tally.score.value,
+        "mean_tokens": _number(tokens / copies) if copies else None,
         "domains": {
             domain: {"rows": rows, "copies": copies, "tokens": tokens}
             for domain, (rows, copies, tokens) in domains.items()
