@@ -266,6 +266,7 @@ def weights_of(counted: Counted) -> Weights | None:
         edges=bins.edges,
         distribution=tally.distribution([0]),
         by_copies=by_power(counted.survey.copies),
+        scale=bins.scale,
     )
 
 

@@ -443,6 +443,8 @@ class Weights:
     """Of the loss weights of kept rows; one bin where all are equal."""
     by_copies: list[tuple[str, int]]
     """Copies in words (`1`, `2`, `4 to 7` ...) -> kept rows."""
+    scale: Literal["linear", "log"] = "linear"
+    """Of the edges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

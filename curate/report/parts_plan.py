@@ -134,7 +134,13 @@ def _weights(it: Weights) -> list[Block]:
         blocks.append(
             Figure(
                 title="Weights for the loss",
-                spec=charts.histogram(it.edges, series, title="weight", count="kept examples"),
+                spec=charts.histogram(
+                    it.edges,
+                    series,
+                    title="weight",
+                    log=it.scale == "log",
+                    count="kept examples",
+                ),
                 table=Table(
                     caption="Weights in bins",
                     quiet=True,

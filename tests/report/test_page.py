@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from report import page_document
@@ -428,3 +428,15 @@ def test_round_numbers_at_an_axis_are_written_out() -> None:
         seen = re.findall(r">([^<>]*)</text>", vl_convert.vegalite_to_svg({**spec, "width": 500}))
         assert {"10", "20", "40"} <= set(seen)
         assert not [text for text in seen if "e+" in text]
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_weights_are_drawn_on_the_scale_of_their_bins(scale: Literal["linear", "log"]) -> None:
+    whole = page_document.document()
+    assert whole.weights is not None
+    weights = replace(whole.weights, scale=scale)
+    if scale == "log":
+        edges = [10.0**at for at in range(-len(weights.edges), 0)]
+        weights = replace(weights, edges=edges)
+    (figure,) = [it for it in figures(replace(whole, weights=weights)) if "Weights" in it.title]
+    assert figure.spec["layer"][0]["encoding"]["x"]["scale"]["type"] == scale
