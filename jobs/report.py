@@ -230,7 +230,8 @@ def _measures(work: _Work) -> dict[str, str]:
 def _mixture(work: _Work, counted: Counted, mixer: str | None) -> Mixture | None:
     plan = work.summary if work.tables.has_plan else None
     realised = domains_of(plan) if plan else []
-    return mixture_of(counted.survey.tables.run, mixer, realised)
+    tables = counted.survey.tables
+    return mixture_of(tables.run, mixer, realised, unit=tables.unit)
 
 
 def _facts(

@@ -27,13 +27,16 @@ _STEPS = 200
 _RUNS = 6
 
 
-def mixture_of(run: RunFolder, mixer: str | None, realised: Sequence[Domain]) -> Mixture | None:
+def mixture_of(
+    run: RunFolder, mixer: str | None, realised: Sequence[Domain], *, unit: str = "tokens"
+) -> Mixture | None:
     """What the mixer asks for and what the plan made of it; None where there is no mixture.
 
     Args:
         run: the run folder.
         mixer: of the settings.
         realised: the domains by `jobs.show`; without what is kept before there is a plan.
+        unit: what the run counts where a mixture says tokens.
 
     Raises:
         InputError: the mixture is damaged.
@@ -56,7 +59,7 @@ def mixture_of(run: RunFolder, mixer: str | None, realised: Sequence[Domain]) ->
         domains=domains,
         paths=_paths(run.mixtures / mixer / "trajectory.parquet", shown[:_LINES]),
         notes=list(asked.notes),
-        facts=_facts(mixer, asked, value),
+        facts=_facts(mixer, asked, value, unit),
     )
 
 
@@ -90,12 +93,13 @@ def _sum(shares: Any) -> float | None:
     return rounded(math.fsum(known)) if known else None
 
 
-def _facts(mixer: str, asked: Asked, value: Mapping[str, Any]) -> list[Fact]:
+def _facts(mixer: str, asked: Asked, value: Mapping[str, Any], unit: str) -> list[Fact]:
     facts = [Fact(name="mixer", value=mixer), Fact(name="domains", value=f"{len(asked.why):,}")]
     if len(asked.phases) > 1:
         facts.append(Fact(name="phases", value=f"{len(asked.phases)}"))
     if "budget_tokens" in value:
-        facts.append(Fact(name="budget", value=f"{value['budget_tokens']:,.0f} {value['unit']}"))
+        counted = unit if value["unit"] == "tokens" else value["unit"]
+        facts.append(Fact(name="budget", value=f"{value['budget_tokens']:,.0f} {counted}"))
     return facts
 
 

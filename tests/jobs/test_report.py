@@ -522,6 +522,8 @@ def test_of_very_many_domains_the_largest_are_told_and_the_rest_together(tmp_pat
         assert len(named) <= 201
     assert sum(shift.rows for shift in found.shifts.domains) == length.everything.rows
     assert sum(domain.asked for domain in found.mixture.domains) == pytest.approx(1, abs=1e-4)
+    (budget,) = [fact.value for fact in found.mixture.facts if fact.name == "budget"]
+    assert budget.endswith(" characters")  # as no tokenizer is set
     assert found.mixture.domains[-1].domain == f"{found.mixture.domains[-1].num_domains:,} others"
     assert length.by_label == found.shifts.labels == []
     assert len(json.dumps(values(found))) < 300_000
