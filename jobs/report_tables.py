@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from curate.data.counts import CHARACTERS, EXAMPLES, counts_output
 from curate.data.example import KEY, TRAIN
 from curate.data.layout import RunFolder
 from curate.data.manifest import load_manifest
@@ -23,7 +24,6 @@ from curate.plan.expression import (
 from curate.plan.groups import Cells, Grouping, batch_of
 from curate.plan.plan import run_together
 from curate.plan.scoring import Scoring, scoring_passes, without_dropped
-from jobs.lengths import CHARACTERS, EXAMPLES
 from jobs.plan_tables import open_tables, read_frame, score_columns
 from jobs.settings import Settings
 
@@ -203,7 +203,7 @@ def _lengths(run: RunFolder, parts: Sequence[Partition]) -> str | None:
     if not facts or not parts:
         return None
     digest = str(facts["digest"])
-    why = _lacking(run, parts, [run.lengths(part, digest) for part in parts])
+    why = _lacking(run, parts, [counts_output(run, part, digest) for part in parts])
     return digest if why is None else None
 
 
