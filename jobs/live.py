@@ -221,8 +221,10 @@ def live(
     over = Event()
 
     def write() -> None:
-        with suppress(OutputError, OSError):  # of a full disk the tasks themselves will tell
+        try:
             write_json(path, tracker.values(), flush=False)
+        except (OutputError, OSError):  # of a full disk the tasks themselves will tell
+            tracker.changed = True
 
     def watch() -> None:
         while not over.wait(_SECONDS):

@@ -4,9 +4,11 @@ import json
 import time
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
+from curate.data.files import write_json
 from curate.errors import InputError
 from jobs.live import clear_live, live, read_live
 
@@ -163,6 +165,24 @@ def test_without_a_run_folder_nothing_is_written_and_the_sums_are_there():
     with live(None, "score", total=1) as tracker:
         tracker.finished("a", "w", 1.0, {"rows": 5, "num_tokens": None})
     assert (tracker.done, tracker.rows, tracker.num_tokens) == (1, 5, 0)
+
+
+def test_a_write_that_fails_is_made_good_though_nothing_else_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / ".live").write_text("a file where the folder should be")
+    tried: list[Path] = []
+
+    def note(path: Path, values: dict[str, Any], *, flush: bool) -> None:
+        tried.append(path)
+        write_json(path, values, flush=flush)
+
+    monkeypatch.setattr("jobs.live.write_json", note)
+    with live(tmp_path, "train", total=1) as tracker:
+        tracker.started("seed-0", "here")
+        wait_for(lambda: len(tried) > 1)
+        (tmp_path / ".live").unlink()
+        wait_for(lambda: [one.running for one in read_live(tmp_path)] == [1])
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path):
