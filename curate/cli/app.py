@@ -233,7 +233,11 @@ def compare(
     if config.endswith(".csv"):
         from curate.cli.compare import check_alone, print_file
 
-        check_alone({"--config": files, "--set": overrides, "--out": out})
+        check_alone({
+            "--config": files, "--set": overrides, "--out": out, "--events": events,
+            "--dry-run": dry_run, "--measure": measure, "--workers": workers,
+            "--profile": profile, "--device": device, "--retry-failed": retry_failed,
+        })  # fmt: skip
         arms = tuple(redrawn or ())
         print_file(Path(config), metric=metric, better=better, redrawn=arms, as_json=json)
         return
@@ -384,7 +388,7 @@ def methods(
     from curate.cli.tools import print_methods, print_passes
 
     if plan is not None:
-        print_passes(plan, as_json=json)
+        print_passes(plan, name=name, as_json=json)
     else:
         print_methods(name, as_json=json)
 

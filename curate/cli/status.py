@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from curate.cli.colour import Paint, painter, plain, show, width_of
 from curate.cli.reporter import SCHEMA_VERSION, print_json
 from curate.cli.text import cut_end, duration_text, place_text, rate_text, table
-from curate.errors import on_one_line
+from curate.errors import ConfigError, on_one_line
 
 if TYPE_CHECKING:
     from jobs.live import Live, WorkerLive
@@ -34,7 +34,12 @@ def print_status(folder: Path, *, as_json: bool, watch: bool, every: float | Non
         as_json: one document; with `watch` one line for each look.
         watch: look again and again.
         every: seconds between two looks.
+
+    Raises:
+        ConfigError: there are no two looks.
     """
+    if every is not None and not watch:
+        raise ConfigError("--every belongs to --watch", fix="add --watch")
     from jobs.status import run_status
 
     status = run_status(folder)

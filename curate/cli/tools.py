@@ -37,11 +37,21 @@ def print_starter(data: Sequence[str], out: Path, *, target: str | None, as_json
 
 
 def print_run(folder: Path, options: Mapping[str, Any], *, quarantine: bool, as_json: bool) -> None:
-    """`curate show`."""
+    """`curate show`.
+
+    Raises:
+        ConfigError: an option says nothing of what is asked for.
+    """
     from curate.cli.showing import quarantine_lines, shown_lines
     from jobs.show import quarantined, shown
 
     if quarantine:
+        for option in ("score", "domain"):
+            if options[option] is not None:
+                raise ConfigError(
+                    f"--{option} does not go with --quarantine: what was set aside has none",
+                    fix="leave one of the two out",
+                )
         found = quarantined(folder, limit=options["examples"])
         if as_json:
             print_json("show", asdict(found))
@@ -113,8 +123,17 @@ def print_methods(name: str | None, *, as_json: bool) -> None:
         show(lambda paint, _: _methods_lines(found, paint))
 
 
-def print_passes(config: str, *, as_json: bool) -> None:
-    """`curate methods --plan`: one line for each pass, and what it serves."""
+def print_passes(config: str, *, name: str | None, as_json: bool) -> None:
+    """`curate methods --plan`: one line for each pass, and what it serves.
+
+    Raises:
+        ConfigError: a method was named beside it.
+    """
+    if name is not None:
+        raise ConfigError(
+            f"--plan tells of all scorers of the settings, and {name} is named beside it",
+            fix="leave one of the two out",
+        )
     from curate.cli.given import read_settings
     from curate.cli.options import Common
     from jobs.serving import passes_of

@@ -320,3 +320,22 @@ def test_one_document_says_that_shards_are_damaged(curate: Curate, config: Confi
     found = json.loads(result.out)
     assert (result.code, found["error"]["exit_code"], found["whole"]) == (1, 1, False)
     assert found["error"]["what"] == found["what"]
+
+
+def test_options_that_would_say_nothing_are_refused(curate: Curate, config: Config, tmp_path: Path):
+    numbers = tmp_path / "numbers.csv"
+    numbers.write_text("arm,seed,metric,value\n")
+    path = config()
+    assert curate("index", path, "-q").code == 0
+    run = tmp_path / "run"
+    for given, said in (
+        (("compare", numbers, "--dry-run"), "--dry-run is given, but numbers in a file"),
+        (("compare", numbers, "--events", "-"), "--events is given, but numbers in a file"),
+        (("compare", numbers, "--workers", 2), "--workers is given, but numbers in a file"),
+        (("show", run, "--quarantine", "--domain", "a"), "--domain does not go with --quarantine"),
+        (("show", run, "--quarantine", "--score", "el2n"), "--score does not go with --quara"),
+        (("status", run, "--every", 2), "--every belongs to --watch"),
+        (("methods", "el2n", "--plan", path), "and el2n is named beside it"),
+    ):
+        result = curate(*given)
+        assert (result.code, said in result.err) == (2, True), result.err
