@@ -9,8 +9,10 @@ from curate.report.wording import missing, number, whole
 
 _PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=]+")
 _ALIGNED = re.compile(r"\n(?: {2,}|\t)|\S(?: {3,}|\t)\S")
-_LONG = 700
-"""Characters from which a text has a scroll bar of its own."""
+_LONG_LINES = 10
+"""A text of more has a scroll bar of its own, which a keyboard must reach."""
+_LINE_CHARS = 45
+"""Of a line on a narrow screen."""
 _WHY = {"leakage": "stands in an evaluation example too"}
 
 
@@ -63,6 +65,11 @@ def pieces(text: str, marks: Sequence[Mark]) -> list[tuple[str, str]]:
     return [part for part in parts if part[0]]
 
 
+def _lines(text: str) -> int:
+    """How many lines a text takes on a narrow screen."""
+    return sum(1 + len(line) // _LINE_CHARS for line in text.split("\n"))
+
+
 def _card(example: Example, titles: dict[str, str], *, with_domain: bool) -> Card:
     tags = [("domain", example.domain)] if with_domain else []
     if example.label is not None:
@@ -91,7 +98,7 @@ def _card(example: Example, titles: dict[str, str], *, with_domain: bool) -> Car
         parts=pieces(example.text, example.marks),
         is_cut=example.is_cut,
         is_code=len(_ALIGNED.findall(example.text)) > 2,
-        is_long=len(example.text) > _LONG,
+        is_long=_lines(example.text) > _LONG_LINES,
         remarks=[(fact.name, fact.value) for fact in example.facts],
         # Nothing but a picture may stand where a picture's address is expected.
         picture=picture if _PICTURE.fullmatch(picture) else "",

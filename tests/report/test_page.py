@@ -440,3 +440,16 @@ def test_weights_are_drawn_on_the_scale_of_their_bins(scale: Literal["linear", "
         weights = replace(weights, edges=edges)
     (figure,) = [it for it in figures(replace(whole, weights=weights)) if "Weights" in it.title]
     assert figure.spec["layer"][0]["encoding"]["x"]["scale"]["type"] == scale
+
+
+def test_a_keyboard_reaches_texts_that_scroll() -> None:
+    document = page_document.document(examples=2)
+    assert document.samples is not None
+    one = document.samples.examples[1]
+    texts = ["word " * 130, "line\n" * 20, "short"]
+    examples = [replace(one, text=text, marks=[]) for text in texts]
+    samples = replace(document.samples, examples=examples, picks=[])
+    reader = Reader()
+    reader.feed(render(replace(document, samples=samples, leakage=None)))
+    bodies = [a for _, a in reader.elements if a.get("class", "").startswith("body")]
+    assert [a.get("tabindex") for a in bodies] == ["0", "0", None]
