@@ -104,7 +104,7 @@ def write_sets(payload: dict[str, Any]) -> dict[str, Any]:
                 table = read_table(other.planned(part).path)
                 meet(frame, table)
             else:
-                table = apply_plan(frame, plans[name])
+                table = apply_plan(frame, plans[name]).table
             own = folder_of(run, name).planned(part)
             own.write(lambda path, table=table: write_table(table, path), made_from,
                       rows=table.height)  # fmt: skip

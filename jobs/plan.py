@@ -131,7 +131,7 @@ def plan_work(payload: dict[str, Any]) -> dict[str, Any]:
     part = Partition(**payload["partition"])
     plan = _load(str(run.plan), payload["thresholds"])["plan"]
     frame = read_frame(run, part, payload["lengths"], payload["columns"])
-    table = apply_plan(frame, plan)
+    table, domains, domain, by_phase = apply_plan(frame, plan)
     kept, copies = int(table["keep"].sum()), int(table["copies"].sum())
     run.planned(part).write(
         lambda path: write_table(table, path),
@@ -139,7 +139,7 @@ def plan_work(payload: dict[str, Any]) -> dict[str, Any]:
         rows=table.height,
         kept=kept,
         copies=copies,
-        repeats=repeats_of(table, frame["domain"]),
+        repeats=repeats_of(domains, domain, by_phase),
     )
     return {"rows": table.height, "kept": kept, "copies": copies}
 

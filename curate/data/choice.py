@@ -152,21 +152,22 @@ def read_choice(run: RunFolder, part: Partition, *, tokenizer: str | None) -> Ch
     )
 
 
-def repeats_of(plan: pl.DataFrame, domains: pl.Series) -> list[list[Any]]:
+def repeats_of(
+    names: tuple[str, ...], domains: IntArray, copies: Mapping[int, IntArray]
+) -> list[list[Any]]:
     """What `Choice.repeats` says of a partition, as JSON values for its plan's mark.
 
     Args:
-        plan: its table.
-        domains: (N,) of the same examples.
+        names: domains that occur in it, sorted.
+        domains: (N,) indices into `names`.
+        copies: phase -> (N,) how often each example is written.
 
     Returns:
         Phase, domain and numbers of each component with a row; empty also where there are too many
         for a mark.
     """
-    table = plan.drop(KEY).to_arrow()
-    names, codes = _domains(pa.chunked_array([domains.rechunk().to_arrow().dictionary_encode()]))
     rows, weights = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    choice = Choice(rows, weights, codes, names, _copies(table), None)
+    choice = Choice(rows, weights, domains, names, copies, None)
     found = choice.repeats() if len(names) <= _MARKED_DOMAINS else {}
     return [[each.phase, each.domain, numbers] for each, numbers in found.items()]
 

@@ -8,10 +8,11 @@ Shapes: G groups, P phases.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from curate.data.example import KEY, TRAIN
 from curate.errors import InputError
@@ -22,7 +23,7 @@ from curate.plan.groups import PLACE, Batch, Cells, Grouping, Groups, batch_of
 from curate.plan.mixture import Mixture
 from curate.plan.passes import Survey, weigh_passes, window_passes
 from curate.plan.realise import Demand, Supply, demand
-from curate.plan.rules import REASONS, Order, Rule, Thresholds, decide, weights_of
+from curate.plan.rules import REASONS, Decision, Order, Rule, Thresholds, decide, weights_of
 from curate.plan.scoring import Passes, Scoring, scoring_passes, without_dropped
 from curate.plan.settings import Plan
 from curate.plan.weights import WeightSums, check_effective_share, effective_size
@@ -149,19 +150,41 @@ def run_together(
                 add(batch)
 
 
-def apply_plan(frame: pl.DataFrame, plan: Thresholds) -> pl.DataFrame:
-    """The plan's table of one partition.
+class Applied(NamedTuple):
+    """A plan applied to one partition."""
+
+    table: pl.DataFrame
+    """The rows in their order: the key, keep, weight, copies, reason, and, where the mixture has
+    several phases, `phases`: the copies of each."""
+    domains: tuple[str, ...]
+    """Of its training rows, sorted."""
+    domain: NDArray[np.int64]
+    """(N,) index into `domains` of each training row."""
+    copies: dict[int, NDArray[np.int64]]
+    """Phase -> (N,) copies of each training row; phase 0 where there are no phases."""
+
+
+def apply_plan(frame: pl.DataFrame, plan: Thresholds) -> Applied:
+    """What a plan says of one partition.
 
     Args:
         frame: columns of `curate.plan.groups.INDEX` and the score columns that the plan reads.
         plan: from `make_plan`.
-
-    Returns:
-        The frame's rows in their order: the key, keep, weight, copies, reason, and, where the
-        mixture has several phases, `phases`: the copies of each.
     """
     batch = batch_of(frame, Cells(plan.grouping.within == "label"), seed=plan.seed)
     decision = decide(batch, plan)
+    names = [cell.domain for cell in batch.cells.cells]
+    domains, places = np.unique(names, return_inverse=True)
+    phases = decision.by_phase.T
+    return Applied(
+        table=_table(frame, batch, decision, plan),
+        domains=tuple(domains.tolist()),
+        domain=places[batch.cell].astype(np.int64) if names else np.zeros(0, np.int64),
+        copies=dict(enumerate(phases, start=int(len(phases) > 1))),
+    )
+
+
+def _table(frame: pl.DataFrame, batch: Batch, decision: Decision, plan: Thresholds) -> pl.DataFrame:
     training = (frame["split"] == TRAIN).to_numpy()
     copies = np.zeros(frame.height, np.uint32)
     copies[training] = decision.copies

@@ -25,7 +25,7 @@ from tests.plan.pool import pool, tables_of
 def applied(frame: pl.DataFrame, plan: Thresholds) -> pl.DataFrame:
     """The pool with the plan's columns beside it."""
     return pl.concat(
-        [frame, apply_plan(frame, plan).drop("source", "file", "row")], how="horizontal"
+        [frame, apply_plan(frame, plan).table.drop("source", "file", "row")], how="horizontal"
     )
 
 
@@ -472,7 +472,7 @@ def test_a_stored_plan_decides_as_the_one_that_was_made(
     values, ranks = to_values(made)
     back = from_values(json.loads(json.dumps(values)), ranks)
     for name in arms:
-        assert apply_plan(frame, back[name]).equals(apply_plan(frame, made[name]))
+        assert apply_plan(frame, back[name]).table.equals(apply_plan(frame, made[name]).table)
         assert back[name].rules == made[name].rules
 
 
@@ -486,7 +486,7 @@ def test_plans_made_together_are_those_made_alone():
     together = make_plans(tables_of(frame, 9), arms, seed=0)
     for name, arm in arms.items():
         alone = make_plan(tables_of(frame, 50), arm.settings, seed=0, label=name)
-        assert apply_plan(frame, alone).equals(apply_plan(frame, together[name]))
+        assert apply_plan(frame, alone).table.equals(apply_plan(frame, together[name]).table)
     assert list(together) == list(arms)
 
 
@@ -572,5 +572,5 @@ def test_a_stored_plan_still_drops():
     plan = make_plan(tables_of(frame), Plan(drop="rank(num_tokens) < 0.5", within="all"), seed=0)
     values, ranks = to_values({"p": plan})
     again = from_values(json.loads(json.dumps(values)), ranks)["p"]
-    assert apply_plan(frame, again).equals(apply_plan(frame, plan))
+    assert apply_plan(frame, again).table.equals(apply_plan(frame, plan).table)
     assert (applied(frame, again)["reason"] == "dropped").sum() == 3
