@@ -28,6 +28,7 @@ from jobs.starter_roles import (
     num_classes,
     refused_labels,
     roles_of,
+    row_numbers,
 )
 
 _SAMPLE_ROWS = 2000
@@ -79,7 +80,7 @@ def look_at(data: str, name: str, *, label: str | None = None) -> Look:
         return Look(found, rows, resolved, "", *labels)
     except CurateError as error:
         roles = roles_of(rows, labels[0], names)
-        others = {*_flat(roles), *DOMAIN_NAMES}
+        others = {*_flat(roles), *DOMAIN_NAMES, *row_numbers(rows)}
         if "label" not in roles:  # what is meant as one is no feature
             others |= refused_labels(rows, labels[0], ()).keys()
         only = _only_candidate(source, schema, others)

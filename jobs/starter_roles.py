@@ -1,5 +1,6 @@
 """Which columns of some data look like a label, its classes, and the user's own id."""
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ LABEL_NAMES = ("label", "labels", "class", "target", "intent", "sentiment", "cat
 """Names of a label column; the first that suits is taken."""
 _ID_NAMES = ("id", "_id", "uid", "uuid", "doc_id", "example_id")
 DOMAIN_NAMES = ("domain", "source", "subset", "category", "topic", "language", "lang")
+_ROW_NUMBERS = re.compile(r"__index_level_\d+__|Unnamed: \d+")
+"""What pandas calls its index in Parquet, and one that it has read from CSV as a column."""
+_NAMELESS = "column_0"
+"""A first column whose name is left out, as pandas leaves out that of its index in CSV."""
 _MOST_CLASSES = 1000
 
 
@@ -70,6 +75,19 @@ def refused_labels(rows: pa.Table, labels: pa.Table, used: Collection[str]) -> d
     tables = [labels if name in labels.column_names else rows for name in names]
     found = {n: _why_no_label(t.column(n)) for n, t in zip(names, tables, strict=True)}
     return {name: why for name, why in found.items() if why}
+
+
+def row_numbers(rows: pa.Table) -> list[str]:
+    """Names of the columns that hold the index which pandas writes beside the data."""
+
+    def counts(name: str) -> bool:
+        return rows.column(name).to_pylist() == list(range(rows.num_rows))
+
+    return [
+        name
+        for name in rows.column_names
+        if _ROW_NUMBERS.fullmatch(name) or (name == _NAMELESS and counts(name))
+    ]
 
 
 def num_classes(column: Any) -> int | None:

@@ -240,6 +240,23 @@ def test_a_number_to_foretell_is_no_feature(tmp_path: Path):
     assert read_yaml(likened.read_text(), where="likened")["task"]["kind"] == "causal-lm"
 
 
+def test_the_row_numbers_of_pandas_are_no_feature(tmp_path: Path):
+    """Of data in order of their class they would tell it."""
+    columns = {"x": [0.5, 1.0] * 20, "y": [1.0, 2.0] * 20, "label": [0] * 20 + [1] * 20}
+    for name in ("__index_level_0__", "Unnamed: 0"):
+        pl.DataFrame({name: range(40), **columns}).write_parquet(tmp_path / "t.parquet")
+        values, _ = starter(tmp_path / "t.parquet", tmp_path)
+        assert values["sources"]["t"]["features"] == ["x", "y"]
+        (tmp_path / "starter.yaml").unlink()
+    lines = [",x,y,label", *(f"{n},{n / 2},{n / 3},{n // 20}" for n in range(40))]
+    (tmp_path / "c.csv").write_text("\n".join(lines))
+    values, _ = starter(tmp_path / "c.csv", tmp_path)
+    assert values["sources"]["c"]["features"] == ["x", "y"]
+    pl.DataFrame(columns).rename({"x": "column_0"}).write_csv(tmp_path / "d.csv")
+    values, _ = starter(tmp_path / "d.csv", tmp_path / "d")
+    assert values["sources"]["d"]["features"] == ["column_0", "y"]
+
+
 @pytest.mark.parametrize("name", ["2024", "no", "null", "1e5", "0x1f", "-"])
 def test_a_source_may_be_called_as_a_number_is_written(tmp_path: Path, name: str):
     (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
