@@ -1,5 +1,6 @@
 """On each Dask worker before its first task: is its curate ours, and which GPU is its own."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ from jobs.cluster_settings import Cluster
 from jobs.cluster_workers import Identity, identity
 
 _ANSWER_SECONDS = 30
+_LEAVE_SECONDS = 0.5
 _PLUGIN = "curate"
 
 
@@ -71,7 +73,7 @@ def _deaf() -> Any:
 
 def _same(*, takes_gpu: bool) -> Any:
     """A plugin that runs on every worker before its first task, and refuses other versions."""
-    from distributed import Worker, WorkerPlugin
+    from distributed import Status, Worker, WorkerPlugin
 
     class Same(WorkerPlugin):
         """Carried to workers by value: it must run where our packages differ or are missing."""
@@ -98,10 +100,16 @@ def _same(*, takes_gpu: bool) -> Any:
             wanted = "{} ({})".format(*self.wanted)
             reason = f"this worker has curate {has}, and the run has curate {wanted}"
             logging.getLogger("distributed.worker").error("refused: %s", reason)
-            # It may have tasks already: it leaves, or they would count as what it died of.
+            # It may have tasks already. It begins none, and leaves the scheduler, or they would
+            # count as what it died of. A nanny answers once its worker has started, not before.
+            worker.status = Status.closing_gracefully
             with suppress(Exception):
-                await worker.close_gracefully(restart=False, reason=reason)
-            await worker.close(reason=reason)
+                await worker.scheduler.retire_workers(
+                    workers=[worker.address], close_workers=False, remove=True
+                )
+            asyncio.get_running_loop().call_later(
+                _LEAVE_SECONDS, lambda: worker.loop.add_callback(worker.close, reason=reason)
+            )
             raise RuntimeError(reason)
 
     here = identity()
