@@ -255,7 +255,6 @@ def measured_round(root: Path) -> dict[str, Measured]:
         shutil.rmtree(target)
         if level == 1:
             shutil.rmtree(root / "run" / "plan")
-            shutil.rmtree(root / "run" / "lengths")
             found["plan"] = measure(STAGE, config, "jobs.plan:plan_run")
         shutil.rmtree(root / "run" / "shards", ignore_errors=True)
         shutil.rmtree(root / "run" / "shards.done", ignore_errors=True)
