@@ -5,11 +5,11 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
-from fsspec.callbacks import Callback
 
 from curate.data.mirror_journal import Entry, Journal
 from curate.data.pulse import beat
@@ -27,12 +27,17 @@ DOCUMENTS = (".json", ".yaml", ".yml", ".md", ".txt", ".py")
 """Suffixes of what every command reads: settings, marks, manifests, summaries."""
 
 
-class _Moving(Callback):
-    """Long ways of large files are no hang."""
+@cache
+def _moving() -> Any:
+    """A callback for fsspec: long ways of large files are no hang."""
+    from fsspec.callbacks import Callback  # a tenth of the start of every command
 
-    def relative_update(self, inc: int = 1) -> None:
-        beat()
-        super().relative_update(inc)
+    class Moving(Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            beat()
+            super().relative_update(inc)
+
+    return Moving()
 
 
 class Mirror:
@@ -69,7 +74,7 @@ class Mirror:
         system, base = self.system()
         key = f"{base}/{name}"
         with run_errors(f"{self.address}/{name}"):
-            system.put_file(str(source), key, callback=_Moving())
+            system.put_file(str(source), key, callback=_moving())
             facts = system.info(key)
         size = source.stat().st_size
         if facts["size"] != size:
@@ -210,7 +215,7 @@ class Mirror:
             target.parent.mkdir(parents=True, exist_ok=True)
             with run_errors(f"{self.address}/{name}"):
                 try:
-                    system.get_file(f"{base}/{name}", str(temporary), callback=_Moving())
+                    system.get_file(f"{base}/{name}", str(temporary), callback=_moving())
                 except FileNotFoundError:  # removed since it was listed
                     self.journal.append([(name, None)])
                     return

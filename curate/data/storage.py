@@ -5,13 +5,14 @@ import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 
 from curate.errors import CurateError, InputError, MissingDependencyError, StoreLostError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 """Last suffix of a file -> codec that Arrow reads as a stream."""
@@ -48,7 +49,7 @@ def is_local(address: str) -> bool:
     return "://" not in address
 
 
-def locate(address: str, **options: Any) -> tuple[AbstractFileSystem, str]:
+def locate(address: str, **options: Any) -> tuple["AbstractFileSystem", str]:
     """The file system that `address` belongs to, and the path inside it.
 
     Args:
@@ -59,6 +60,8 @@ def locate(address: str, **options: Any) -> tuple[AbstractFileSystem, str]:
         MissingDependencyError: the store's driver is not installed.
         InputError: no such kind of store is known.
     """
+    from fsspec.core import url_to_fs
+
     protocol = address.partition("://")[0] if "://" in address else "file"
     try:
         return url_to_fs(address, **options)
