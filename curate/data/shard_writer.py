@@ -40,6 +40,7 @@ class ComponentWriter:
         self._tokens = [0] * len(shards)
         self._facts: dict[tuple[int, str], dict[str, Any]] = {}
         self._buffer: list[pa.Table] = []
+        self._buffered = 0
         self._open: dict[str, Sink] = {}
 
     def add(self, table: pa.Table, tokens: IntArray | None) -> None:
@@ -52,8 +53,10 @@ class ComponentWriter:
         at = 0
         while at < table.num_rows:
             nth, size = self._due[-1]
-            room = size - sum(part.num_rows for part in self._buffer)
-            self._buffer.append(table.slice(at, room))
+            room = size - self._buffered
+            part = table if at == 0 and room >= table.num_rows else table.slice(at, room)
+            self._buffer.append(part)
+            self._buffered += part.num_rows
             if tokens is not None:
                 self._tokens[nth] += int(tokens[at : at + room].sum())
             if table.num_rows - at >= room:
@@ -116,7 +119,7 @@ class ComponentWriter:
     def _flush(self, nth: int) -> None:
         # One array per column: how the rows were read must not show in the bytes.
         table = pa.concat_tables(self._buffer).unify_dictionaries().combine_chunks()
-        self._buffer = []
+        self._buffer, self._buffered = [], 0
         self._due.pop()
         is_last = not self._due or self._due[-1][0] != nth
         for name, layout in self._formats.items():

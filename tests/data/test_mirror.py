@@ -345,7 +345,7 @@ def test_a_driver_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: py
     def none(*_: Any, **__: Any) -> None:
         raise ImportError("no gcsfs")
 
-    monkeypatch.setattr("curate.data.storage.url_to_fs", none)
+    monkeypatch.setattr("fsspec.core.url_to_fs", none)
     with pytest.raises(CurateError, match=r"pip install 'curate-data\[gs\]'") as caught:
         copy_for("gs://bucket/run").refresh()
     assert caught.value.exit_code == 6

@@ -203,7 +203,7 @@ def test_an_unknown_store_and_a_missing_driver_say_what_to_install(
     def no_driver(_: str) -> None:
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr("curate.data.storage.url_to_fs", no_driver)
+    monkeypatch.setattr("fsspec.core.url_to_fs", no_driver)
     with pytest.raises(MissingDependencyError, match=r"pip install 'curate-data\[s3\]'"):
         keys("s3://bucket/a.jsonl")
 
