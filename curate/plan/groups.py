@@ -205,15 +205,21 @@ def wide_enough(sums: NDArray[np.int64], columns: int) -> NDArray[np.int64]:
     return np.pad(sums, ((0, 0), (0, missing))) if missing > 0 else sums
 
 
-def add_up(sums: NDArray[np.int64], code: NDArray[np.int64], *amounts: NDArray[np.int64]) -> None:
+def add_up(
+    sums: NDArray[np.int64], code: NDArray[np.int64], *amounts: NDArray[np.int64] | None
+) -> None:
     """Adds the amounts of rows, each to its own row of `sums`, to the column that `code` names.
 
     Args:
         sums: (rows, columns) changed in place.
         code: (N,) column of each row of the batch.
-        *amounts: (N,) whole numbers, 0 or more, one array for each row of `sums`.
+        *amounts: (N,) whole numbers, 0 or more, one array for each row of `sums`; None stands for
+            ones.
     """
     for row, amount in zip(sums, amounts, strict=True):
+        if amount is None:
+            row += np.bincount(code, minlength=len(row))
+            continue
         # Summing floats is faster, and exact below 2^53.
         is_exact = int(amount.max(initial=0)) * len(amount) < 1 << 53
         if is_exact:
@@ -237,10 +243,11 @@ class Groups:
         """(N,) index of each row's group; new groups are added."""
         table = np.full(len(batch.cells.cells), -1, np.int64)
         for cell in np.flatnonzero(np.bincount(batch.cell, minlength=len(table))).tolist():
-            table[cell] = self._code(batch.cells.cells[cell])
+            table[cell] = self.code(batch.cells.cells[cell])
         return table[batch.cell]
 
-    def _code(self, cell: Cell) -> int:
+    def code(self, cell: Cell) -> int:
+        """Index of a cell's group; a new one is added."""
         group = self.grouping.group(cell)
         if group not in self._codes:
             self._codes[group] = len(self.groups)

@@ -40,17 +40,28 @@ class Survey:
     drops: list[int] = field(default_factory=list[int])
     _sizes: Ints = field(default_factory=lambda: np.zeros((4, 0), np.int64))
     """(4, G) training rows and tokens, and those that are eligible."""
-    _cells: Ints = field(default_factory=lambda: np.zeros((2, 0), np.int64))
-    """(2, cells) training rows and tokens."""
+    _cells: Ints = field(default_factory=lambda: np.zeros((4, 0), np.int64))
+    """(4, cells) the same of each cell."""
+    _known: Cells = field(default_factory=lambda: Cells(False))
 
     def add(self, batch: Batch) -> None:
-        group = self.groups.of(batch)
-        scored = (~self._is_out(batch, self.order.scores(batch))).astype(np.int64)
-        self._sizes = wide_enough(self._sizes, len(self.groups))
+        self._known = batch.cells
         self._cells = wide_enough(self._cells, len(batch.cells.cells))
-        ones = np.ones(len(group), np.int64)
-        add_up(self._sizes, group, ones, batch.tokens, scored, scored * batch.tokens)
-        add_up(self._cells, batch.cell, ones, batch.tokens)
+        add_up(self._cells[:2], batch.cell, None, batch.tokens)
+        if self._may_be_out:
+            scored = (~self._is_out(batch, self.order.scores(batch))).astype(np.int64)
+            add_up(self._cells[2:], batch.cell, scored, scored * batch.tokens)
+
+    def finish(self) -> None:
+        """Sum up by group, once all batches have been added: a cell lies in one group."""
+        if not self._may_be_out:
+            self._cells[2:] = self._cells[:2]
+        there = np.flatnonzero(self._cells[0])  # of others all was dropped
+        group = np.array(
+            [self.groups.code(self._known.cells[cell]) for cell in there.tolist()], np.int64
+        )
+        self._sizes = np.zeros((4, len(self.groups)), np.int64)
+        add_up(self._sizes, group, *self._cells[:, there])
 
     def drop_passes(self) -> Passes[None]:
         """Find what `drop_first` leaves out, then what a draw standardises by."""
@@ -103,10 +114,12 @@ class Survey:
             Supply(group, *sizes) for group, sizes in zip(self.groups.groups, columns, strict=True)
         ]
 
-    def domains(self, cells: Cells) -> dict[str, tuple[int, int]]:
+    def domains(self) -> dict[str, tuple[int, int]]:
         """Domain -> training rows and tokens."""
         found: dict[str, tuple[int, int]] = {}
-        for cell, (rows, tokens) in zip(cells.cells, self._cells.T.tolist(), strict=False):
+        for cell, (rows, tokens) in zip(
+            self._known.cells, self._cells[:2].T.tolist(), strict=False
+        ):
             if rows:  # else all of it was dropped
                 before = found.get(cell.domain, (0, 0))
                 found[cell.domain] = before[0] + rows, before[1] + tokens
@@ -118,8 +131,14 @@ class Survey:
         scores = self.order.scores(batch)
         tie = batch.hashes(self.order.label)
         key = self.order.by_score(scores, tie)
+        if not self._may_be_out and not any(self.drops):
+            return Block(group, key, tie, batch.tokens)
         out = is_before(key, tie, self.drops, group) | self._is_out(batch, scores)
         return Block(np.where(out, -1, group), key, tie, batch.tokens)
+
+    @property
+    def _may_be_out(self) -> bool:
+        return self.order.scoring is not None or self.order.settings.is_diverse
 
     def _is_out(self, batch: Batch, scores: Values | None) -> NDArray[np.bool_]:
         """(N,) rows without a score, or without a vector where the draw needs one."""

@@ -98,8 +98,7 @@ def make_plans(tables: Tables, arms: Mapping[str, Arm], *, seed: int) -> dict[st
     with_labels = any(arm.settings.within == "label" for arm in arms.values())
     batches = tables.batches(columns, with_labels=with_labels, seed=seed)
     computations = {
-        name: _plan_passes(arm, parsed[name], arm.label or name, batches.cells, seed)
-        for name, arm in arms.items()
+        name: _plan_passes(arm, parsed[name], arm.label or name, seed) for name, arm in arms.items()
     }
     return run_together(computations, lambda: batches)
 
@@ -247,11 +246,9 @@ class _Parsed:
         return (*(name for name in names if name not in INDEX_COLUMNS), *more)
 
 
-def _plan_passes(
-    arm: Arm, parsed: _Parsed, label: str, cells: Cells, seed: int
-) -> Passes[Thresholds]:
+def _plan_passes(arm: Arm, parsed: _Parsed, label: str, seed: int) -> Passes[Thresholds]:
     drop = yield from _drop_passes(arm, parsed)
-    passes = _chosen_passes(arm, parsed, label, cells, seed, drop)
+    passes = _chosen_passes(arm, parsed, label, seed, drop)
     return (yield from without_dropped(passes, drop))
 
 
@@ -264,7 +261,7 @@ def _drop_passes(arm: Arm, parsed: _Parsed) -> Passes[Scoring | None]:
 
 
 def _chosen_passes(
-    arm: Arm, parsed: _Parsed, label: str, cells: Cells, seed: int, drop: Scoring | None
+    arm: Arm, parsed: _Parsed, label: str, seed: int, drop: Scoring | None
 ) -> Passes[Thresholds]:
     settings = arm.settings
     survey, supplies, wanted = yield from _survey_passes(arm, parsed, label, drop)
@@ -300,7 +297,7 @@ def _chosen_passes(
         unit=wanted.unit,
         asked=wanted.asked,
         phases=(1.0,) if arm.mixture is None else tuple(p.share for p in arm.mixture.phases),
-        domains=survey.domains(cells),
+        domains=survey.domains(),
         weights=None if arm.mixture is None else arm.mixture.mean(),
         effective_size=effective_size(sum(s.copies for s in sums), sum(s.square for s in sums)),
     )
@@ -322,6 +319,7 @@ def _survey_passes(
         scoring = yield from scoring_passes(parsed.score, grouping)
     survey = Survey(Groups(grouping), Order(settings, label, scoring))
     yield survey.add
+    survey.finish()
     if not survey.groups.groups and drop is not None:
         raise InputError(
             f"plan.drop {drop.expression.text!r} leaves out every training example, or there are"
