@@ -159,7 +159,7 @@ class Loop:
         history = self._histories.get(task.name)
         if history is None or not history.avoid:
             return {}
-        addresses = self._pool.client.scheduler_info(n_workers=-1)["workers"]
+        addresses = self._pool.client.scheduler_info(n_workers=-1).get("workers", ())
         others = [address for address in addresses if address not in history.avoid]
         return {"workers": others, "allow_other_workers": True} if others else {}
 
@@ -224,7 +224,9 @@ class Loop:
         last: Any = getattr(error, "last_worker", None)
         address = str(getattr(last, "address", ""))
         if task.is_done():  # it died before it could say so
-            self._succeeded(task, Attempt(shown_name(getattr(last, "name", "")), address, 0.0, {}))
+            self._succeeded(
+                task, Attempt(shown_name(getattr(last, "name", "unknown")), address, 0.0, {})
+            )
             return
         self._lost = {key: lost for key, lost in self._lost.items() if lost[0] == address}
         self._lost[started.key] = address, task

@@ -83,7 +83,7 @@ class Shards:
     """Parquet codec."""
     compression_level: int | None = None
     """Level of the codec: 1 to 22 for zstd, 1 to 9 for gzip, 1 to 12 for lz4; None is the codec's
-    own default."""
+    own default, 3 for zstd."""
     content_chunks: bool = False
     """Parquet pages end where the content says, so that a store that keeps equal chunks once, such
     as the Hugging Face Hub, takes in only what a new plan has changed; a tenth of the time of
@@ -127,6 +127,13 @@ class Shards:
                 f" {low} to {high}",
                 fix="remove shards.compression_level to use the codec's own default",
             )
+
+    @property
+    def level(self) -> int | None:
+        """The level, where the codec has any and it is known; Arrow would take 1 for zstd."""
+        if self.compression_level is None and self.compression == "zstd":
+            return 3
+        return self.compression_level
 
     @property
     def formats(self) -> tuple[FormatName, ...]:

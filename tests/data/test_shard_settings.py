@@ -67,3 +67,10 @@ def written(values: pa.Array, settings: Shards) -> bytes:
 def test_wrong_settings_are_refused_by_name(values: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         parse(Shards, values)
+
+
+def test_zstd_has_its_own_default_level_and_not_arrow_s():
+    assert Shards().level == 3
+    assert Shards(compression_level=1).level == 1
+    assert Shards(compression="snappy").level is None
+    assert writer_options(Shards())["compression_level"] == 3

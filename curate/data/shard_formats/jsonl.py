@@ -54,8 +54,7 @@ class JsonLines:
     def open(self, paths: Sequence[Path], schema: pa.Schema, context: Context) -> _Sink:
         del schema
         settings = context.settings
-        level = settings.compression_level if settings.compression == "zstd" else None
-        return _Sink(paths[0], _LEVEL if level is None else level)
+        return _Sink(paths[0], (settings.compression == "zstd" and settings.level) or _LEVEL)
 
     def documents(self, shards: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         del shards

@@ -23,7 +23,7 @@ def writer_options(settings: Shards) -> dict[str, Any]:
     """Keyword arguments of `pyarrow.parquet.ParquetWriter`."""
     options: dict[str, Any] = {
         "compression": settings.compression,
-        "compression_level": settings.compression_level,
+        "compression_level": settings.level,
         "write_page_index": True,
     }
     if settings.content_chunks:
