@@ -25,6 +25,9 @@ from curate.data.shard_writer import ComponentWriter
 _RELEASED_PIECES = 96
 """After so many pieces the allocator gives back what it keeps. It costs a tenth of the time of
 writing to do so after each, a twentieth after 24."""
+_SHARED_BYTES = 64 << 20
+"""So much is taken from the input before rows that wait for their row group are copied: they keep
+all in memory that was taken with them, and a rare domain waits for long."""
 
 
 def write_group(
@@ -65,13 +68,17 @@ def write_group(
     }
     try:
         with Payload(run) as payload:
-            pieces = count(1)
+            pieces, shared = count(1), 0
             for part, piece_rows in zip(group.partitions, group.piece_rows, strict=True):
                 planned = read_phased(run, part, phasing, tokenizer=tokenizer)
                 choice = weigh(planned, context.settings.weights, terms[part.name])
                 for start in range(0, len(choice.rows), piece_rows):
                     piece = choice.at(slice(start, start + piece_rows))
-                    _deal(piece, part, payload=payload, writers=writers, schema=schema)
+                    shared += _deal(piece, part, payload=payload, writers=writers, schema=schema)
+                    if shared >= _SHARED_BYTES:
+                        for writer in writers.values():
+                            writer.detach()
+                        shared = 0
                     if next(pieces) % _RELEASED_PIECES == 0:
                         pa.default_memory_pool().release_unused()
         return [receipt for writer in writers.values() for receipt in writer.publish()]
@@ -87,14 +94,19 @@ def _deal(
     payload: Payload,
     writers: Mapping[Component, ComponentWriter],
     schema: pa.Schema,
-) -> None:
-    """Read one piece of a partition and hand its rows to their components."""
+) -> int:
+    """Read one piece of a partition and hand its rows to their components.
+
+    Returns:
+        Bytes of what was taken, which the writers share.
+    """
     shares = {phase: _shares(choice, phase, writers) for phase in choice.copies}
     wanted = np.zeros(len(choice.rows), np.bool_)
     for _, places in chain.from_iterable(shares.values()):
         wanted[places] = True
     if not wanted.any():
-        return
+        return 0
+    taken = 0
     batches = payload.batches(part, choice.rows[wanted], batch_rows=len(choice.rows))
     for phase, mine in shares.items():
         if not mine:
@@ -105,6 +117,7 @@ def _deal(
             here = [_inside(choice.rows, places, start, batch.num_rows) for _, places in mine]
             # Rows of all domains are taken at once: a call for each costs more than its rows.
             table = complete_rows(batch, start, part, weighed.at(np.concatenate(here)), schema)
+            taken += table.get_total_buffer_size()
             ends = np.cumsum([len(places) for places in here]).tolist()
             for own, places, end in zip(parts, here, ends, strict=True):
                 own.append((table.slice(end - len(places), len(places)), places))
@@ -116,6 +129,7 @@ def _deal(
                     due = table if again.all() else table.filter(pa.array(again))
                     tokens = None if choice.tokens is None else choice.tokens[places[again]]
                     writer.add(due, tokens)
+    return taken
 
 
 _Share = tuple[ComponentWriter, IntArray]

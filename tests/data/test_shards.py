@@ -15,6 +15,7 @@ import pytest
 from data.planned_run import TOKENIZER, Row, planned_run
 from PIL import Image
 
+from curate.data.choice import IntArray
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.shard_columns import ADDED, shard_schema
@@ -22,6 +23,7 @@ from curate.data.shard_formats.sink import Context
 from curate.data.shard_layout import Group
 from curate.data.shard_settings import Shards
 from curate.data.shard_survey import survey
+from curate.data.shard_writer import ComponentWriter
 from curate.data.shards import write_group
 
 
@@ -270,6 +272,40 @@ def test_how_the_rows_are_read_does_not_show_in_the_bytes(tmp_path: Path):
         )
         seen.append([path.read_bytes() for path in write_all(RunFolder(root / "run"))])
     assert seen[0] == seen[1]
+
+
+def test_a_rare_domain_does_not_keep_all_that_was_read_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its rows wait for their row group as slices of tables that hold all domains."""
+    table = pa.table({"n": range(4000), "text": [f"{i:04}" * 250 for i in range(4000)]})
+    kind = pa.array([f"k{i // 900}" for i in range(4000)]).dictionary_encode()
+    planned_run(
+        tmp_path,
+        {"a": {"x.parquet": table.append_column("kind", kind)}},
+        lambda _s, _f, row: Row("web" if row % 100 else "rare", copies=1 + (row % 400 == 0)),
+        row_group_rows=100,
+    )
+    monkeypatch.setattr("curate.data.shard_layout._PIECE_BYTES", 100_000)
+    add = ComponentWriter.add
+    held: list[int] = []
+
+    def seen(writer: ComponentWriter, rows: pa.Table, tokens: IntArray | None) -> None:
+        held.append(pa.total_allocated_bytes())
+        add(writer, rows, tokens)
+
+    monkeypatch.setattr(ComponentWriter, "add", seen)
+    run, peaks, bytes_of = RunFolder(tmp_path / "run"), list[int](), list[list[bytes]]()
+    for shared in (400_000, 100_000_000):
+        monkeypatch.setattr("curate.data.shards._SHARED_BYTES", shared)
+        held.clear()
+        before = pa.total_allocated_bytes()
+        paths = write_all(run, Shards(row_group_mb=0.2))
+        peaks.append(max(held) - before)
+        bytes_of.append([path.read_bytes() for path in paths])
+    assert peaks[0] < peaks[1] / 2
+    assert peaks[0] < 2_000_000
+    assert bytes_of[0] == bytes_of[1]
 
 
 def test_receipts_count_rows_and_tokens_of_each_shard(tmp_path: Path):
