@@ -41,7 +41,6 @@ class ComponentWriter:
         self._facts: dict[tuple[int, str], dict[str, Any]] = {}
         self._buffer: list[pa.Table] = []
         self._buffered = 0
-        self._detached = 0
         self._open: dict[str, Sink] = {}
 
     def add(self, table: pa.Table, tokens: IntArray | None) -> None:
@@ -63,15 +62,6 @@ class ComponentWriter:
             if table.num_rows - at >= room:
                 self._flush(nth)
             at += room
-
-    def detach(self) -> None:
-        """Copy the rows that wait for their row group, once: they may be slices of large tables."""
-        waiting = self._buffer[self._detached :]
-        if waiting:
-            # A slice alone would be passed on as it is; two are copied into one.
-            table = _one_array_each([*waiting, waiting[0].slice(0, 0)])
-            self._buffer[self._detached :] = [table]
-            self._detached += 1
 
     def publish(self) -> list[dict[str, Any]]:
         """Give every file its name.
@@ -128,8 +118,8 @@ class ComponentWriter:
 
     def _flush(self, nth: int) -> None:
         # One array per column: how the rows were read must not show in the bytes.
-        table = _one_array_each(self._buffer)
-        self._buffer, self._buffered, self._detached = [], 0, 0
+        table = pa.concat_tables(self._buffer).unify_dictionaries().combine_chunks()
+        self._buffer, self._buffered = [], 0
         self._due.pop()
         is_last = not self._due or self._due[-1][0] != nth
         for name, layout in self._formats.items():
@@ -143,10 +133,6 @@ class ComponentWriter:
                 if is_last:
                     self._facts[nth, name] = self._open[name].close()
                     del self._open[name]
-
-
-def _one_array_each(tables: Sequence[pa.Table]) -> pa.Table:
-    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
 @contextmanager

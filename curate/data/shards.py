@@ -6,7 +6,7 @@ Every file of a group is complete and on disk before the first one gets its name
 """
 
 from collections.abc import Mapping
-from itertools import chain, count
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,6 @@ from curate.data.shard_writer import ComponentWriter
 _RELEASED_PIECES = 96
 """After so many pieces the allocator gives back what it keeps. It costs a tenth of the time of
 writing to do so after each, a twentieth after 24."""
-_SHARED_BYTES = 64 << 20
-"""So much is taken from the input before rows that wait for their row group are copied: they keep
-all in memory that was taken with them, and a rare domain waits for long."""
 
 
 def write_group(
@@ -68,17 +65,13 @@ def write_group(
     }
     try:
         with Payload(run) as payload:
-            pieces, shared = count(1), 0
+            pieces = count(1)
             for part, piece_rows in zip(group.partitions, group.piece_rows, strict=True):
                 planned = read_phased(run, part, phasing, tokenizer=tokenizer)
                 choice = weigh(planned, context.settings.weights, terms[part.name])
                 for start in range(0, len(choice.rows), piece_rows):
                     piece = choice.at(slice(start, start + piece_rows))
-                    shared += _deal(piece, part, payload=payload, writers=writers, schema=schema)
-                    if shared >= _SHARED_BYTES:
-                        for writer in writers.values():
-                            writer.detach()
-                        shared = 0
+                    _deal(piece, part, payload=payload, writers=writers, schema=schema)
                     if next(pieces) % _RELEASED_PIECES == 0:
                         pa.default_memory_pool().release_unused()
         return [receipt for writer in writers.values() for receipt in writer.publish()]
@@ -94,65 +87,33 @@ def _deal(
     payload: Payload,
     writers: Mapping[Component, ComponentWriter],
     schema: pa.Schema,
-) -> int:
-    """Read one piece of a partition and hand its rows to their components.
-
-    Returns:
-        Bytes of what was taken, which the writers share.
-    """
-    shares = {phase: _shares(choice, phase, writers) for phase in choice.copies}
+) -> None:
+    """Read one piece of a partition and hand its rows to their components."""
+    shares: list[tuple[ComponentWriter, Choice, IntArray, IntArray]] = []
+    for phase, copies in choice.copies.items():
+        mine = choice.in_phase(phase)
+        kept = np.flatnonzero(copies)
+        order = kept[np.argsort(choice.domains[kept], kind="stable")]
+        ends = np.searchsorted(choice.domains[order], np.arange(len(choice.names) + 1))
+        for name, low, high in zip(choice.names, ends[:-1], ends[1:], strict=True):
+            writer = writers.get(Component(phase, name))
+            if writer is not None and low < high:
+                shares.append((writer, mine, order[low:high], copies[order[low:high]]))
+    if not shares:
+        return
     wanted = np.zeros(len(choice.rows), np.bool_)
-    for _, places in chain.from_iterable(shares.values()):
-        wanted[places] = True
-    if not wanted.any():
-        return 0
-    taken = 0
+    for _, _, index, _ in shares:
+        wanted[index] = True
     batches = payload.batches(part, choice.rows[wanted], batch_rows=len(choice.rows))
-    for phase, mine in shares.items():
-        if not mine:
-            continue
-        weighed, copies = choice.in_phase(phase), choice.copies[phase]
-        parts: list[list[tuple[pa.Table, IntArray]]] = [[] for _ in mine]
-        for start, batch in batches:
-            here = [_inside(choice.rows, places, start, batch.num_rows) for _, places in mine]
-            # Rows of all domains are taken at once: a call for each costs more than its rows.
-            table = complete_rows(batch, start, part, weighed.at(np.concatenate(here)), schema)
-            taken += table.get_total_buffer_size()
-            ends = np.cumsum([len(places) for places in here]).tolist()
-            for own, places, end in zip(parts, here, ends, strict=True):
-                own.append((table.slice(end - len(places), len(places)), places))
-        for (writer, _), own in zip(mine, parts, strict=True):
-            most = max(int(copies[places].max(initial=0)) for _, places in own)
-            for nth in range(1, most + 1):
-                for table, places in own:
-                    again = copies[places] >= nth
-                    due = table if again.all() else table.filter(pa.array(again))
-                    tokens = None if choice.tokens is None else choice.tokens[places[again]]
-                    writer.add(due, tokens)
-    return taken
-
-
-_Share = tuple[ComponentWriter, IntArray]
-"""What one component gets of a piece: rising places of the rows that it gets at least once."""
-
-
-def _shares(
-    choice: Choice, phase: int, writers: Mapping[Component, ComponentWriter]
-) -> list[_Share]:
-    kept = np.flatnonzero(choice.copies[phase])
-    order = kept[np.argsort(choice.domains[kept], kind="stable")]
-    ends = np.searchsorted(choice.domains[order], np.arange(len(choice.names) + 1))
-    found = [
-        (writers.get(Component(phase, name)), order[low:high])
-        for name, low, high in zip(choice.names, ends[:-1], ends[1:], strict=True)
-    ]
-    return [(writer, places) for writer, places in found if writer is not None and len(places)]
-
-
-def _inside(rows: IntArray, places: IntArray, start: int, size: int) -> IntArray:
-    """The places whose rows lie in a stretch of the file."""
-    low, high = np.searchsorted(rows[places], (start, start + size))
-    return places[low:high]
+    for writer, mine, index, copies in shares:
+        for nth in range(1, int(copies.max()) + 1):
+            due = index[copies >= nth]
+            for start, batch in batches:
+                ends = np.searchsorted(choice.rows[due], (start, start + batch.num_rows))
+                here = due[ends[0] : ends[1]]
+                if len(here):
+                    table = complete_rows(batch, start, part, mine.at(here), schema)
+                    writer.add(table, choice.tokens[here] if choice.tokens is not None else None)
 
 
 def complete_rows(
@@ -164,13 +125,12 @@ def complete_rows(
         batch: a stretch of the file, as it is stored.
         start: number of its first row.
         part: the partition that the rows belong to.
-        choice: (n,) examples in the stretch, none twice.
+        choice: (n,) examples in the stretch.
         schema: of `shard_schema`.
     """
     size = len(choice.rows)
     local = choice.rows - start
-    is_all = size == batch.num_rows and bool((local[1:] > local[:-1]).all())
-    rows = batch if is_all else batch.take(pa.array(local))
+    rows = batch if size == batch.num_rows else batch.take(pa.array(local))
     added = {
         "curate_source": pa.repeat(pa.scalar(part.source), size),
         "curate_file": pa.repeat(pa.scalar(part.file), size),
