@@ -14,6 +14,7 @@ import pyarrow as pa
 from curate.data.layout import RunFolder
 from curate.data.partitions import Partition
 from curate.data.reading import StoredFile, open_stored, readable, resolve_address
+from curate.data.shard_columns import without_views
 from curate.errors import InputError
 
 _READ_BYTES = 1 << 20
@@ -108,5 +109,7 @@ class _Reader:
             if self._batch is not None:
                 self._start += self._batch.num_rows
                 self._batch = None
-            self._batch = next(self._batches)
+            batch = next(self._batches)
+            plain = without_views(batch.schema)
+            self._batch = batch if plain.equals(batch.schema) else batch.cast(plain)
         return self._batch

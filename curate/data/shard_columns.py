@@ -35,7 +35,8 @@ def shard_schema(payload: pa.Schema) -> pa.Schema:
     replaced = [name for name in ADDED.names if name in payload.names]
     if replaced:
         log.warning("columns of an earlier curate run are replaced: %s", ", ".join(replaced))
-    fields = [field.with_nullable(True) for field in payload if field.name not in ADDED.names]
+    plain = without_views(payload)
+    fields = [field.with_nullable(True) for field in plain if field.name not in ADDED.names]
     metadata = {k: v for k, v in (payload.metadata or {}).items() if k != b"pandas"}
     if _FEATURES in metadata:
         info: dict[str, Any] = json.loads(metadata[_FEATURES]).get("info") or {}
@@ -45,6 +46,29 @@ def shard_schema(payload: pa.Schema) -> pa.Schema:
             features[field.name] = {"dtype": dtype, "_type": "Value"}
         metadata[_FEATURES] = json.dumps({"info": {"features": features}}).encode()
     return pa.schema([*fields, *ADDED], metadata=metadata)
+
+
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema with large texts and bytes in place of views of them.
+
+    Few readers of Arrow know views, and Arrow itself takes no rows of them.
+    """
+    fields = [field.with_type(_plain(field.type)) for field in schema]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if isinstance(kind, pa.StructType):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if isinstance(kind, pa.ListType | pa.LargeListType):
+        inner: pa.Field = kind.value_field
+        field = inner.with_type(_plain(inner.type))
+        return pa.list_(field) if isinstance(kind, pa.ListType) else pa.large_list(field)
+    return kind
 
 
 def refuse_taken_names(names: Iterable[str], read: Iterable[str], *, where: str) -> None:

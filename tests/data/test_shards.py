@@ -362,3 +362,30 @@ def _elsewhere(part: Partition) -> Partition:
         num_rows=part.num_rows,
         stamp=part.stamp,
     )
+
+
+def test_views_of_texts_and_bytes_become_texts_and_bytes(tmp_path: Path):
+    """Arrow takes no rows of views, and `datasets` does not know them."""
+    texts = [None if i % 7 == 0 else f"text {i} \u00e9" for i in range(300)]
+    views = pa.table(
+        {
+            "text": pa.array(texts, pa.string_view()),
+            "bytes": pa.array([bytes([i % 256]) * 20 for i in range(300)], pa.binary_view()),
+            "list": pa.array([[str(i), None] for i in range(300)], pa.list_(pa.string_view())),
+            "both": pa.array([{"a": str(i)} for i in range(300)],
+                             pa.struct([pa.field("a", pa.string_view())])),
+        }
+    )  # fmt: skip
+    planned_run(
+        tmp_path,
+        {"a": {"x.parquet": views}},
+        lambda _s, _f, row: Row("web", copies=row % 3),
+        row_group_rows=1000,  # Arrow writes no parts of views
+    )
+    (path,) = write_all(RunFolder(tmp_path / "run"), Shards())
+    found = pq.read_table(path)
+    rows = found["curate_row"].to_pylist()
+    assert sorted(rows) == sorted(row for row in range(300) for _ in range(row % 3))
+    wanted = views.to_pylist()
+    assert found.select(views.column_names).to_pylist() == [wanted[row] for row in rows]
+    assert not any("view" in str(field.type) for field in found.schema)
