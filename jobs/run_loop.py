@@ -1,6 +1,7 @@
 """What happens to the tasks of one phase: started, finished, tried elsewhere, set aside."""
 
 import logging
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Collection, Iterable
@@ -27,6 +28,8 @@ ATTEMPTS = 3
 _TRIES: dict[Kind, int] = {"data": 1, "unknown": 2, "io": 3, "memory": 3, "full": 3, "stop": 1}
 """How often a task is tried in all, each time on another worker: bad data is bad everywhere."""
 _WAKE_SECONDS = 1.0
+_ENDING_SECONDS = 30.0
+"""So long after we have ended a worker its death is our doing."""
 
 
 @dataclass(slots=True)
@@ -89,6 +92,7 @@ class Loop:
         self._histories: dict[str, _History] = {}
         self._lost: dict[Any, tuple[str, Task]] = {}
         self._told: set[Any] = set()
+        self._ended: dict[str, float] = {}
         self._run_id = uuid.uuid4().hex[:12]
         self._number = 0
         self._watch: Watch | None = None
@@ -228,6 +232,11 @@ class Loop:
                 task, Attempt(shown_name(getattr(last, "name", "unknown")), address, 0.0, {})
             )
             return
+        if time.monotonic() - self._ended.get(address, -_ENDING_SECONDS) < _ENDING_SECONDS:
+            log.debug("%s: %s had come to a worker that was just ended", self._phase, task.name)
+            self._histories.setdefault(task.name, _History())
+            self._again(task, soon=True)
+            return
         self._lost = {key: lost for key, lost in self._lost.items() if lost[0] == address}
         self._lost[started.key] = address, task
         ours = {each.key: each.task for each in self._running.values()}
@@ -277,6 +286,7 @@ class Loop:
                     future.cancel()
                     self._told.discard(key)
                     self._hung(task, sign.name, address, key in (sign.executing or sign.held))
+        self._ended |= dict.fromkeys(hanging, time.monotonic())
         watch.restart(hanging)
 
     def _hung(self, task: "Task", worker: str, address: str, was_at_work: bool) -> None:
